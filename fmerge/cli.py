@@ -1,0 +1,118 @@
+"""The command line: LightningCLI with ``fit``, ``validate``, ``test``, ``fisher`` and ``merge``."""
+
+import logging
+import sys
+import warnings
+from typing import Any
+
+from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+from fmerge.data import MultiTask
+from fmerge.errors import UserError
+from fmerge.merge_optimizer import MergeOptimizer
+from fmerge.modules import TaskModule
+from fmerge.parser import FMergeParser
+from fmerge.trainer import FMergeTrainer
+
+
+class FMergeCLI(LightningCLI):
+    """LightningCLI with the Trainer's ``fisher`` and ``merge`` as further commands."""
+
+    _adding = ""
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Names the Trainer's methods that are commands, and the arguments the CLI fills.
+
+        Returns:
+            Command name to the arguments that are not options.
+        """
+        lightning = LightningCLI.subcommands()
+        return {
+            "fit": lightning["fit"],
+            "fisher": {"model", "datamodule"},
+            "merge": {"model", "datamodule"},
+            "validate": lightning["validate"],
+            "test": lightning["test"],
+        }
+
+    def _prepare_subcommand_parser(
+        self, klass: type, subcommand: str, **kwargs: Any
+    ) -> LightningArgumentParser:
+        self._adding = subcommand
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand == "fit":  # where ModelCheckpoint puts its folder
+            parser.link_arguments("output", "trainer.default_root_dir")
+        return parser
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Adds the options of single commands.
+
+        Args:
+            parser: The parser of the command that is being prepared.
+        """
+        parser.set_defaults({"model": {"class_path": "fmerge.modules.TextClassifier"}})
+        if self._adding == "merge":
+            parser.add_lightning_class_args(MergeOptimizer, "optimizer")
+        if self._adding == "fit":
+            parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+            parser.set_defaults(_CHECKPOINT)
+
+    def before_fit(self) -> None:
+        """Hands the resolved configuration to the Trainer."""
+        self._resolve()
+
+    def before_merge(self) -> None:
+        """Hands the resolved configuration to the Trainer."""
+        self._resolve()
+
+    def _resolve(self) -> None:
+        parser = self._parser(self.subcommand)
+        self.trainer.resolved_config = parser.dump(
+            self.config[self.subcommand], skip_none=True, skip_link_targets=True
+        )
+
+
+# the best epoch on the monitored metric, and the last one to go on from
+_CHECKPOINT = {
+    "checkpoint.monitor": "val/score",
+    "checkpoint.mode": "max",
+    "checkpoint.filename": "best",
+    "checkpoint.save_last": True,
+    "checkpoint.enable_version_counter": False,
+}
+
+
+def main(args: list[str] | None = None) -> None:
+    """Runs a command; a user's mistake ends it with one line and exit code 2.
+
+    Args:
+        args: The command line without the program's name; the process's own when None.
+    """
+    # what Lightning says of devices and of ended loops is no news to a user of fmerge
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", ".*does not have many workers.*")
+    warnings.filterwarnings("ignore", ".*exists and is not empty.*")
+    try:
+        FMergeCLI(
+            TaskModule,
+            MultiTask,
+            trainer_class=FMergeTrainer,
+            trainer_defaults={
+                "logger": False,
+                "enable_model_summary": False,
+                "callbacks": [RichProgressBar()],
+            },
+            subclass_mode_model=True,
+            save_config_callback=None,
+            auto_configure_optimizers=False,
+            seed_everything_default=0,
+            parser_class=FMergeParser,
+            parser_kwargs={"prog": "fmerge", "description": __doc__},
+            args=args,
+        )
+    except UserError as error:
+        sys.stderr.write(f"fmerge: error: {error}\n")
+        sys.exit(2)

@@ -1,0 +1,196 @@
+"""One task's examples, and several tasks side by side as a LightningDataModule."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
+from torch.utils.data import DataLoader, Dataset
+
+from fmerge.errors import UserError, known
+
+Split = Literal["train", "validation", "test"]
+Example = Mapping[str, Any]
+Collate = Callable[..., dict[str, Any]]
+"""A task module's ``collate(examples, task)``."""
+
+
+class TaskData(ABC):
+    """The examples of one classification task."""
+
+    @property
+    @abstractmethod
+    def labels(self) -> list[str]:
+        """Names of the classes, in the order of the label numbers."""
+
+    @abstractmethod
+    def examples(self, split: Split) -> Sequence[Example]:
+        """Reads one split.
+
+        Args:
+            split: Which one.
+
+        Returns:
+            Mappings with ``text`` (string), optionally ``text_pair``, and ``label`` (number).
+        """
+
+
+class _Examples(Dataset[Example]):
+    def __init__(self, examples: Sequence[Example]) -> None:
+        self.examples = examples
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, index: int) -> Example:
+        return self.examples[index]
+
+
+class MultiTask(LightningDataModule):
+    """One or more tasks; the data of every command.
+
+    Args:
+        tasks: Task name to its data. The names are also those of the experts, of the
+            coefficients and of the metrics.
+        batch_size: Examples in a batch, on each device.
+        num_workers: Processes that prepare batches; 0 prepares them in the main one.
+    """
+
+    def __init__(
+        self,
+        tasks: dict[str, TaskData] | None = None,
+        batch_size: int = 16,
+        num_workers: int = 0,
+    ) -> None:
+        super().__init__()
+        if batch_size < 1:
+            raise UserError(f"--data.batch_size: is {batch_size}, but must be at least 1")
+        self.tasks = tasks or {}
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self._cache: dict[tuple[str, Split, int | None, int], DataLoader[Example]] = {}
+
+    @property
+    def labels(self) -> dict[str, list[str]]:
+        """Task name to the names of its classes."""
+        return {name: task.labels for name, task in self.tasks.items()}
+
+    def check_task(self, name: str) -> None:
+        """Proves that a task exists.
+
+        Args:
+            name: The task.
+
+        Raises:
+            UserError: If it does not; the message lists those that do.
+        """
+        if name not in self.tasks:
+            raise UserError(f"unknown task '{name}'; the data has: {known(self.tasks)}")
+
+    def train_dataloader(self) -> dict[str, DataLoader[Example]]:
+        """Makes shuffled loaders; Lightning draws a batch of every task for each step.
+
+        Returns:
+            Task name to loader.
+        """
+        return {
+            name: DataLoader(
+                _Examples(self._read(name, "train")),
+                batch_size=self.batch_size,
+                shuffle=True,
+                num_workers=self.num_workers,
+                persistent_workers=self.num_workers > 0,
+                collate_fn=partial(self._collate, task=name),
+            )
+            for name in self.tasks
+        }
+
+    def val_dataloader(self) -> dict[str, DataLoader[Example]]:
+        """Makes the loaders of the validation split.
+
+        Returns:
+            Task name to loader, in order.
+        """
+        return self.loaders("validation")
+
+    def test_dataloader(self) -> dict[str, DataLoader[Example]]:
+        """Makes the loaders of the test split.
+
+        Returns:
+            Task name to loader, in order.
+        """
+        return self.loaders("test")
+
+    def loaders(
+        self,
+        split: Split,
+        tasks: Sequence[str] | None = None,
+        examples: int | None = None,
+        seed: int = 0,
+    ) -> dict[str, DataLoader[Example]]:
+        """Makes loaders that give every example once, in a fixed order, under DDP too.
+
+        Args:
+            split: Which split.
+            tasks: Which tasks; all when None.
+            examples: How many examples of each, chosen at random; all when None.
+            seed: Seed of that choice.
+
+        Returns:
+            Task name to loader, in order; the same objects when asked again.
+        """
+        names = list(self.tasks if tasks is None else tasks)
+        return {name: self._loader(name, split, examples, seed) for name in names}
+
+    def _loader(
+        self, name: str, split: Split, examples: int | None, seed: int
+    ) -> DataLoader[Example]:
+        key = (name, split, examples, seed)
+        if key not in self._cache:
+            # neighbours of one length need less padding; the order changes no score
+            chosen = sorted(self._choose(name, split, examples, seed), key=_length)
+            dataset = _Examples(chosen)
+            self._cache[key] = DataLoader(
+                dataset,
+                batch_size=self.batch_size,
+                sampler=self._unrepeated(dataset),
+                num_workers=self.num_workers,
+                persistent_workers=self.num_workers > 0,
+                collate_fn=partial(self._collate, task=name),
+            )
+        return self._cache[key]
+
+    def _choose(self, name: str, split: Split, examples: int | None, seed: int) -> list[Example]:
+        available = self._read(name, split)
+        if examples is None or examples >= len(available):
+            return list(available)
+        order = torch.randperm(len(available), generator=torch.Generator().manual_seed(seed))
+        return [available[i] for i in order[:examples].tolist()]
+
+    def _read(self, name: str, split: Split) -> Sequence[Example]:
+        found = self.tasks[name].examples(split)
+        if not found:
+            raise UserError(f"task '{name}': its {split} split is empty")
+        return found
+
+    def _unrepeated(self, dataset: Dataset[Example]) -> UnrepeatedDistributedSampler | None:
+        # Lightning's own sampler repeats examples until all processes have equally many
+        trainer = self.trainer
+        if trainer is None or trainer.world_size == 1:
+            return None
+        return UnrepeatedDistributedSampler(
+            dataset, num_replicas=trainer.world_size, rank=trainer.global_rank, shuffle=False
+        )
+
+    def _collate(self, examples: Sequence[Example], task: str) -> dict[str, Any]:
+        if self.trainer is None:
+            raise RuntimeError("MultiTask makes batches only when a Trainer uses it")
+        collate: Collate = self.trainer.lightning_module.collate
+        return collate(examples, task)
+
+
+def _length(example: Example) -> int:
+    return len(str(example.get("text", ""))) + len(str(example.get("text_pair", "")))

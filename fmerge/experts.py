@@ -1,0 +1,135 @@
+"""Experts, base and Fishers of a merge: read, and proved to belong together."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fmerge.errors import UserError, known
+from fmerge.methods import MergeMethod
+from fmerge.params import Params, check_finite, check_same_layout, fingerprint, params_of, select
+from fmerge.store import load_classifier, load_tokenizer, read_fisher
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass
+class Expert:
+    """One fine-tuned model that takes part in a merge.
+
+    Attributes:
+        path: Hugging Face folder, hub id, or Lightning ``.ckpt``.
+        fisher: Its Fisher, a file that ``fmerge fisher`` wrote.
+    """
+
+    path: str
+    fisher: Path | None = None
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """What a merge starts from; every dictionary is by expert, the target's first.
+
+    Attributes:
+        models: The classifiers; their heads are used as they are.
+        bodies: The experts' bodies θₘ, all of one layout.
+        base: The base's body θ₀, where one was given.
+        fishers: The experts' diagonal Fishers over the body, where they were given.
+        hashes: The fingerprint of each expert.
+        tokenizer: The tokenizer of the first expert.
+    """
+
+    models: Mapping[str, "PreTrainedModel"]
+    bodies: Mapping[str, Params]
+    base: Params | None
+    fishers: Mapping[str, Params] | None
+    hashes: Mapping[str, str]
+    tokenizer: "PreTrainedTokenizerBase"
+
+    @property
+    def names(self) -> list[str]:
+        """The experts' names, in the order of the coefficients."""
+        return list(self.bodies)
+
+
+def load_ensemble(
+    experts: Mapping[str, Expert],
+    base: str | None,
+    method: MergeMethod,
+    labels: Mapping[str, Sequence[str]] | None = None,
+) -> Ensemble:
+    """Reads everything a merge needs and checks it before any long work.
+
+    Args:
+        experts: Task name to expert, the target's first.
+        base: Where the base is; needed by methods on task vectors.
+        method: What the merge will compute.
+        labels: Task name to class names, where the data are known.
+
+    Returns:
+        The ensemble; the bodies are copies that no live module shares.
+
+    Raises:
+        UserError: If experts and tasks differ, the base is missing, layouts differ, a tensor is
+            not finite, or a Fisher is missing or belongs to another model.
+    """
+    if len(experts) < 2:
+        raise UserError(f"--experts: names {known(experts)}; a merge needs at least two experts")
+    if labels is not None and set(labels) != set(experts):
+        raise UserError(
+            f"--experts: are for {known(experts)}, but the data's tasks are {known(labels)}; "
+            "give each task one expert of the same name"
+        )
+    if method.needs_base and base is None:
+        raise UserError(
+            f"--base: is not set, but {type(method).__name__} needs the pretrained model"
+        )
+    fisher_files = _fisher_files(experts)
+    models = {
+        name: load_classifier(expert.path, name, labels and labels[name])
+        for name, expert in experts.items()
+    }
+    bodies = {name: _body(model) for name, model in models.items()}
+    reference, reference_name = next(iter(bodies.values())), next(iter(experts.values())).path
+    origin = None
+    if base is not None:
+        origin = _body(load_classifier(base, "base", fresh_head=True))
+        check_finite(origin, base)
+        reference, reference_name = origin, f"the base {base}"
+    for name, expert in experts.items():
+        check_same_layout(reference, bodies[name], reference_name, expert.path)
+        check_finite(params_of(models[name]), expert.path)
+    hashes = {name: fingerprint(params_of(model)) for name, model in models.items()}
+    fishers = fisher_files and {
+        name: _fisher(file, models[name], hashes[name], experts[name].path)
+        for name, file in fisher_files.items()
+    }
+    tokenizer = load_tokenizer(next(iter(experts.values())).path)
+    return Ensemble(models, bodies, origin, fishers, hashes, tokenizer)
+
+
+def _fisher_files(experts: Mapping[str, Expert]) -> dict[str, Path] | None:
+    files = {name: Path(expert.fisher) for name, expert in experts.items() if expert.fisher}
+    if files and len(files) != len(experts):
+        raise UserError(
+            f"--experts: {len(experts)} experts but {len(files)} Fishers; none is given for "
+            f"{known(set(experts) - set(files))}: give every expert its Fisher, or none"
+        )
+    return files or None
+
+
+def _body(model: "PreTrainedModel") -> Params:
+    body = select(params_of(model), model.base_model_prefix + ".")
+    return {name: tensor.clone() for name, tensor in body.items()}
+
+
+def _fisher(file: Path, model: "PreTrainedModel", fingerprinted: str, source: str) -> Params:
+    values, provenance = read_fisher(file)
+    check_same_layout(params_of(model), values, source, str(file))
+    if provenance.get("model_sha256") != fingerprinted:
+        raise UserError(
+            f"{file}: is the Fisher of another model ({provenance.get('model', 'unknown')}), "
+            f"not of {source}; compute it with 'fmerge fisher --expert {source}'"
+        )
+    return select(values, model.base_model_prefix + ".")

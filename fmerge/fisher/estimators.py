@@ -1,0 +1,85 @@
+"""Which candidate answers enter a Fisher, and with which weight.
+
+Every estimator is F = 1/N Σₙ Σ꜀ W[n,c] (∂ℓ[n,c]/∂θ)², with ℓ (n, c) the log-likelihoods of the
+candidates; the estimators differ in W alone.
+"""
+
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+Estimator = Literal["exact", "sampled", "empirical"]
+ESTIMATORS: tuple[str, ...] = get_args(Estimator)
+
+_BLOCK = 256
+
+
+def candidate_weights(
+    log_likelihoods: Tensor,
+    estimator: Estimator,
+    labels: Tensor | None = None,
+    uniforms: Tensor | None = None,
+) -> Tensor:
+    """Computes W, the weight of each candidate's squared gradient.
+
+    - exact: W[n,c] = p(c|xₙ) = softmax꜀(ℓ)
+    - sampled: W[n,c] = (number of the S draws from p(·|xₙ) that are c) / S
+    - empirical: W[n,c] = 1 for the true answer, else 0
+
+    Args:
+        log_likelihoods: ℓ (n, c), −inf where an example has fewer candidates than the widest.
+        estimator: One of the three.
+        labels: True answers (n,), for ``empirical``.
+        uniforms: Numbers in [0, 1) (n, S), for ``sampled``: inverted through the cumulative p.
+
+    Returns:
+        W (n, c), without gradient, rows summing to one.
+
+    Raises:
+        ValueError: If the estimator is unknown, or its labels or uniforms are missing.
+    """
+    probabilities = log_likelihoods.detach().softmax(dim=1)
+    if estimator == "exact":
+        return probabilities
+    if estimator == "empirical":
+        if labels is None:
+            raise ValueError("the empirical Fisher needs the true answers: labels (n,)")
+        return torch.zeros_like(probabilities).scatter_(1, labels.long()[:, None], 1.0)
+    if estimator == "sampled":
+        if uniforms is None:
+            raise ValueError("the sampled Fisher needs uniform numbers (n, S)")
+        cumulative = probabilities.double().cumsum(dim=1)
+        scaled = uniforms.to(cumulative) * cumulative[:, -1:]
+        drawn = torch.searchsorted(cumulative, scaled, right=True)
+        draws = torch.zeros_like(probabilities)
+        drawn = drawn.clamp_max(probabilities.shape[1] - 1)
+        counts = draws.scatter_add_(1, drawn, torch.ones_like(scaled, dtype=draws.dtype))
+        return counts / uniforms.shape[1]
+    raise ValueError(f"unknown estimator '{estimator}'; known: {', '.join(ESTIMATORS)}")
+
+
+def uniforms(indices: Sequence[int], samples: int, seed: int) -> Tensor:
+    """Draws the uniform numbers that belong to given examples.
+
+    They depend on the example's index and the seed alone: batch size and number of processes do
+    not change a sampled Fisher.
+
+    Args:
+        indices: Positions of the examples in the whole pass (n,).
+        samples: S, draws per example.
+        seed: Seed of the stream.
+
+    Returns:
+        Numbers in [0, 1) (n, S), float64, on the CPU.
+    """
+    blocks = {
+        block: torch.rand(
+            (_BLOCK, samples),
+            generator=torch.Generator().manual_seed(seed * 1_000_003 + block),
+            dtype=torch.float64,
+        )
+        for block in {index // _BLOCK for index in indices}
+    }
+    return torch.stack([blocks[index // _BLOCK][index % _BLOCK] for index in indices])

@@ -1,0 +1,194 @@
+"""Sequence classification on any ``AutoModelForSequenceClassification``."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from fmerge.errors import UserError
+from fmerge.modules.base import TaskModule
+from fmerge.store import load_classifier, load_tokenizer, save_classifier
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+class TextClassifier(TaskModule):
+    """Sequence classification: one shared body, one head per task, from Hugging Face.
+
+    The weights are read when a command starts, with the labels of its data.
+
+    Args:
+        path: Where the weights are: Hugging Face folder, hub id, or ``package:name/folder``
+            inside an installed package. ``fisher`` and ``merge`` take them from the experts.
+        learning_rate: Peak learning rate of AdamW.
+        weight_decay: Weight decay of AdamW, on matrices only.
+        scheduler: How the learning rate goes on after the warm-up.
+        warmup_fraction: Share of the training steps over which the learning rate rises from 0.
+        max_length: Tokens an input is cut to.
+        tasks: Filled in by the data: task name to the names of its classes.
+    """
+
+    def __init__(
+        self,
+        path: str | None = None,
+        learning_rate: float = 5e-5,
+        weight_decay: float = 0.01,
+        scheduler: Literal["linear", "cosine", "constant"] = "linear",
+        warmup_fraction: float = 0.1,
+        max_length: int = 128,
+        tasks: dict[str, list[str]] | None = None,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.path = path
+        self.learning_rate = learning_rate
+        self.weight_decay = weight_decay
+        self.scheduler = scheduler
+        self.warmup_fraction = warmup_fraction
+        self.max_length = max_length
+        self.tasks = tasks
+        self.models = nn.ModuleDict()
+        self.tokenizer: PreTrainedTokenizerBase | None = None
+
+    def configure_model(self) -> None:
+        """Reads the weights from ``path``, once, with a head for each task of the data.
+
+        Raises:
+            UserError: If there is no path.
+        """
+        if self.models:
+            return
+        trainer = self._trainer
+        labels = self.tasks or trainer.datamodule.labels  # type: ignore[union-attr]
+        if not self.path:
+            raise UserError(
+                "--model.path: is not set; give a Hugging Face folder, a hub id or package:name/folder"
+            )
+        # a head that is about to be trained, or read from ckpt_path, may start anew
+        fresh = trainer is None or trainer.training or bool(trainer.ckpt_path)
+        self.adopt(
+            {
+                task: load_classifier(self.path, task, names, fresh_head=fresh)
+                for task, names in labels.items()
+            },
+            load_tokenizer(self.path),
+        )
+
+    def adopt(
+        self, models: Mapping[str, "PreTrainedModel"], tokenizer: "PreTrainedTokenizerBase"
+    ) -> None:
+        """Takes over classifiers of one architecture: the first one's body, everyone's head.
+
+        Args:
+            models: Task name to classifier; all but the first lose their body to the first's.
+            tokenizer: The tokenizer they share.
+        """
+        first = next(iter(models.values()))
+        self.models = nn.ModuleDict()
+        for task, model in models.items():
+            setattr(model, model.base_model_prefix, first.base_model)
+            self.models[task] = model
+        self.models.train()  # from_pretrained leaves eval mode, and Lightning would keep it in fit
+        self.tokenizer = tokenizer
+        self.tasks = {
+            task: [model.config.id2label[i] for i in range(model.config.num_labels)]  # type: ignore[index]
+            for task, model in models.items()
+        }
+        self.hparams["tasks"] = self.tasks
+        self.accuracy = nn.ModuleDict()
+        self.add_metrics(self.tasks)
+
+    def task_model(self, task: str) -> "PreTrainedModel":
+        """Finds the classifier of one task, whose body all tasks share.
+
+        Args:
+            task: The task's name.
+
+        Returns:
+            A Hugging Face sequence classifier.
+        """
+        model: PreTrainedModel = self.models[task]  # type: ignore[assignment]
+        return model
+
+    def label_log_probs(self, batch: Mapping[str, Any]) -> Tensor:
+        """Computes ℓ = log_softmax(logits).
+
+        Args:
+            batch: What ``collate`` made.
+
+        Returns:
+            ℓ (n, c), at least float32.
+        """
+        inputs = {key: value for key, value in batch.items() if key not in {"labels", "task"}}
+        logits: Tensor = self.models[batch["task"]](**inputs).logits
+        return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(dim=1)
+
+    def collate(self, examples: Sequence[Mapping[str, Any]], task: str) -> dict[str, Any]:
+        """Tokenizes n examples and pads them to the longest.
+
+        Args:
+            examples: Mappings with ``text``, optionally ``text_pair``, and ``label``.
+            task: The task's name.
+
+        Returns:
+            The tokenizer's tensors (n, t), ``labels`` (n,) and ``task``.
+
+        Raises:
+            RuntimeError: If the weights were not read yet.
+        """
+        if self.tokenizer is None:
+            raise RuntimeError("the tokenizer is read by configure_model or adopt: call one first")
+        pairs = [one["text_pair"] for one in examples] if "text_pair" in examples[0] else None
+        encoded = self.tokenizer(
+            [one["text"] for one in examples],
+            pairs,
+            truncation=True,
+            max_length=self.max_length,
+            padding=True,
+            return_tensors="pt",
+        )
+        labels = torch.tensor([one["label"] for one in examples])
+        return {**encoded, "labels": labels, "task": task}
+
+    def configure_optimizers(self) -> Any:
+        """Makes AdamW and its schedule.
+
+        Returns:
+            Lightning's dictionary of an optimizer and a schedule by step.
+        """
+        from transformers import get_scheduler
+
+        parameters = list(self.models.parameters())
+        optimizer = torch.optim.AdamW(
+            [
+                {"params": [p for p in parameters if p.ndim > 1]},
+                {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+            ],
+            lr=self.learning_rate,
+            weight_decay=self.weight_decay,
+        )
+        steps = int(self.trainer.estimated_stepping_batches)
+        kind = "constant_with_warmup" if self.scheduler == "constant" else self.scheduler
+        warmup = int(self.warmup_fraction * steps)
+        schedule = get_scheduler(kind, optimizer, num_warmup_steps=warmup, num_training_steps=steps)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
+        }
+
+    def save(self, folder: Path, task: str) -> None:
+        """Writes one task's classifier as a Hugging Face folder.
+
+        Args:
+            folder: Where it shall be.
+            task: Which task.
+
+        Raises:
+            RuntimeError: If the weights were not read yet.
+        """
+        if self.tokenizer is None:
+            raise RuntimeError("the tokenizer is read by configure_model or adopt: call one first")
+        save_classifier(folder, self.task_model(task), self.tokenizer)

@@ -1,0 +1,161 @@
+"""Named tensors: the layout that a merge rests on, and running a module on other weights."""
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from fmerge.errors import UserError
+
+Params = dict[str, Tensor]
+"""Parameter names to tensors; a tied parameter stands in it once, under its first name."""
+
+
+def params_of(module: nn.Module) -> Params:
+    """Reads a module's parameters by name.
+
+    Args:
+        module: Any module.
+
+    Returns:
+        Names to detached tensors that share memory with the module; tied parameters once.
+    """
+    return {name: parameter.detach() for name, parameter in module.named_parameters()}
+
+
+def select(params: Mapping[str, Tensor], prefix: str) -> Params:
+    """Keeps the entries whose names start with a prefix, under their full names.
+
+    Args:
+        params: Names to tensors.
+        prefix: For a Hugging Face model, ``base_model_prefix + "."``: the body.
+
+    Returns:
+        The entries of the body, in the order of ``params``.
+    """
+    return {name: tensor for name, tensor in params.items() if name.startswith(prefix)}
+
+
+def check_same_layout(
+    reference: Mapping[str, Tensor], other: Mapping[str, Tensor], reference_name: str, name: str
+) -> None:
+    """Proves that two sets of tensors have the same names and shapes.
+
+    Args:
+        reference: What is expected.
+        other: What was found.
+        reference_name: Where ``reference`` comes from, for the message.
+        name: Where ``other`` comes from, for the message.
+
+    Raises:
+        UserError: If a name is missing or unexpected or a shape differs; the message names the
+            first such tensor, both shapes, and how many more there are.
+    """
+    differing = [
+        key
+        for key in dict.fromkeys([*reference, *other])
+        if key not in reference or key not in other or reference[key].shape != other[key].shape
+    ]
+    if not differing:
+        return
+    first = differing[0]
+    expected, found = (
+        f"{tuple(params[first].shape)}" if first in params else "no such tensor"
+        for params in (reference, other)
+    )
+    more = f", and {len(differing) - 1} more tensors differ" if len(differing) > 1 else ""
+    raise UserError(
+        f"{name}: tensor '{first}' is {found}, but {expected} in {reference_name}{more}; "
+        "merge models of one architecture only"
+    )
+
+
+def check_finite(params: Mapping[str, Tensor], name: str) -> None:
+    """Proves that no tensor holds a NaN or an infinity.
+
+    Args:
+        params: Names to tensors.
+        name: Where they come from, for the message.
+
+    Raises:
+        UserError: If one does; the message names the tensor and counts its bad entries.
+    """
+    for key, tensor in params.items():
+        # the sum of finite floats is finite but for overflow: the full scan runs only then
+        if not torch.isfinite(tensor.sum()):
+            bad = int((~torch.isfinite(tensor)).sum())
+            if bad:
+                raise UserError(
+                    f"{name}: tensor '{key}' holds {bad} NaN or infinite entries of "
+                    f"{tensor.numel()}; make the file again from a run that did not diverge"
+                )
+
+
+def task_vector(expert: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> Params:
+    """Computes τ = θ − θ₀.
+
+    Args:
+        expert: The fine-tuned weights θ.
+        base: The pretrained weights θ₀, of the same layout.
+
+    Returns:
+        The differences, one tensor per name of ``base``.
+    """
+    return {name: expert[name] - tensor for name, tensor in base.items()}
+
+
+def fingerprint(params: Mapping[str, Tensor]) -> str:
+    """Hashes names, dtypes, shapes and values: equal if and only if the model is the same.
+
+    Args:
+        params: Names to tensors, on any device.
+
+    Returns:
+        The SHA-256 digest in hexadecimal, independent of the order of the names.
+    """
+    digest = hashlib.sha256()
+    for name in sorted(params):
+        tensor = params[name].detach().cpu().contiguous()
+        digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+@torch.no_grad()
+def write_params(module: nn.Module, params: Mapping[str, Tensor]) -> None:
+    """Copies values into a module's parameters in place, whatever their device and dtype.
+
+    Args:
+        module: The live module.
+        params: Names of some of its parameters to new values of the same shapes.
+
+    Raises:
+        KeyError: If the module has no parameter of that name.
+    """
+    own = dict(module.named_parameters())
+    for name, value in params.items():
+        if name not in own:
+            raise KeyError(f"the module has no parameter '{name}'")
+        own[name].copy_(value)
+
+
+@contextmanager
+def using_params(module: nn.Module, params: Mapping[str, Tensor]) -> Iterator[None]:
+    """Runs a module on other weights and gives its own back, whatever happens inside.
+
+    Args:
+        module: The live module.
+        params: Names of some of its parameters to other values.
+
+    Yields:
+        Nothing; the module holds ``params`` inside the block.
+    """
+    own = dict(module.named_parameters())
+    saved = {name: own[name].detach().clone() for name in params}
+    try:
+        write_params(module, params)
+        yield
+    finally:
+        write_params(module, saved)

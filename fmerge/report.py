@@ -1,0 +1,183 @@
+"""What a run shows: tables in the terminal and in ``report.md``, and the picture of the search."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.table import Table
+
+from fmerge.params import Params
+from fmerge.search import Trial
+from fmerge.store import replacing_file
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model's test scores.
+
+    Attributes:
+        name: What the row is.
+        scores: Task name to accuracy in [0, 1].
+    """
+
+    name: str
+    scores: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class MergeReport:
+    """The result of a merge.
+
+    Attributes:
+        method: Name of the merging method.
+        search: Name of the search.
+        best: The trial that was kept.
+        trials: How many trials there were.
+        experts: Expert name to where it was read from.
+        base: Where the base was read from.
+        rows: Test scores of the models compared; empty when the merge was not scored.
+        target: The task that chose, where it was one alone.
+    """
+
+    method: str
+    search: str
+    best: Trial
+    trials: int
+    experts: Mapping[str, str]
+    base: str | None
+    rows: Sequence[Row] = ()
+    target: str | None = None
+
+    def table(self) -> Table:
+        """Lays out the scores for the terminal.
+
+        Returns:
+            A rich table.
+        """
+        table = Table(title=f"Test accuracy, %: {self.method}, {self.search}")
+        header, *lines = self._cells()
+        for i, name in enumerate(header):
+            table.add_column(name, justify="right" if i else "left", no_wrap=True)
+        for i, line in enumerate(lines):
+            table.add_row(*line, style="bold" if i == len(lines) - 1 else None)
+        return table
+
+    def markdown(self) -> str:
+        """Writes the report.
+
+        Returns:
+            Markdown text.
+        """
+        names = ", ".join(f"{name} {value:.4f}" for name, value in self.best.coefficients.items())
+        lines = [
+            f"# {self.method} of {len(self.experts)} experts",
+            "",
+            f"- search: {self.search}, {self.trials} trials; the best is trial {self.best.index}",
+            f"- coefficients: {names}",
+            *(f"- expert `{name}`: {path}" for name, path in self.experts.items()),
+            *([f"- base: {self.base}"] if self.base else []),
+        ]
+        if self.rows:
+            chooser = f"task `{self.target}`" if self.target else "the mean over tasks"
+            header, *rows = self._cells()
+            lines += [
+                f"- the validation split chose, by {chooser} "
+                f"(objective {100 * (self.best.objective or 0):.1f}); the test split scored, once",
+                "",
+                "Test accuracy in per cent:",
+                "",
+                "| " + " | ".join(header) + " |",
+                "|---" * len(header) + "|",
+                *("| " + " | ".join(row) + " |" for row in rows),
+                "",
+                "*kept*: the mean over tasks of the score divided by the expert's.",
+                "",
+                "![objective by trial](search.png)",
+            ]
+        return "\n".join(lines) + "\n"
+
+    def _cells(self) -> list[list[str]]:
+        experts = next(row for row in self.rows if row.name == "experts").scores
+        lines = [["", *experts, "mean", "kept"]]
+        for row in self.rows:
+            shares = [row.scores[task] / experts[task] for task in experts if experts[task]]
+            kept = f"{100 * sum(shares) / len(shares):.1f}" if shares else "-"
+            scores = [*(row.scores[task] for task in experts)]
+            percent = [f"{100 * score:.1f}" for score in [*scores, sum(scores) / len(scores)]]
+            lines.append([row.name, *percent, kept])
+        return lines
+
+
+def fisher_table(values: Params, title: str) -> Table:
+    """Lays out a Fisher's mean by layer.
+
+    Args:
+        values: F by parameter name.
+        title: The table's title.
+
+    Returns:
+        A rich table: layer, entries, mean, share of the total.
+    """
+    layers: dict[str, list[str]] = {}
+    for name in values:
+        layers.setdefault(layer_of(name), []).append(name)
+    total = sum(float(tensor.double().sum()) for tensor in values.values())
+    table = Table(title=title)
+    table.add_column("layer", no_wrap=True)
+    for column in ("entries", "mean Fisher", "share, %"):
+        table.add_column(column, justify="right")
+    for layer, names in layers.items():
+        entries = sum(values[name].numel() for name in names)
+        part = sum(float(values[name].double().sum()) for name in names)
+        share = 100 * part / total if total else 0.0
+        table.add_row(layer, f"{entries:,}", f"{part / entries:.2e}", f"{share:.1f}")
+    return table
+
+
+def layer_of(name: str) -> str:
+    """Cuts a parameter's name to its layer.
+
+    Args:
+        name: For instance ``bert.encoder.layer.0.output.dense.weight``.
+
+    Returns:
+        Up to the first number (``bert.encoder.layer.0``), else up to two parts.
+    """
+    numbered = re.match(r"(.*?\.\d+)\.", name)
+    if numbered:
+        return numbered.group(1)
+    return ".".join(name.split(".")[:-1][:2]) or name
+
+
+def draw_search(trials: Sequence[Trial], path: Path) -> None:
+    """Draws the objective by trial and the best so far.
+
+    Args:
+        trials: In order.
+        path: The picture, a PNG.
+    """
+    # not pyplot: its global state would pick a window system
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    scored = [t for t in trials if t.objective is not None]
+    values = [100 * (t.objective or 0.0) for t in scored]
+    best = [max(values[: i + 1]) for i in range(len(values))]
+    figure = Figure(figsize=(6.4, 3.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    numbers = [t.index + 1 for t in scored]
+    axes.plot(numbers, values, "o", color="#4878a8", markersize=4, label="trial")
+    axes.step(numbers, best, where="post", color="#c2542d", label="best so far")
+    failed = [t.index + 1 for t in trials if t.objective is None]
+    if failed and values:
+        axes.plot(failed, [min(values)] * len(failed), "x", color="grey", label="failed")
+    axes.set_xlabel("trial")
+    axes.set_ylabel("validation accuracy, %")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, loc="lower right")
+    with replacing_file(path) as temporary:
+        figure.savefig(temporary, dpi=120, metadata={"Software": "fmerge"})

@@ -1,0 +1,25 @@
+"""Everything that touches the disk: checkpoints, Fisher files, atomic writing."""
+
+from fmerge.store.atomic import (
+    append_line,
+    check_new_file,
+    check_new_folder,
+    replacing_file,
+    write_text,
+)
+from fmerge.store.checkpoints import load_classifier, load_tokenizer, save_classifier
+from fmerge.store.fishers import check_fisher_path, read_fisher, write_fisher
+
+__all__ = [
+    "append_line",
+    "check_fisher_path",
+    "check_new_file",
+    "check_new_folder",
+    "load_classifier",
+    "load_tokenizer",
+    "read_fisher",
+    "replacing_file",
+    "save_classifier",
+    "write_fisher",
+    "write_text",
+]

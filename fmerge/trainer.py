@@ -1,0 +1,386 @@
+"""The Trainer with two more jobs: ``fisher`` and ``merge``; and a ``fit`` that saves an expert."""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.trainer import call
+from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
+from rich.console import Console
+
+from fmerge import __version__
+from fmerge.data import MultiTask, Split
+from fmerge.errors import UserError
+from fmerge.evaluation import Evaluator, FisherSettings
+from fmerge.experts import Ensemble, Expert, load_ensemble
+from fmerge.fisher import Estimator, FisherEstimate
+from fmerge.merge_optimizer import MergeOptimizer, Merger
+from fmerge.methods import Average, MergeMethod
+from fmerge.modules import TextClassifier
+from fmerge.params import Params, check_finite, fingerprint, params_of, write_params
+from fmerge.report import MergeReport, Row, draw_search, fisher_table
+from fmerge.search import Search, Trial
+from fmerge.store import (
+    append_line,
+    check_fisher_path,
+    check_new_file,
+    check_new_folder,
+    load_classifier,
+    load_tokenizer,
+    write_fisher,
+    write_text,
+)
+
+
+class FMergeTrainer(Trainer):
+    """Lightning's Trainer, which also estimates Fishers and merges experts.
+
+    Attributes:
+        resolved_config: What ``fit`` and ``merge`` save as ``config.yaml``, if not None.
+    """
+
+    resolved_config: str | None = None
+
+    def fit(  # type: ignore[override]
+        self,
+        model: LightningModule,
+        train_dataloaders: Any = None,
+        val_dataloaders: Any = None,
+        datamodule: LightningDataModule | None = None,
+        ckpt_path: str | None = None,
+        output: Path | None = None,
+        overwrite: bool = False,
+    ) -> None:
+        """Fine-tune a model on a task and save it as an expert.
+
+        Args:
+            model: What is trained.
+            train_dataloaders: Training data, where there is no datamodule.
+            val_dataloaders: Validation data, where there is no datamodule.
+            datamodule: The data.
+            ckpt_path: Lightning checkpoint to go on from.
+            output: Folder of the run: checkpoints and expert/, a Hugging Face folder.
+            overwrite: Write into the output folder although it is not empty.
+        """
+        if output is not None and self.is_global_zero:
+            check_new_folder(output, overwrite or ckpt_path is not None)
+            # written once data and weights have proved readable
+            self.callbacks.append(_OnTrainStart(lambda: self._write_config(output)))  # type: ignore[attr-defined]
+        super().fit(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path)
+        if output is not None and isinstance(model, TextClassifier):
+            self._save_experts(model, output)
+
+    def fisher(
+        self,
+        model: LightningModule,
+        datamodule: LightningDataModule,
+        expert: str,
+        output: Path,
+        task: str | None = None,
+        estimator: Estimator = "exact",
+        split: Split = "train",
+        examples: int | None = None,
+        samples: int = 1,
+        seed: int = 0,
+        overwrite: bool = False,
+    ) -> FisherEstimate:
+        """Estimate the diagonal Fisher of one expert on one task.
+
+        Args:
+            model: The kind of model.
+            datamodule: The data of the task.
+            expert: The fine-tuned model: Hugging Face folder, hub id or Lightning .ckpt.
+            output: File to write, .safetensors or .h5.
+            task: Which of the data's tasks, if it has several.
+            estimator: exact: every class, weighted by its probability; sampled: classes drawn
+                from the model; empirical: the true class.
+            split: Split that the examples come from.
+            examples: How many examples, chosen at random; all of the split if left out.
+            samples: Draws per example of the sampled estimator.
+            seed: Seed of the choice and of the draws.
+            overwrite: Replace the output file if it exists.
+
+        Returns:
+            The Fisher, by parameter name, and the number of examples used.
+        """
+        output = Path(output)
+        if self.is_global_zero:
+            check_fisher_path(output)
+            check_new_file(output, overwrite)
+        module, data = _classifier(model), _tasks(datamodule)
+        task = _only_task(data, task)
+        settings = FisherSettings(estimator, split, examples, samples, seed)
+        classifier = load_classifier(expert, task, data.labels[task])
+        weights = params_of(classifier)
+        check_finite(weights, expert)
+        model_sha256 = fingerprint(weights)
+        module.adopt({task: classifier}, load_tokenizer(expert))
+        evaluator = Evaluator(self, module, data)
+        estimate = evaluator.fisher(task, settings, bar=True)
+        if self.is_global_zero:
+            provenance = {
+                "fmerge": __version__,
+                "model": expert,
+                "model_sha256": model_sha256,
+                "task": task,
+                "split": split,
+                "examples": estimate.count,
+                "estimator": estimator,
+                "samples": samples,
+                "seed": seed,
+                "precision": str(self.precision),
+            }
+            write_fisher(output, estimate.values, provenance)
+            title = f"Fisher of {task}: {estimator}, {estimate.count} {split} examples"
+            console = Console()
+            console.print(fisher_table(estimate.values, title))
+            console.print(f"Fisher: {output}", soft_wrap=True, highlight=False)
+        self.strategy.barrier("the Fisher is written")
+        return estimate
+
+    def merge(
+        self,
+        model: LightningModule,
+        datamodule: LightningDataModule | None = None,
+        *,
+        experts: dict[str, str | Expert],
+        output: Path,
+        method: MergeMethod | None = None,
+        base: str | None = None,
+        fisher: FisherSettings | None = None,
+        overwrite: bool = False,
+    ) -> MergeReport:
+        """Merge experts into one model, with the best coefficients that a search finds.
+
+        Args:
+            model: The kind of model.
+            datamodule: The experts' tasks; without data the merge is built but not scored.
+            experts: Task name to expert: a Hugging Face folder, hub id or Lightning .ckpt; or
+                {path: the same, fisher: its Fisher, a file}.
+            output: Folder for the merged model, the trials and the report.
+            method: Average, Isotropic, TaskArithmetic, FisherMerge or DFMerge.
+            base: The pretrained model the experts started from; for task vectors and the table.
+            fisher: How Fishers that no file gives are estimated; 30 validation examples a task
+                if left out.
+            overwrite: Write into the output folder although it is not empty.
+
+        Returns:
+            What was kept and the test scores.
+        """
+        output = Path(output)
+        method = Average() if method is None else method
+        settings = FisherSettings(split="validation", examples=30) if fisher is None else fisher
+        if self.is_global_zero:
+            check_new_folder(output, overwrite)
+        module = _classifier(model)
+        data = _tasks(datamodule) if datamodule is not None else None
+        data = data if data is not None and data.tasks else None
+        optimizer = self._merge_optimizer()
+        search = optimizer.prepare(list(experts), method, scored=data is not None)
+        listed = _target_first(experts, optimizer.target)
+        ensemble = load_ensemble(listed, base, method, data and data.labels)
+        if (
+            data is None
+            and method.fisher_at
+            and (method.fisher_at == "scaled" or not ensemble.fishers)
+        ):
+            raise UserError(
+                f"{type(method).__name__}: needs data to estimate Fishers on; give --data"
+            )
+        module.adopt(ensemble.models, ensemble.tokenizer)
+        if self.is_global_zero:
+            self._write_config(output)
+            (output / "trials.jsonl").unlink(missing_ok=True)
+        run = _MergeRun(self, module, data, ensemble, method, settings)
+        self.strategy._lightning_module = module
+        self.state.fn, self.state.status = TrainerFn.VALIDATING, TrainerStatus.RUNNING
+        best, rows = call._call_and_handle_interrupt(self, run.search, optimizer, search, output)
+        report = MergeReport(
+            type(method).__name__,
+            type(search).__name__,
+            best,
+            len(search.history),
+            {name: expert.path for name, expert in listed.items()},
+            base,
+            rows,
+            optimizer.target,
+        )
+        if self.is_global_zero:
+            _show(report, search, output)
+        self.strategy.barrier("the merge is written")
+        return report
+
+    def _merge_optimizer(self) -> MergeOptimizer:
+        found = [one for one in self.callbacks if isinstance(one, MergeOptimizer)]  # type: ignore[attr-defined]
+        return found[0] if found else MergeOptimizer()
+
+    def _write_config(self, output: Path) -> None:
+        if self.resolved_config is not None:
+            write_text(output / "config.yaml", self.resolved_config)
+
+    def _save_experts(self, model: TextClassifier, output: Path) -> None:
+        best = getattr(self.checkpoint_callback, "best_model_path", "")
+        if self.is_global_zero:
+            if best:
+                state = torch.load(best, map_location="cpu", weights_only=True)["state_dict"]
+                model.load_state_dict(state)
+            model.float()
+            tasks = list(model.models)
+            for task in tasks:
+                folder = output / "expert" if len(tasks) == 1 else output / "expert" / task
+                model.save(folder, task)
+                Console().print(f"Expert of {task}: {folder}", soft_wrap=True, highlight=False)
+        self.strategy.barrier("the expert is written")
+
+
+class _OnTrainStart(Callback):
+    def __init__(self, action: Callable[[], None]) -> None:
+        self._action = action
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._action()
+
+
+class _MergeRun:
+    """The long part of a merge: search, best merge again, test, save."""
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        module: TextClassifier,
+        data: MultiTask | None,
+        ensemble: Ensemble,
+        method: MergeMethod,
+        settings: FisherSettings,
+    ) -> None:
+        self.trainer = trainer
+        self.module = module
+        self.data = data
+        self.ensemble = ensemble
+        self.method = method
+        self.settings = settings
+        self.heads = {
+            name: {
+                key: tensor.clone()
+                for key, tensor in params_of(model).items()
+                if key not in ensemble.bodies[name]
+            }
+            for name, model in ensemble.models.items()
+        }
+
+    def search(
+        self, optimizer: MergeOptimizer, search: Search, output: Path
+    ) -> tuple[Trial, list[Row]]:
+        """Runs in every process; the first one writes."""
+        self.trainer.strategy.setup_environment()
+        merger = Merger(
+            self.method, self.ensemble.base, self.ensemble.bodies, self._fisher, self._fishers()
+        )
+        best = optimizer.optimize(
+            self.trainer,
+            search,
+            merger,
+            self._validate,
+            lambda record: append_line(output / "trials.jsonl", json.dumps(record)),
+        )
+        body = merger.assemble(best.coefficients)
+        rows = self._rows(body)
+        self._save(body, output / "merged")
+        return best, rows
+
+    @property
+    def _evaluator(self) -> Evaluator:
+        if self.data is None:
+            raise UserError("there are no data to score on; give --data")
+        return Evaluator(self.trainer, self.module, self.data)
+
+    def _validate(self, body: Params) -> Mapping[str, float]:
+        if self.data is None:
+            return {}
+        return self._evaluator.score(body, "validation", self.ensemble.names)
+
+    def _fisher(self, name: str, body: Params) -> Params:
+        values = self._evaluator.fisher(name, self.settings, body).values
+        return {key: values[key] for key in self.ensemble.bodies[name]}
+
+    def _fishers(self) -> Mapping[str, Params] | None:
+        if self.method.fisher_at != "expert" or self.ensemble.fishers:
+            return self.ensemble.fishers
+        return {name: self._fisher(name, body) for name, body in self.ensemble.bodies.items()}
+
+    def _rows(self, body: Params) -> list[Row]:
+        if self.data is None:
+            return []
+        evaluator, ensemble = self._evaluator, self.ensemble
+        rows = []
+        if ensemble.base is not None:
+            base = ensemble.base
+            rows.append(Row("base", evaluator.score(base, "test", ensemble.names)))
+            probes = {task: evaluator.probe(self.module, task, base) for task in ensemble.names}
+            rows.append(Row("base, heads refitted", probes))
+        own: dict[str, float] = {}
+        for name, expert in ensemble.bodies.items():
+            own |= evaluator.score(expert, "test", [name])
+        rows.append(Row("experts", own))
+        average = Average().merge(None, list(ensemble.bodies.values()), [])
+        rows.append(Row("plain average", evaluator.score(average, "test", ensemble.names)))
+        if not isinstance(self.method, Average):
+            merged = evaluator.score(body, "test", ensemble.names)
+            rows.append(Row("this merge", merged))
+        return rows
+
+    def _save(self, body: Params, folder: Path) -> None:
+        # precisions such as bf16-true have rounded the live weights: write them all anew
+        self.module.float()
+        for name, head in self.heads.items():
+            write_params(self.module.task_model(name), head | body)
+            if self.trainer.is_global_zero:
+                self.module.save(folder / name, name)
+
+
+def _show(report: MergeReport, search: Search, output: Path) -> None:
+    console = Console()
+    if report.rows:
+        draw_search(search.history, output / "search.png")
+        console.print(report.table())
+    write_text(output / "report.md", report.markdown())
+    for what, path in (("Report", "report.md"), ("Trials", "trials.jsonl"), ("Merged", "merged/")):
+        console.print(f"{what}: {output / path}", soft_wrap=True, highlight=False)
+
+
+def _classifier(model: LightningModule) -> TextClassifier:
+    if not isinstance(model, TextClassifier):
+        raise UserError(
+            f"--model: {type(model).__name__} has no shared body and heads; use TextClassifier"
+        )
+    return model
+
+
+def _tasks(datamodule: LightningDataModule) -> MultiTask:
+    if not isinstance(datamodule, MultiTask):
+        raise UserError(f"--data: {type(datamodule).__name__} names no tasks; use MultiTask")
+    return datamodule
+
+
+def _only_task(data: MultiTask, task: str | None) -> str:
+    if not data.tasks:
+        raise UserError("--data.tasks: is not set; name the task and its data")
+    if task is None:
+        if len(data.tasks) > 1:
+            raise UserError(
+                f"--task: is not set, but the data has {', '.join(data.tasks)}; pick one"
+            )
+        return next(iter(data.tasks))
+    data.check_task(task)
+    return task
+
+
+def _target_first(experts: Mapping[str, str | Expert], target: str | None) -> dict[str, Expert]:
+    whole = {
+        name: Expert(expert) if isinstance(expert, str) else expert
+        for name, expert in experts.items()
+    }
+    return dict(sorted(whole.items(), key=lambda item: item[0] != target))

@@ -1,0 +1,25 @@
+"""Tiny models, tokenizers and tasks, made on the spot; the network is closed."""
+
+import socket
+
+import pytest
+
+from tests import tiny
+
+
+@pytest.fixture(autouse=True)
+def _closed_network(monkeypatch):
+    connect = socket.socket.connect
+
+    def refuse(self, address):
+        if self.family == socket.AF_UNIX or str(address[0]) in {"127.0.0.1", "localhost", "::1"}:
+            return connect(self, address)
+        raise AssertionError(f"a test asked the network for {address}")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+
+
+@pytest.fixture(scope="session")
+def zoo(tmp_path_factory) -> tiny.Zoo:
+    """A base, experts of two tasks and their data files, shared and never changed."""
+    return tiny.make_zoo(tmp_path_factory.mktemp("zoo"))

@@ -1,0 +1,112 @@
+"""Models of a few thousand weights in the layout of real ones, and tasks of a few sentences."""
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from transformers import (
+    AutoModelForSequenceClassification,
+    BertConfig,
+    PreTrainedTokenizerFast,
+)
+
+WORDS = "red green blue cat dog fish sky sea sun moon tree stone one two three four".split()
+LABELS = {"colour": ["warm", "cold", "none"], "animal": ["pet", "wild"]}
+
+
+@dataclass(frozen=True)
+class Zoo:
+    """Paths of a base, two experts and two tasks.
+
+    Attributes:
+        root: The folder of it all.
+        base: A Hugging Face folder.
+        experts: Task name to a Hugging Face folder.
+        tasks: Task name to split to a CSV file.
+    """
+
+    root: Path
+    base: str
+    experts: dict[str, str]
+    tasks: dict[str, dict[str, str]]
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    vocabulary = {word: i for i, word in enumerate(["[PAD]", "[UNK]", *WORDS])}
+    words = Tokenizer(WordLevel(vocabulary, unk_token="[UNK]"))
+    words.pre_tokenizer = Whitespace()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=words, pad_token="[PAD]", unk_token="[UNK]", model_max_length=32
+    )
+
+
+def bert_config(labels=("a", "b", "c"), **options) -> BertConfig:
+    settings = {
+        "vocab_size": len(WORDS) + 2,
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 24,
+        "max_position_embeddings": 32,
+        "pad_token_id": 0,
+        "id2label": dict(enumerate(labels)),
+        "label2id": {label: i for i, label in enumerate(labels)},
+    }
+    return BertConfig(**(settings | options))
+
+
+def classifier(config, seed=0, scale=0.3):
+    """A classifier with weights large enough that no gradient is negligible."""
+    torch.manual_seed(seed)
+    model = AutoModelForSequenceClassification.from_config(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(scale * torch.randn_like(parameter))
+    return model.eval()
+
+
+def sentences(n: int, seed: int) -> list[str]:
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(high):
+        return int(torch.randint(high, (1,), generator=generator))
+
+    return [" ".join(WORDS[draw(len(WORDS))] for _ in range(2 + draw(7))) for _ in range(n)]
+
+
+def save(model, folder: Path) -> str:
+    model.save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    return str(folder)
+
+
+def make_zoo(root: Path) -> Zoo:
+    base = classifier(bert_config(), seed=1)
+    experts, tasks = {}, {}
+    for k, (task, labels) in enumerate(LABELS.items()):
+        expert = classifier(bert_config(labels), seed=10 + k)
+        with torch.no_grad():
+            own = dict(expert.bert.named_parameters())
+            for name, origin in base.bert.named_parameters():
+                own[name].copy_(origin + 0.1 * (own[name] - origin))
+        experts[task] = save(expert, root / f"expert_{task}")
+        tasks[task] = {
+            split: write_csv(root / f"{task}_{split}.csv", labels, n, seed=100 * k + i)
+            for i, (split, n) in enumerate({"train": 20, "validation": 13, "test": 11}.items())
+        }
+    return Zoo(root, save(base, root / "base"), experts, tasks)
+
+
+def write_csv(path: Path, labels, n: int, seed: int) -> str:
+    with path.open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["text", "label"])
+        for i, text in enumerate(sentences(n, seed)):
+            # every class occurs, the rest follows the words
+            number = i if i < len(labels) else len(text)
+            rows.writerow([text, labels[number % len(labels)]])
+    return str(path)
