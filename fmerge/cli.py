@@ -16,6 +16,12 @@ from fmerge.parser import FMergeParser
 from fmerge.trainer import FMergeTrainer
 
 
+class _ProgressBar(RichProgressBar):
+    @property
+    def predict_description(self) -> str:
+        return "Fisher"  # the one pass under Trainer.predict that shows a bar
+
+
 class FMergeCLI(LightningCLI):
     """LightningCLI with the Trainer's ``fisher`` and ``merge`` as further commands."""
 
@@ -95,6 +101,7 @@ def main(args: list[str] | None = None) -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
     warnings.filterwarnings("ignore", ".*exists and is not empty.*")
+    warnings.filterwarnings("ignore", ".*treespec, LeafSpec.*")
     try:
         FMergeCLI(
             TaskModule,
@@ -103,7 +110,7 @@ def main(args: list[str] | None = None) -> None:
             trainer_defaults={
                 "logger": False,
                 "enable_model_summary": False,
-                "callbacks": [RichProgressBar()],
+                "callbacks": [_ProgressBar()],
             },
             subclass_mode_model=True,
             save_config_callback=None,

@@ -1,6 +1,5 @@
 """The Trainer with two more jobs: ``fisher`` and ``merge``; and a ``fit`` that saves an expert."""
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,16 +14,15 @@ from fmerge import __version__
 from fmerge.data import MultiTask, Split
 from fmerge.errors import UserError
 from fmerge.evaluation import Evaluator, FisherSettings
-from fmerge.experts import Ensemble, Expert, load_ensemble
+from fmerge.experts import Expert, load_ensemble
 from fmerge.fisher import Estimator, FisherEstimate
-from fmerge.merge_optimizer import MergeOptimizer, Merger
+from fmerge.merge_optimizer import MergeOptimizer
+from fmerge.merge_run import MergeRun, show
 from fmerge.methods import Average, MergeMethod
 from fmerge.modules import TextClassifier
-from fmerge.params import Params, check_finite, fingerprint, params_of, write_params
-from fmerge.report import MergeReport, Row, draw_search, fisher_table
-from fmerge.search import Search, Trial
+from fmerge.params import check_finite, fingerprint, params_of
+from fmerge.report import MergeReport, fisher_table
 from fmerge.store import (
-    append_line,
     check_fisher_path,
     check_new_file,
     check_new_folder,
@@ -169,6 +167,9 @@ class FMergeTrainer(Trainer):
 
         Returns:
             What was kept and the test scores.
+
+        Raises:
+            UserError: If an input is missing, does not fit the others, or is not finite.
         """
         output = Path(output)
         method = Average() if method is None else method
@@ -194,10 +195,10 @@ class FMergeTrainer(Trainer):
         if self.is_global_zero:
             self._write_config(output)
             (output / "trials.jsonl").unlink(missing_ok=True)
-        run = _MergeRun(self, module, data, ensemble, method, settings)
+        run = MergeRun(self, module, data, ensemble, method, settings)
         self.strategy._lightning_module = module
         self.state.fn, self.state.status = TrainerFn.VALIDATING, TrainerStatus.RUNNING
-        best, rows = call._call_and_handle_interrupt(self, run.search, optimizer, search, output)
+        best, rows = call._call_and_handle_interrupt(self, run.run, optimizer, search, output)
         report = MergeReport(
             type(method).__name__,
             type(search).__name__,
@@ -209,7 +210,7 @@ class FMergeTrainer(Trainer):
             optimizer.target,
         )
         if self.is_global_zero:
-            _show(report, search, output)
+            show(report, search, output)
         self.strategy.barrier("the merge is written")
         return report
 
@@ -228,11 +229,8 @@ class FMergeTrainer(Trainer):
                 state = torch.load(best, map_location="cpu", weights_only=True)["state_dict"]
                 model.load_state_dict(state)
             model.float()
-            tasks = list(model.models)
-            for task in tasks:
-                folder = output / "expert" if len(tasks) == 1 else output / "expert" / task
-                model.save(folder, task)
-                Console().print(f"Expert of {task}: {folder}", soft_wrap=True, highlight=False)
+            model.save(output / "expert")
+            Console().print(f"Expert: {output / 'expert'}", soft_wrap=True, highlight=False)
         self.strategy.barrier("the expert is written")
 
 
@@ -242,113 +240,6 @@ class _OnTrainStart(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._action()
-
-
-class _MergeRun:
-    """The long part of a merge: search, best merge again, test, save."""
-
-    def __init__(
-        self,
-        trainer: Trainer,
-        module: TextClassifier,
-        data: MultiTask | None,
-        ensemble: Ensemble,
-        method: MergeMethod,
-        settings: FisherSettings,
-    ) -> None:
-        self.trainer = trainer
-        self.module = module
-        self.data = data
-        self.ensemble = ensemble
-        self.method = method
-        self.settings = settings
-        self.heads = {
-            name: {
-                key: tensor.clone()
-                for key, tensor in params_of(model).items()
-                if key not in ensemble.bodies[name]
-            }
-            for name, model in ensemble.models.items()
-        }
-
-    def search(
-        self, optimizer: MergeOptimizer, search: Search, output: Path
-    ) -> tuple[Trial, list[Row]]:
-        """Runs in every process; the first one writes."""
-        self.trainer.strategy.setup_environment()
-        merger = Merger(
-            self.method, self.ensemble.base, self.ensemble.bodies, self._fisher, self._fishers()
-        )
-        best = optimizer.optimize(
-            self.trainer,
-            search,
-            merger,
-            self._validate,
-            lambda record: append_line(output / "trials.jsonl", json.dumps(record)),
-        )
-        body = merger.assemble(best.coefficients)
-        rows = self._rows(body)
-        self._save(body, output / "merged")
-        return best, rows
-
-    @property
-    def _evaluator(self) -> Evaluator:
-        if self.data is None:
-            raise UserError("there are no data to score on; give --data")
-        return Evaluator(self.trainer, self.module, self.data)
-
-    def _validate(self, body: Params) -> Mapping[str, float]:
-        if self.data is None:
-            return {}
-        return self._evaluator.score(body, "validation", self.ensemble.names)
-
-    def _fisher(self, name: str, body: Params) -> Params:
-        values = self._evaluator.fisher(name, self.settings, body).values
-        return {key: values[key] for key in self.ensemble.bodies[name]}
-
-    def _fishers(self) -> Mapping[str, Params] | None:
-        if self.method.fisher_at != "expert" or self.ensemble.fishers:
-            return self.ensemble.fishers
-        return {name: self._fisher(name, body) for name, body in self.ensemble.bodies.items()}
-
-    def _rows(self, body: Params) -> list[Row]:
-        if self.data is None:
-            return []
-        evaluator, ensemble = self._evaluator, self.ensemble
-        rows = []
-        if ensemble.base is not None:
-            base = ensemble.base
-            rows.append(Row("base", evaluator.score(base, "test", ensemble.names)))
-            probes = {task: evaluator.probe(self.module, task, base) for task in ensemble.names}
-            rows.append(Row("base, heads refitted", probes))
-        own: dict[str, float] = {}
-        for name, expert in ensemble.bodies.items():
-            own |= evaluator.score(expert, "test", [name])
-        rows.append(Row("experts", own))
-        average = Average().merge(None, list(ensemble.bodies.values()), [])
-        rows.append(Row("plain average", evaluator.score(average, "test", ensemble.names)))
-        if not isinstance(self.method, Average):
-            merged = evaluator.score(body, "test", ensemble.names)
-            rows.append(Row("this merge", merged))
-        return rows
-
-    def _save(self, body: Params, folder: Path) -> None:
-        # precisions such as bf16-true have rounded the live weights: write them all anew
-        self.module.float()
-        for name, head in self.heads.items():
-            write_params(self.module.task_model(name), head | body)
-            if self.trainer.is_global_zero:
-                self.module.save(folder / name, name)
-
-
-def _show(report: MergeReport, search: Search, output: Path) -> None:
-    console = Console()
-    if report.rows:
-        draw_search(search.history, output / "search.png")
-        console.print(report.table())
-    write_text(output / "report.md", report.markdown())
-    for what, path in (("Report", "report.md"), ("Trials", "trials.jsonl"), ("Merged", "merged/")):
-        console.print(f"{what}: {output / path}", soft_wrap=True, highlight=False)
 
 
 def _classifier(model: LightningModule) -> TextClassifier:

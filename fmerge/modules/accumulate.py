@@ -60,13 +60,16 @@ class FisherPass(LightningModule):
                 self.module.task_model(self.task), self.module.label_log_probs, *self._settings
             )
 
-    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> int:
         """Adds a batch.
 
         Args:
             batch: One batch of the task.
             batch_idx: Not used.
             dataloader_idx: Not used.
+
+        Returns:
+            The number of examples.
         """
         accumulator = self._running
         with torch.inference_mode(False), torch.enable_grad():
@@ -75,7 +78,7 @@ class FisherPass(LightningModule):
             # the unrepeated sampler deals the examples out to the processes in turn
             ranks, rank = self.trainer.world_size, self.trainer.global_rank
             n, seen = len(batch["labels"]), accumulator.count
-            accumulator.add(batch, [rank + (seen + i) * ranks for i in range(n)])
+            return accumulator.add(batch, [rank + (seen + i) * ranks for i in range(n)])
 
     def on_predict_epoch_end(self) -> None:
         """Adds sums and counts over the processes and forms the estimate."""

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from fmerge.errors import UserError
 from fmerge.modules.base import TaskModule
-from fmerge.store import load_classifier, load_tokenizer, save_classifier
+from fmerge.store import load_classifier, load_tokenizer, save_classifiers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -52,6 +52,7 @@ class TextClassifier(TaskModule):
         self.tasks = tasks
         self.models = nn.ModuleDict()
         self.tokenizer: PreTrainedTokenizerBase | None = None
+        self._untrained: UserError | None = None
 
     def configure_model(self) -> None:
         """Reads the weights from ``path``, once, with a head for each task of the data.
@@ -65,17 +66,46 @@ class TextClassifier(TaskModule):
         labels = self.tasks or trainer.datamodule.labels  # type: ignore[union-attr]
         if not self.path:
             raise UserError(
-                "--model.path: is not set; give a Hugging Face folder, a hub id or package:name/folder"
+                "--model.path: is not set; give a Hugging Face folder, a hub id or "
+                "package:name/folder"
             )
-        # a head that is about to be trained, or read from ckpt_path, may start anew
-        fresh = trainer is None or trainer.training or bool(trainer.ckpt_path)
+        training = trainer is None or trainer.training
         self.adopt(
-            {
-                task: load_classifier(self.path, task, names, fresh_head=fresh)
-                for task, names in labels.items()
-            },
+            {task: self._load(self.path, task, names, training) for task, names in labels.items()},
             load_tokenizer(self.path),
         )
+
+    def _load(
+        self, path: str, task: str, labels: Sequence[str], training: bool
+    ) -> "PreTrainedModel":
+        try:
+            return load_classifier(path, task, labels, fresh_head=training)
+        except UserError as error:
+            if training:
+                raise
+            # a checkpoint restored later may still bring the head that is lacking here
+            self._untrained = error
+            return load_classifier(path, task, labels, fresh_head=True)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Notes that trained heads have come from a checkpoint.
+
+        Args:
+            checkpoint: Not used.
+        """
+        self._untrained = None
+
+    def on_validation_start(self) -> None:
+        """Refuses to score a head that nobody trained."""
+        self._check_trained()
+
+    def on_test_start(self) -> None:
+        """Refuses to score a head that nobody trained."""
+        self._check_trained()
+
+    def _check_trained(self) -> None:
+        if self._untrained is not None:
+            raise self._untrained
 
     def adopt(
         self, models: Mapping[str, "PreTrainedModel"], tokenizer: "PreTrainedTokenizerBase"
@@ -179,16 +209,18 @@ class TextClassifier(TaskModule):
             "lr_scheduler": {"scheduler": schedule, "interval": "step"},
         }
 
-    def save(self, folder: Path, task: str) -> None:
-        """Writes one task's classifier as a Hugging Face folder.
+    def save(self, folder: Path) -> None:
+        """Writes every task's classifier as a Hugging Face folder.
 
         Args:
-            folder: Where it shall be.
-            task: Which task.
+            folder: Where it shall be, if there is one task; where a folder of each task's name
+                shall be, if there are several.
 
         Raises:
             RuntimeError: If the weights were not read yet.
         """
         if self.tokenizer is None:
             raise RuntimeError("the tokenizer is read by configure_model or adopt: call one first")
-        save_classifier(folder, self.task_model(task), self.tokenizer)
+        models = {task: self.task_model(task) for task in self.models}
+        single = {"": next(iter(models.values()))}
+        save_classifiers(folder, single if len(models) == 1 else models, self.tokenizer)

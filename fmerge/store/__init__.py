@@ -7,7 +7,7 @@ from fmerge.store.atomic import (
     replacing_file,
     write_text,
 )
-from fmerge.store.checkpoints import load_classifier, load_tokenizer, save_classifier
+from fmerge.store.checkpoints import load_classifier, load_tokenizer, save_classifiers
 from fmerge.store.fishers import check_fisher_path, read_fisher, write_fisher
 
 __all__ = [
@@ -19,7 +19,7 @@ __all__ = [
     "load_tokenizer",
     "read_fisher",
     "replacing_file",
-    "save_classifier",
+    "save_classifiers",
     "write_fisher",
     "write_text",
 ]

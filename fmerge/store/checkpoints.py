@@ -1,7 +1,7 @@
 """Reads and writes classifiers: Hugging Face folders, hub ids and Lightning checkpoints."""
 
 import pickle
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,7 +44,10 @@ def load_classifier(
         _set_labels(config, labels, source, fresh_head or state is not None)
 
     def read(auto: Any) -> Any:
-        return auto.AutoModelForSequenceClassification.from_pretrained(
+        kind = auto.AutoModelForSequenceClassification
+        if state is not None:  # the class itself takes tensors, the Auto class wants a folder
+            kind = type(kind.from_config(config))
+        return kind.from_pretrained(
             None if state is not None else _local(folder),
             config=config,
             state_dict=state,
@@ -75,19 +78,23 @@ def load_tokenizer(source: str) -> "PreTrainedTokenizerBase":
     return tokenizer
 
 
-def save_classifier(
-    folder: Path, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase"
+def save_classifiers(
+    folder: Path,
+    models: Mapping[str, "PreTrainedModel"],
+    tokenizer: "PreTrainedTokenizerBase",
 ) -> None:
-    """Writes a Hugging Face folder whole or not at all.
+    """Writes Hugging Face folders, all of them whole or none.
 
     Args:
-        folder: Where config, weights and tokenizer shall be.
-        model: The classifier.
-        tokenizer: Its tokenizer.
+        folder: Where the folders shall be; what is there is replaced.
+        models: Name of each classifier's folder below it to the classifier; ``""`` puts a
+            single one into ``folder`` itself.
+        tokenizer: The tokenizer they share.
     """
     with replacing_folder(folder) as temporary, _quiet_transformers():
-        model.save_pretrained(temporary)
-        tokenizer.save_pretrained(temporary)
+        for name, model in models.items():
+            model.save_pretrained(temporary / name)
+            tokenizer.save_pretrained(temporary / name)
 
 
 def is_lightning(source: str) -> bool:
@@ -214,7 +221,7 @@ def _set_labels(config: Any, labels: Sequence[str], source: str, replace: bool) 
 def _other_labels(source: str, expected: Sequence[str], found: Sequence[str]) -> str:
     return (
         f"{source}: its labels are {list(found)}, but the task's are {list(expected)}; "
-        "use an expert of this very task"
+        "use an expert of this very task, or list the task's labels in the expert's order"
     )
 
 

@@ -1,0 +1,152 @@
+"""One merge from its inputs to its folder."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from lightning.pytorch import Trainer
+from rich.console import Console
+
+from fmerge.data import MultiTask
+from fmerge.errors import UserError
+from fmerge.evaluation import Evaluator, FisherSettings
+from fmerge.experts import Ensemble
+from fmerge.merge_optimizer import MergeOptimizer, Merger
+from fmerge.methods import Average, MergeMethod
+from fmerge.modules import TextClassifier
+from fmerge.params import Params, params_of, write_params
+from fmerge.report import MergeReport, Row, draw_search
+from fmerge.search import Search, Trial
+from fmerge.store import append_line, write_text
+
+
+class MergeRun:
+    """The long part of a merge: search, the best merge once more, test, save.
+
+    Args:
+        trainer: The Trainer whose passes score.
+        module: The live module, which has adopted the ensemble's models.
+        data: The tasks; None where nothing shall be scored.
+        ensemble: Base, experts and Fishers.
+        method: The formula.
+        settings: How Fishers that are not given are estimated.
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        module: TextClassifier,
+        data: MultiTask | None,
+        ensemble: Ensemble,
+        method: MergeMethod,
+        settings: FisherSettings,
+    ) -> None:
+        self.trainer = trainer
+        self.module = module
+        self.data = data
+        self.ensemble = ensemble
+        self.method = method
+        self.settings = settings
+        self.heads = {
+            name: {
+                key: tensor.clone()
+                for key, tensor in params_of(model).items()
+                if key not in ensemble.bodies[name]
+            }
+            for name, model in ensemble.models.items()
+        }
+
+    def run(
+        self, optimizer: MergeOptimizer, search: Search, output: Path
+    ) -> tuple[Trial, list[Row]]:
+        """Runs the search, then tests and saves the best; the first process writes.
+
+        Args:
+            optimizer: Runs the trials.
+            search: A started search.
+            output: The run's folder.
+
+        Returns:
+            The best trial, and the rows of the table: empty without data.
+        """
+        self.trainer.strategy.setup_environment()
+        merger = Merger(
+            self.method, self.ensemble.base, self.ensemble.bodies, self._fisher, self._fishers()
+        )
+        best = optimizer.optimize(
+            self.trainer,
+            search,
+            merger,
+            self._validate,
+            lambda record: append_line(output / "trials.jsonl", json.dumps(record)),
+        )
+        body = merger.assemble(best.coefficients)
+        rows = self._rows(body)
+        self._save(body, output / "merged")
+        return best, rows
+
+    @property
+    def _evaluator(self) -> Evaluator:
+        if self.data is None:
+            raise UserError("there are no data to score on; give --data")
+        return Evaluator(self.trainer, self.module, self.data)
+
+    def _validate(self, body: Params) -> Mapping[str, float]:
+        if self.data is None:
+            return {}
+        return self._evaluator.score(body, "validation", self.ensemble.names)
+
+    def _fisher(self, name: str, body: Params) -> Params:
+        values = self._evaluator.fisher(name, self.settings, body).values
+        return {key: values[key] for key in self.ensemble.bodies[name]}
+
+    def _fishers(self) -> Mapping[str, Params] | None:
+        if self.method.fisher_at != "expert" or self.ensemble.fishers:
+            return self.ensemble.fishers
+        return {name: self._fisher(name, body) for name, body in self.ensemble.bodies.items()}
+
+    def _rows(self, body: Params) -> list[Row]:
+        if self.data is None:
+            return []
+        evaluator, ensemble = self._evaluator, self.ensemble
+        rows = []
+        if ensemble.base is not None:
+            base = ensemble.base
+            rows.append(Row("base", evaluator.score(base, "test", ensemble.names)))
+            probes = {task: evaluator.probe(self.module, task, base) for task in ensemble.names}
+            rows.append(Row("base, heads refitted", probes))
+        own: dict[str, float] = {}
+        for name, expert in ensemble.bodies.items():
+            own |= evaluator.score(expert, "test", [name])
+        rows.append(Row("experts", own))
+        average = Average().merge(None, list(ensemble.bodies.values()), [])
+        rows.append(Row("plain average", evaluator.score(average, "test", ensemble.names)))
+        if not isinstance(self.method, Average):
+            merged = evaluator.score(body, "test", ensemble.names)
+            rows.append(Row("this merge", merged))
+        return rows
+
+    def _save(self, body: Params, folder: Path) -> None:
+        # precisions such as bf16-true have rounded the live weights: write them all anew
+        self.module.float()
+        for name, head in self.heads.items():
+            write_params(self.module.task_model(name), head | body)
+        if self.trainer.is_global_zero:
+            self.module.save(folder)
+
+
+def show(report: MergeReport, search: Search, output: Path) -> None:
+    """Prints the table and writes report and picture.
+
+    Args:
+        report: The result.
+        search: The search, with its trials.
+        output: The run's folder.
+    """
+    console = Console()
+    if report.rows:
+        draw_search(search.history, output / "search.png")
+        console.print(report.table())
+    write_text(output / "report.md", report.markdown())
+    for what, path in (("Report", "report.md"), ("Trials", "trials.jsonl"), ("Merged", "merged/")):
+        console.print(f"{what}: {output / path}", soft_wrap=True, highlight=False)
