@@ -5,7 +5,8 @@ import sys
 import warnings
 from typing import Any
 
-from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from fmerge.data import MultiTask
@@ -65,6 +66,15 @@ class FMergeCLI(LightningCLI):
             parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
             parser.set_defaults(_CHECKPOINT)
 
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
+        given = config.get("callbacks") or []
+        bars = any(
+            isinstance(one, ProgressBar) for one in (given if isinstance(given, list) else [given])
+        )
+        if config.get("enable_progress_bar") is not False and not bars:
+            callbacks = [*callbacks, _ProgressBar()]
+        return super()._instantiate_trainer(config, callbacks)
+
     def before_fit(self) -> None:
         """Hands the resolved configuration to the Trainer."""
         self._resolve()
@@ -75,7 +85,7 @@ class FMergeCLI(LightningCLI):
 
     def _resolve(self) -> None:
         parser = self._parser(self.subcommand)
-        self.trainer.resolved_config = parser.dump(
+        self.trainer.resolved_config = parser.dump(  # type: ignore[attr-defined]
             self.config[self.subcommand], skip_none=True, skip_link_targets=True
         )
 
@@ -95,7 +105,7 @@ def main(args: list[str] | None = None) -> None:
 
     Args:
         args: The command line without the program's name; the process's own when None.
-    """
+    """  # noqa: DOC501 - errors that are not the user's pass through
     # what Lightning says of devices and of ended loops is no news to a user of fmerge
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -107,19 +117,24 @@ def main(args: list[str] | None = None) -> None:
             TaskModule,
             MultiTask,
             trainer_class=FMergeTrainer,
-            trainer_defaults={
-                "logger": False,
-                "enable_model_summary": False,
-                "callbacks": [_ProgressBar()],
-            },
+            trainer_defaults={"logger": False, "enable_model_summary": False},
             subclass_mode_model=True,
             save_config_callback=None,
             auto_configure_optimizers=False,
             seed_everything_default=0,
             parser_class=FMergeParser,
-            parser_kwargs={"prog": "fmerge", "description": __doc__},
+            parser_kwargs={
+                "prog": "fmerge",
+                "description": "Fine-tune, estimate Fishers, merge; each command has its --help.",
+            },
             args=args,
         )
-    except UserError as error:
-        sys.stderr.write(f"fmerge: error: {error}\n")
+    except (UserError, ValueError) as error:
+        # jsonargparse wraps what a constructor raises into an error of its own
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, UserError):
+            cause = cause.__cause__ or cause.__context__
+        if cause is None:
+            raise
+        sys.stderr.write(f"fmerge: error: {cause}\n")
         sys.exit(2)

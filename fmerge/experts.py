@@ -87,7 +87,7 @@ def load_ensemble(
         )
     fisher_files = _fisher_files(experts)
     models = {
-        name: load_classifier(expert.path, name, labels and labels[name])
+        name: load_classifier(expert.path, name, None if labels is None else labels[name])
         for name, expert in experts.items()
     }
     bodies = {name: _body(model) for name, model in models.items()}
@@ -101,22 +101,22 @@ def load_ensemble(
         check_same_layout(reference, bodies[name], reference_name, expert.path)
         check_finite(params_of(models[name]), expert.path)
     hashes = {name: fingerprint(params_of(model)) for name, model in models.items()}
-    fishers = fisher_files and {
+    fishers = {
         name: _fisher(file, models[name], hashes[name], experts[name].path)
         for name, file in fisher_files.items()
     }
     tokenizer = load_tokenizer(next(iter(experts.values())).path)
-    return Ensemble(models, bodies, origin, fishers, hashes, tokenizer)
+    return Ensemble(models, bodies, origin, fishers or None, hashes, tokenizer)
 
 
-def _fisher_files(experts: Mapping[str, Expert]) -> dict[str, Path] | None:
+def _fisher_files(experts: Mapping[str, Expert]) -> dict[str, Path]:
     files = {name: Path(expert.fisher) for name, expert in experts.items() if expert.fisher}
     if files and len(files) != len(experts):
         raise UserError(
             f"--experts: {len(experts)} experts but {len(files)} Fishers; none is given for "
             f"{known(set(experts) - set(files))}: give every expert its Fisher, or none"
         )
-    return files or None
+    return files
 
 
 def _body(model: "PreTrainedModel") -> Params:

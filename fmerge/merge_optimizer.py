@@ -109,9 +109,13 @@ class MergeOptimizer(Callback):
         if self.target is not None and self.target not in names:
             raise UserError(f"unknown task '{self.target}' as target; known: {', '.join(names)}")
         search = self.search
-        if not method.uses_coefficients or (search is None and not scored):
-            search = Fixed() if search is None or not isinstance(search, Fixed) else search
-        search = AxSearch() if search is None else search
+        if search is None:
+            search = AxSearch() if method.uses_coefficients and scored else Fixed()
+        if not method.uses_coefficients and not isinstance(search, Fixed):
+            raise UserError(
+                f"{type(search).__name__}: {type(method).__name__} has no coefficients to search; "
+                "name another --method, or leave --optimizer.search out"
+            )
         if not scored and not isinstance(search, Fixed):
             raise UserError(
                 f"{type(search).__name__}: needs data to score its trials on; give --data, or "
@@ -189,7 +193,5 @@ class MergeOptimizer(Callback):
 
 
 def _best_so_far(search: Search) -> str:
-    try:
-        return f"best {search.best().objective:.4f}"
-    except ValueError:
-        return "no score yet"
+    scores = [trial.objective for trial in search.history if trial.objective is not None]
+    return f"best {max(scores):.4f}" if scores else "no score yet"

@@ -1,6 +1,7 @@
 """One merge from its inputs to its folder."""
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -133,6 +134,18 @@ class MergeRun:
             write_params(self.module.task_model(name), head | body)
         if self.trainer.is_global_zero:
             self.module.save(folder)
+
+
+def start_run(output: Path) -> None:
+    """Begins a run's folder: an empty trial log, and nothing of a run before.
+
+    Args:
+        output: The run's folder.
+    """
+    write_text(output / "trials.jsonl", "")
+    for stale in ("report.md", "search.png"):
+        (output / stale).unlink(missing_ok=True)
+    shutil.rmtree(output / "merged", ignore_errors=True)
 
 
 def show(report: MergeReport, search: Search, output: Path) -> None:

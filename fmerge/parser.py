@@ -11,12 +11,13 @@ from lightning.pytorch.cli import LightningArgumentParser
 from fmerge import data, methods, modules, search
 from fmerge.errors import known
 
+# the groups that several commands share, in the order of the help
 _TITLES = {
-    "trainer": "Lightning's Trainer: device, precision, processes, callbacks",
-    "model": "Model",
-    "data": "Data",
     "optimizer": "Search for the coefficients",
+    "data": "Data",
+    "model": "Model",
     "checkpoint": "Which checkpoint is kept (Lightning's ModelCheckpoint)",
+    "trainer": "Lightning's Trainer: device, precision, processes, callbacks",
 }
 _CLASSES = {
     "method": methods.__all__,
@@ -33,26 +34,34 @@ _NOT_CHOICES = {
 class FMergeParser(LightningArgumentParser):
     """LightningCLI's parser with our order of options and our error messages."""
 
-    def format_help(self) -> str:
-        """Lays out the help: the command's own options, then search, model, data, Trainer.
+    def format_help(self, *formatter: Any) -> str:
+        """Lays out the help: the command's own options, then search, data, model, Trainer.
+
+        Args:
+            formatter: Passed on.
 
         Returns:
             The help text.
         """
-        order = ["optimizer", "checkpoint", "model", "data", "trainer"]
-        groups = {group.title: group for group in self._action_groups}
-        for name, group in self.groups.items() if self.groups else []:
+        if not self.groups:  # the program itself: its commands and nothing else
+            text: str = super().format_help(*formatter)
+            return text
+        for name, group in self.groups.items():
             group.title = _TITLES.get(name, group.title)
-            groups[group.title] = group
-        last = [_TITLES[name] for name in order]
-        general = [g for g in self._action_groups if g.title in {"options", "positional arguments"}]
-        own = [g for g in self._action_groups if g not in general and g.title not in last]
-        rest = sorted(
-            (g for g in self._action_groups if g.title in last), key=lambda g: last.index(g.title)
-        )
+        last = list(_TITLES.values())
+        own, general, rest = [], [], []
+        for group in self._action_groups:
+            if group.title in last:
+                rest.append(group)
+            elif group.title in {"options", "positional arguments"}:
+                general.append(group)
+            elif group.title != "Linked arguments":
+                group.title = "options of this command"  # not the description once more
+                own.append(group)
+        rest.sort(key=lambda group: last.index(str(group.title)))
         self._action_groups = own + rest[:-1] + general + rest[-1:]
-        self.usage = f"{self.prog} [options]" if own or rest else None
-        text: str = super().format_help()
+        self.usage = f"{self.prog.replace(' [options]', '')} [options]"
+        text = super().format_help(*formatter)
         return text
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:

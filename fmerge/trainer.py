@@ -17,7 +17,7 @@ from fmerge.evaluation import Evaluator, FisherSettings
 from fmerge.experts import Expert, load_ensemble
 from fmerge.fisher import Estimator, FisherEstimate
 from fmerge.merge_optimizer import MergeOptimizer
-from fmerge.merge_run import MergeRun, show
+from fmerge.merge_run import MergeRun, show, start_run
 from fmerge.methods import Average, MergeMethod
 from fmerge.modules import TextClassifier
 from fmerge.params import check_finite, fingerprint, params_of
@@ -70,6 +70,50 @@ class FMergeTrainer(Trainer):
         super().fit(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path)
         if output is not None and isinstance(model, TextClassifier):
             self._save_experts(model, output)
+
+    def validate(  # type: ignore[override]
+        self,
+        model: LightningModule | None = None,
+        dataloaders: Any = None,
+        ckpt_path: str | None = None,
+        verbose: bool = True,
+        datamodule: LightningDataModule | None = None,
+    ) -> list[Mapping[str, float]]:
+        """Score a model on the validation split of its tasks.
+
+        Args:
+            model: What is scored.
+            dataloaders: The data, where there is no datamodule.
+            ckpt_path: Lightning checkpoint whose weights are used.
+            verbose: Print the scores.
+            datamodule: The data.
+
+        Returns:
+            One dictionary of metrics per loader.
+        """
+        return super().validate(model, dataloaders, ckpt_path, verbose, datamodule)
+
+    def test(  # type: ignore[override]
+        self,
+        model: LightningModule | None = None,
+        dataloaders: Any = None,
+        ckpt_path: str | None = None,
+        verbose: bool = True,
+        datamodule: LightningDataModule | None = None,
+    ) -> list[Mapping[str, float]]:
+        """Score a model on the test split of its tasks.
+
+        Args:
+            model: What is scored.
+            dataloaders: The data, where there is no datamodule.
+            ckpt_path: Lightning checkpoint whose weights are used.
+            verbose: Print the scores.
+            datamodule: The data.
+
+        Returns:
+            One dictionary of metrics per loader.
+        """
+        return super().test(model, dataloaders, ckpt_path, verbose, datamodule)
 
     def fisher(
         self,
@@ -182,7 +226,7 @@ class FMergeTrainer(Trainer):
         optimizer = self._merge_optimizer()
         search = optimizer.prepare(list(experts), method, scored=data is not None)
         listed = _target_first(experts, optimizer.target)
-        ensemble = load_ensemble(listed, base, method, data and data.labels)
+        ensemble = load_ensemble(listed, base, method, None if data is None else data.labels)
         if (
             data is None
             and method.fisher_at
@@ -194,7 +238,7 @@ class FMergeTrainer(Trainer):
         module.adopt(ensemble.models, ensemble.tokenizer)
         if self.is_global_zero:
             self._write_config(output)
-            (output / "trials.jsonl").unlink(missing_ok=True)
+            start_run(output)
         run = MergeRun(self, module, data, ensemble, method, settings)
         self.strategy._lightning_module = module
         self.state.fn, self.state.status = TrainerFn.VALIDATING, TrainerStatus.RUNNING

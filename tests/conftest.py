@@ -3,8 +3,12 @@
 import socket
 
 import pytest
+import torch
 
 from tests import tiny
+
+# tiny operations on several threads spend their time waiting for each other
+torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)

@@ -48,7 +48,7 @@ class TextFiles(TaskData):
                 raise UserError(f"{path}: has an unknown ending; known: {known(_BUILDERS)}")
 
     @cached_property
-    def labels(self) -> list[str]:  # type: ignore[override]
+    def labels(self) -> list[str]:
         """Names of the classes, in the order of the label numbers."""
         if self._given is not None:
             return self._given

@@ -188,7 +188,7 @@ class MultiTask(LightningDataModule):
     def _collate(self, examples: Sequence[Example], task: str) -> dict[str, Any]:
         if self.trainer is None:
             raise RuntimeError("MultiTask makes batches only when a Trainer uses it")
-        collate: Collate = self.trainer.lightning_module.collate
+        collate: Collate = self.trainer.lightning_module.collate  # type: ignore[assignment]
         return collate(examples, task)
 
 

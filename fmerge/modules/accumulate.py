@@ -88,7 +88,7 @@ class FisherPass(LightningModule):
             torch.tensor(float(accumulator.count), device=self.device), reduce_op="sum"
         )
         for name in sorted(accumulator.sums):
-            accumulator.sums[name] = strategy.reduce(accumulator.sums[name], reduce_op="sum")  # type: ignore[assignment]
+            accumulator.sums[name] = strategy.reduce(accumulator.sums[name], reduce_op="sum")
         accumulator.count = int(count)
         self.estimate = accumulator.estimate()
         self._accumulator = None

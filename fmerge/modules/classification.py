@@ -124,7 +124,7 @@ class TextClassifier(TaskModule):
         self.models.train()  # from_pretrained leaves eval mode, and Lightning would keep it in fit
         self.tokenizer = tokenizer
         self.tasks = {
-            task: [model.config.id2label[i] for i in range(model.config.num_labels)]  # type: ignore[index]
+            task: [str(label) for _, label in sorted((model.config.id2label or {}).items())]
             for task, model in models.items()
         }
         self.hparams["tasks"] = self.tasks
@@ -192,14 +192,13 @@ class TextClassifier(TaskModule):
         from transformers import get_scheduler
 
         parameters = list(self.models.parameters())
-        optimizer = torch.optim.AdamW(
-            [
-                {"params": [p for p in parameters if p.ndim > 1]},
-                {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-            ],
-            lr=self.learning_rate,
-            weight_decay=self.weight_decay,
-        )
+        groups: list[dict[str, Any]] = [
+            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": self.weight_decay},
+            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+        # Lightning clips no gradients of a fused optimizer under 16-mixed
+        fused = self.trainer.precision != "16-mixed"
+        optimizer = torch.optim.AdamW(groups, lr=self.learning_rate, fused=fused)
         steps = int(self.trainer.estimated_stepping_batches)
         kind = "constant_with_warmup" if self.scheduler == "constant" else self.scheduler
         warmup = int(self.warmup_fraction * steps)

@@ -67,9 +67,7 @@ class AxSearch(Search):
         super().start(names)
         # Ax reads a minus in a name as a subtraction: its own names for the coefficients
         self._parameters = {name: f"c{i}" for i, name in enumerate(self.names)}
-        sobol = torch.quasirandom.SobolEngine(len(self.names), scramble=True, seed=self.seed)
-        points = sobol.draw(self.initial_trials, dtype=torch.float64).tolist()
-        self._initial = [dict(zip(self.names, point, strict=True)) for point in points]
+        self._initial = self._sobol(self.initial_trials)
         with _quiet():
             self._client = self._new_client()
 
@@ -101,9 +99,14 @@ class AxSearch(Search):
     def _quasi_random(self, index: int) -> dict[str, float]:
         if index < len(self._initial):
             return self._initial[index]
-        sobol = torch.quasirandom.SobolEngine(len(self.names), scramble=True, seed=self.seed)
-        point = sobol.draw(index + 1, dtype=torch.float64)[index].tolist()
-        return dict(zip(self.names, point, strict=True))
+        return self._sobol(index + 1)[index]
+
+    def _sobol(self, count: int) -> list[dict[str, float]]:
+        engine = torch.quasirandom.SobolEngine(  # type: ignore[no-untyped-call]
+            len(self.names), scramble=True, seed=self.seed
+        )
+        points = engine.draw(count, dtype=torch.float64).tolist()
+        return [dict(zip(self.names, point, strict=True)) for point in points]
 
     def _attach(self, coefficients: dict[str, float]) -> dict[str, float]:
         self._pending = self._client.attach_trial({

@@ -97,7 +97,7 @@ def check_new_folder(path: Path, overwrite: bool) -> None:
         raise UserError(f"--output {path}: is a file, but a folder is needed; name another place")
     if path.is_dir() and any(path.iterdir()) and not overwrite:
         raise UserError(
-            f"--output {path}: the folder is not empty; name another or add --overwrite"
+            f"--output {path}: the folder is not empty; name another or add --overwrite true"
         )
 
 
@@ -114,7 +114,7 @@ def check_new_file(path: Path, overwrite: bool) -> None:
     if path.is_dir():
         raise UserError(f"--output {path}: is a folder, but a file is needed; add a file name")
     if path.exists() and not overwrite:
-        raise UserError(f"--output {path}: exists already; name another or add --overwrite")
+        raise UserError(f"--output {path}: exists already; name another or add --overwrite true")
 
 
 def _sync(path: Path) -> None:

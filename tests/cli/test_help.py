@@ -1,0 +1,96 @@
+"""What a newcomer reads: help, printed configurations, and one line for each mistake."""
+
+import pytest
+import yaml
+
+from fmerge.cli import main
+from fmerge.parser import one_line
+from tests.cli.run import data_config, experts, fails, in_process
+
+COMMANDS = ["fit", "fisher", "merge", "validate", "test"]
+
+
+def test_help_of_the_program(capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["--help"])
+    text = capsys.readouterr().out
+    assert end.value.code == 0
+    assert all(f"    {command} " in text for command in COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_starts_with_the_commands_own_options(command, capsys):
+    with pytest.raises(SystemExit) as end:
+        main([command, "--help"])
+    text = capsys.readouterr().out
+    assert end.value.code == 0
+    assert text.startswith(f"usage: fmerge {command} [options]\n")
+    trainer = text.index("Lightning's Trainer:")
+    own = {"fit": "--output", "fisher": "--expert", "merge": "--experts", "validate": "--ckpt_path"}
+    assert text.index(own.get(command, "--ckpt_path")) < text.index("--data.tasks") < trainer
+    # every option of our own has its sentence
+    for line in text[:trainer].splitlines():
+        assert not line.rstrip().endswith("(type: ")
+
+
+def test_the_script_and_its_help_run_as_a_process():
+    assert "fisher" in in_process("--help")
+
+
+def test_a_printed_configuration_runs_as_it_is(zoo, tmp_path, capsys):
+    config = data_config(zoo, tmp_path)
+    output = tmp_path / "out"
+    options = [*experts(zoo), "--output", output, "--method", "Isotropic"]
+    with pytest.raises(SystemExit) as end:
+        main(["merge", "--config", config, *map(str, options), "--print_config"])
+    assert end.value.code == 0
+    printed = capsys.readouterr().out
+    assert yaml.safe_load(printed)["method"]["class_path"] == "fmerge.methods.Isotropic"
+    assert not output.exists()
+    (tmp_path / "printed.yaml").write_text(printed)
+    main(["merge", "--config", str(tmp_path / "printed.yaml"), "--optimizer.search", "Fixed"])
+    assert (output / "merged" / "colour" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["mege"], "invalid choice: 'mege'"),
+        (["merge", "--methd", "Average"], "--methd: no such option; did you mean --method?"),
+        (
+            ["merge", "--experts={a: x, b: y}", "--output=o", "--method=Foo"],
+            "--method: unknown class 'Foo'; known: Average, DFMerge, FisherMerge, Isotropic, "
+            "TaskArithmetic",
+        ),
+        (
+            ["merge", "--experts={a: x, b: y}", "--output=o", "--optimizer.search=Foo"],
+            "--optimizer.search: unknown class 'Foo'; known: AxSearch, Dirichlet, Fixed, Grid",
+        ),
+        (
+            [
+                *["merge", "--experts={a: x, b: y}", "--output=o"],
+                *["--optimizer.search=AxSearch", "--optimizer.search.acquisition=pi"],
+            ],
+            "acquisition: unknown value 'pi'; known: nei, ei, ucb",
+        ),
+        (
+            ["fisher", "--expert=x", "--output=o.h5", "--data.tasks.a=Foo"],
+            "--data.tasks: unknown class 'Foo'; known: DocsTopics, TextFiles",
+        ),
+        (
+            ["fisher", "--expert=x", "--output=o.h5", "--estimator=magic"],
+            "--estimator: unknown value 'magic'; known: exact, sampled, empirical",
+        ),
+        (["fisher", "--expert=x"], "--output: required but not given"),
+        (["merge", "--config=absent.yaml"], "absent.yaml"),
+        (["fisher", "--expert=x", "--output=o.h5", "--examples=many"], "--examples: "),
+    ],
+)
+def test_parsing_errors_are_one_line(arguments, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert message in fails(capsys, *arguments)
+    assert not list(tmp_path.iterdir())
+
+
+def test_unknown_messages_are_folded_into_one_line():
+    assert one_line('Parser key "a.b":\n  something\n   odd', []) == "--a.b: something odd"

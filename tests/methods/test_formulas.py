@@ -1,0 +1,144 @@
+"""Every formula against numbers worked out by hand, and against its limits."""
+
+import pytest
+import torch
+
+from fmerge.methods import Average, DFMerge, FisherMerge, Isotropic, TaskArithmetic
+from tests.compare import assert_same
+
+
+def params(*values):
+    return {"w": torch.tensor(values, dtype=torch.float64)}
+
+
+BASE = params(1.0, 1.0, 2.0)
+EXPERTS = [params(2.0, 3.0, 0.0), params(4.0, 1.0, 6.0)]
+FISHERS = [params(1.0, 0.0, 3.0), params(3.0, 2.0, 1.0)]
+
+
+def test_average():
+    assert_same(Average().merge(None, EXPERTS, []), params(3.0, 2.0, 3.0))
+
+
+def test_isotropic():
+    # (0.25·2 + 0.75·4, 0.25·3 + 0.75·1, 0.25·0 + 0.75·6); scaling both coefficients is no change
+    expected = params(3.5, 1.5, 4.5)
+    assert_same(Isotropic().merge(None, EXPERTS, [0.25, 0.75]), expected)
+    assert_same(Isotropic().merge(None, EXPERTS, [0.1, 0.3]), expected)
+
+
+def test_task_arithmetic():
+    # 1 + 0.5·1 + 0.25·3,  1 + 0.5·2 + 0.25·0,  2 + 0.5·(−2) + 0.25·4
+    assert_same(TaskArithmetic().merge(BASE, EXPERTS, [0.5, 0.25]), params(2.25, 2.0, 2.0))
+
+
+def test_fisher_merge():
+    plain = FisherMerge(floor=0.0, favor_target=False, normalize=False)
+    # λ = (0.5, 0.25): (0.5·1·2 + 0.25·3·4)/(0.5 + 0.75), (0 + 0.25·2·1)/(0.5),
+    # (0 + 0.25·1·6)/(1.5 + 0.25)
+    expected = params(4 / 1.25, 1.0, 1.5 / 1.75)
+    assert_same(plain.merge(None, EXPERTS, [0.5, 0.25], FISHERS), expected)
+
+
+def test_fisher_merge_divides_the_coefficients_by_the_norms():
+    # ‖(1, 0, 3)‖ = √10, ‖(3, 2, 1)‖ = √14
+    a, b = 0.5 / 10**0.5, 0.25 / 14**0.5
+    expected = params((2 * a + 12 * b) / (a + 3 * b), 1.0, 6 * b / (3 * a + b))
+    merged = FisherMerge(floor=0.0, favor_target=False).merge(None, EXPERTS, [0.5, 0.25], FISHERS)
+    assert_same(merged, expected)
+
+
+def test_fisher_merge_floors():
+    fishers = [params(0.0, 1.0, 1.0), params(0.0, 0.0, 1.0)]
+    favoured = FisherMerge(floor=0.5, favor_target=True, normalize=False)
+    # target floored alone: (0.5·2)/0.5 = 2; (1·3)/1 = 3; (0 + 6)/2 = 3
+    assert_same(favoured.merge(None, EXPERTS, [1.0, 1.0], fishers), params(2.0, 3.0, 3.0))
+    both = FisherMerge(floor=0.5, favor_target=False, normalize=False)
+    # (0.5·2 + 0.5·4)/1 = 3; (1·3 + 0.5·1)/1.5; (0 + 6)/2
+    assert_same(both.merge(None, EXPERTS, [1.0, 1.0], fishers), params(3.0, 3.5 / 1.5, 3.0))
+
+
+def test_fisher_merge_keeps_something_where_nobody_knows():
+    none = [params(0.0, 0.0, 0.0), params(0.0, 1.0, 0.0)]
+    bare = FisherMerge(floor=0.0, favor_target=False, normalize=False)
+    assert_same(bare.merge(BASE, EXPERTS, [0.5, 0.5], none), params(1.0, 1.0, 2.0))
+    assert_same(bare.merge(None, EXPERTS, [0.5, 0.5], none), params(2.0, 1.0, 0.0))
+    favoured = FisherMerge()
+    assert_same(favoured.merge(BASE, EXPERTS, [0.0, 0.5], none), params(2.0, 1.0, 0.0))
+
+
+def test_df_merge():
+    # M = 2, λ = (0.5, 0.25): 1 + 2·(1·0.5·1 + 3·0.25·3)/4, 1 + 2·(0 + 2·0.25·0)/2,
+    # 2 + 2·(3·0.5·(−2) + 1·0.25·4)/4
+    expected = params(1 + 2 * 2.75 / 4, 1.0, 2 + 2 * -2.0 / 4)
+    assert_same(DFMerge().merge(BASE, EXPERTS, [0.5, 0.25], FISHERS), expected)
+
+
+# limits
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1.0, 1e6])
+def test_equal_fishers_give_the_isotropic_average(scale):
+    equal = [params(scale, scale, scale)] * 2
+    expected = Isotropic().merge(None, EXPERTS, [0.2, 0.6])
+    for normalize in (False, True):
+        method = FisherMerge(floor=0.0, normalize=normalize)
+        assert_same(method.merge(None, EXPERTS, [0.2, 0.6], equal), expected)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-9, 1.0, 1e6])
+def test_df_merge_with_equal_fishers_is_task_arithmetic(scale):
+    equal = [params(scale, scale, scale)] * 2
+    expected = TaskArithmetic().merge(BASE, EXPERTS, [0.2, 0.6])
+    assert_same(DFMerge().merge(BASE, EXPERTS, [0.2, 0.6], equal), expected)
+
+
+def test_one_fisher_zero_gives_the_other_model():
+    fishers = [params(0.0, 0.0, 0.0), params(1.0, 2.0, 3.0)]
+    method = FisherMerge(floor=0.0, favor_target=False)
+    assert_same(method.merge(None, EXPERTS, [0.5, 0.5], fishers), EXPERTS[1])
+
+
+def test_zero_coefficients_give_the_base():
+    assert_same(TaskArithmetic().merge(BASE, EXPERTS, [0.0, 0.0]), BASE)
+    assert_same(DFMerge().merge(BASE, EXPERTS, [0.0, 0.0], FISHERS), BASE)
+
+
+def test_one_expert_alone():
+    for method in (Isotropic(), FisherMerge(floor=0.0), TaskArithmetic()):
+        merged = method.merge(BASE, EXPERTS, [1.0, 0.0], FISHERS)
+        same = method.merge(BASE, EXPERTS[:1], [1.0], FISHERS[:1])
+        if isinstance(method, FisherMerge):  # its first Fisher is zero in one entry
+            assert merged["w"][[0, 2]].tolist() == same["w"][[0, 2]].tolist() == [2.0, 0.0]
+        else:
+            assert_same(merged, EXPERTS[0])
+
+
+def test_df_merge_without_epsilon_keeps_the_base_where_nobody_knows():
+    none = [params(0.0, 1.0, 0.0), params(0.0, 0.0, 1.0)]
+    # 1; 1 + 2·0.5·2; 2 + 2·0.5·4
+    assert_same(DFMerge(epsilon=0.0).merge(BASE, EXPERTS, [0.5, 0.5], none), params(1, 3, 6))
+
+
+def test_inputs_are_only_read_and_outputs_share_no_memory():
+    for method in (Average(), Isotropic(), TaskArithmetic(), FisherMerge(), DFMerge()):
+        before = [{k: v.clone() for k, v in p.items()} for p in [BASE, *EXPERTS, *FISHERS]]
+        merged = method.merge(BASE, EXPERTS, [0.5, 0.5], FISHERS)
+        merged["w"].add_(1)
+        for kept, now in zip(before, [BASE, *EXPERTS, *FISHERS], strict=True):
+            assert_same(now, kept, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("method", "base", "coefficients", "fishers", "message"),
+    [
+        (Isotropic(), None, [0.0, 0.0], None, "positive sum"),
+        (FisherMerge(), None, [0.0, 0.0], FISHERS, "positive sum"),
+        (FisherMerge(), None, [1.0, 1.0], None, "one diagonal Fisher per expert"),
+        (TaskArithmetic(), None, [1.0, 1.0], None, "base"),
+        (DFMerge(), BASE, [1.0, 1.0], None, "Fisher"),
+    ],
+)
+def test_what_a_method_lacks_is_said(method, base, coefficients, fishers, message):
+    with pytest.raises(ValueError, match=message):
+        method.merge(base, EXPERTS, coefficients, fishers)

@@ -1,0 +1,95 @@
+"""The task module: one body, many heads, and losses and scores that follow from ℓ."""
+
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification
+
+from fmerge.modules import HeadInputs, TextClassifier, probe_accuracy
+from fmerge.store import load_classifier, load_tokenizer
+from tests import tiny
+
+
+@pytest.fixture
+def module(zoo):
+    module = TextClassifier(max_length=4)
+    models = {task: load_classifier(path, task) for task, path in zoo.experts.items()}
+    module.adopt(models, load_tokenizer(zoo.base))
+    return module
+
+
+def batch(module, task, n=5):
+    examples = [{"text": text, "label": i % 2} for i, text in enumerate(tiny.sentences(n, 3))]
+    return module.collate(examples, task)
+
+
+def test_all_tasks_share_one_body_and_keep_their_heads(module, zoo):
+    first, second = (module.task_model(task) for task in zoo.experts)
+    assert first.base_model is second.base_model
+    assert first.classifier.out_features == 3 and second.classifier.out_features == 2
+    bodies = {id(p) for p in first.base_model.parameters()}
+    assert len(list(module.models.parameters())) == len(bodies) + 4
+    assert module.tasks == tiny.LABELS
+    assert all(submodule.training for submodule in module.models.modules())
+
+
+def test_log_likelihoods_are_those_of_the_classifier(module, zoo):
+    module.eval()
+    for task, path in zoo.experts.items():
+        one = batch(module, task)
+        assert one["task"] == task and one["labels"].tolist() == [0, 1, 0, 1, 0]
+        assert one["input_ids"].shape == (5, 4)  # cut to max_length
+        own = AutoModelForSequenceClassification.from_pretrained(path).eval()
+        if task == "colour":  # the live body is the first expert's
+            logits = own(input_ids=one["input_ids"], attention_mask=one["attention_mask"]).logits
+            torch.testing.assert_close(module.label_log_probs(one), logits.log_softmax(1))
+
+
+def test_half_precision_logits_give_float32_log_likelihoods(module):
+    module.to(torch.bfloat16)
+    found = module.label_log_probs(batch(module, "colour"))
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.exp().sum(1), torch.ones(5))
+
+
+def test_the_training_loss_is_the_mean_cross_entropy_of_the_tasks(module, zoo):
+    module.eval()
+    module.log = lambda *args, **options: None
+    batches = {task: batch(module, task) for task in zoo.experts}
+    expected = [
+        torch.nn.functional.cross_entropy(module.label_log_probs(one), one["labels"])
+        for one in batches.values()
+    ]
+    torch.testing.assert_close(module.training_step(batches, 0), sum(expected) / 2)
+
+
+def test_pairs_are_tokenized_together(module):
+    pair = [{"text": "red cat", "text_pair": "blue dog", "label": 0}]
+    words = module.tokenizer.convert_ids_to_tokens(module.collate(pair, "colour")["input_ids"][0])
+    assert words == ["red", "cat", "blue", "dog"]
+
+
+def test_what_is_used_too_early_is_said():
+    with pytest.raises(RuntimeError, match="configure_model or adopt"):
+        TextClassifier().collate([{"text": "red", "label": 0}], "colour")
+    with pytest.raises(RuntimeError, match="configure_model or adopt"):
+        TextClassifier().save("anywhere")
+
+
+def test_the_probe_sees_what_enters_the_last_layer_and_learns_it(module):
+    module.eval()
+    one = batch(module, "colour", n=6)
+    features, labels = HeadInputs(module, "colour").predict_step(one, 0)
+    model = module.task_model("colour")
+    logits = torch.nn.functional.linear(features, model.classifier.weight, model.classifier.bias)
+    torch.testing.assert_close(logits.log_softmax(1), module.label_log_probs(one))
+    assert torch.equal(labels, one["labels"])
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(n):
+        points = torch.randn(n, 3, generator=generator)
+        return [(points, (points[:, 0] > 0).long())]
+
+    splits = {"train": draw(200), "validation": draw(50), "test": draw(200)}
+    assert probe_accuracy(splits) > 0.95
+    noise = {split: [(x, y[torch.randperm(len(y))])] for split, [(x, y)] in splits.items()}
+    assert probe_accuracy(noise) < 0.65

@@ -1,0 +1,161 @@
+"""The same classifier from every layout, and clear refusals of what is none."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification
+
+from fmerge.errors import UserError
+from fmerge.params import params_of
+from fmerge.store import load_classifier, load_tokenizer, save_classifiers
+from fmerge.store.checkpoints import package_folder
+from tests import tiny
+from tests.compare import assert_same
+
+LABELS = tiny.LABELS["colour"]
+
+
+@pytest.fixture
+def expert(zoo):
+    return AutoModelForSequenceClassification.from_pretrained(zoo.experts["colour"])
+
+
+def same(found, expert):
+    assert_same(params_of(found), params_of(expert), rtol=0, atol=0)
+    assert all(parameter.dtype == torch.float32 for parameter in found.parameters())
+
+
+def test_folders_sharded_folders_and_bin_files(zoo, expert, tmp_path):
+    same(load_classifier(zoo.experts["colour"], "colour", LABELS), expert)
+    expert.save_pretrained(tmp_path / "sharded", max_shard_size="4KB")
+    assert len(list((tmp_path / "sharded").glob("*.safetensors"))) > 1
+    same(load_classifier(str(tmp_path / "sharded"), "colour", LABELS), expert)
+    (tmp_path / "bin").mkdir()
+    shutil.copy(f"{zoo.experts['colour']}/config.json", tmp_path / "bin")
+    torch.save(expert.state_dict(), tmp_path / "bin" / "pytorch_model.bin")
+    same(load_classifier(str(tmp_path / "bin"), "colour", LABELS), expert)
+
+
+def test_half_precision_files_become_float32(expert, tmp_path):
+    expert.to(torch.bfloat16).save_pretrained(tmp_path / "half")
+    same(load_classifier(str(tmp_path / "half"), "colour", LABELS), expert.float())
+
+
+def test_lightning_checkpoints(zoo, expert, tmp_path):
+    path = tmp_path / "best.ckpt"
+    torch.save(lightning(zoo, expert), path)
+    same(load_classifier(str(path), "colour", LABELS), expert)
+    assert load_classifier(str(path), "colour").config.id2label == dict(enumerate(LABELS))
+    assert load_tokenizer(str(path)).get_vocab() == tiny.tokenizer().get_vocab()
+    with pytest.raises(UserError, match="no head for task 'animal'; it has: colour"):
+        load_classifier(str(path), "animal")
+
+
+def lightning(zoo, expert):
+    return {
+        "state_dict": {f"models.colour.{k}": v for k, v in expert.state_dict().items()},
+        "hyper_parameters": {"path": zoo.base, "tasks": {"colour": LABELS}},
+    }
+
+
+def test_a_base_gets_a_new_head_only_when_asked(zoo, tmp_path):
+    model = load_classifier(zoo.base, "x", ["p", "q"], fresh_head=True)
+    assert model.config.num_labels == 2 and model.config.id2label == {0: "p", 1: "q"}
+    base = AutoModelForSequenceClassification.from_pretrained(zoo.base)
+    body = {k: v for k, v in params_of(model).items() if k.startswith("bert.")}
+    assert_same(body, {k: params_of(base)[k] for k in body}, rtol=0, atol=0)
+    base.bert.save_pretrained(tmp_path / "body")  # an encoder without any head, as hubs have them
+    load_classifier(str(tmp_path / "body"), "x", ["p", "q"], fresh_head=True)
+    with pytest.raises(UserError, match=r"has no trained classification head \('classifier"):
+        load_classifier(str(tmp_path / "body"), "x", ["a", "b", "c"])
+
+
+def test_saved_folders_are_whole_and_replace_what_was_there(expert, tmp_path):
+    folder = tmp_path / "out"
+    save_classifiers(folder, {"a": expert, "b": expert}, tiny.tokenizer())
+    save_classifiers(folder, {"": expert}, tiny.tokenizer())
+    assert {path.name for path in folder.iterdir()} == {
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    }
+    same(AutoModelForSequenceClassification.from_pretrained(folder), expert)
+
+
+def test_package_folders():
+    assert package_folder("roberta-base") == "roberta-base"
+    assert Path(package_folder("package:transformers/models/bert")).is_dir()
+    with pytest.raises(UserError, match="package 'nope_nope' is not installed"):
+        package_folder("package:nope_nope/model")
+
+
+def truncate(folder: Path):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:200])
+
+
+def drop_body(folder: Path):
+    model = AutoModelForSequenceClassification.from_pretrained(folder)
+    state = model.state_dict()
+    del state["bert.pooler.dense.weight"], state["bert.pooler.dense.bias"]
+    (folder / "model.safetensors").unlink()
+    torch.save(state, folder / "pytorch_model.bin")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda f: shutil.rmtree(f), "no such file or folder"),
+        (lambda f: (f / "config.json").unlink(), "holds no config.json"),
+        (lambda f: (f / "config.json").write_text("{"), "cannot read its config"),
+        (lambda f: (f / "model.safetensors").unlink(), "cannot read its weights"),
+        (truncate, "cannot read its weights"),
+        (drop_body, "body tensor 'bert.pooler.dense.*' is missing, and 1 more"),
+    ],
+)
+def test_damaged_folders_are_refused(zoo, tmp_path, damage, message):
+    folder = tmp_path / "expert"
+    shutil.copytree(zoo.experts["colour"], folder)
+    damage(folder)
+    with pytest.raises(UserError, match=f"expert: {message}"):
+        load_classifier(str(folder), "colour", LABELS)
+
+
+class Payload:
+    def __reduce__(self):
+        import os
+
+        return os.system, ("touch " + str(self.path),)
+
+
+def test_checkpoints_that_would_run_code_are_refused_and_run_nothing(zoo, expert, tmp_path):
+    payload = Payload()
+    payload.path = tmp_path / "ran"
+    torch.save(lightning(zoo, expert) | {"callbacks": payload}, tmp_path / "evil.ckpt")
+    with pytest.raises(UserError, match="evil.ckpt: refused"):
+        load_classifier(str(tmp_path / "evil.ckpt"), "colour", LABELS)
+    assert not payload.path.exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "no such file"),
+        ([1], "is no Lightning checkpoint"),
+        ({"state_dict": {}}, "is no checkpoint of 'fmerge fit'"),
+    ],
+)
+def test_other_checkpoints_are_refused(tmp_path, content, message):
+    path = tmp_path / "x.ckpt"
+    if content is not None:
+        torch.save(content, path)
+    with pytest.raises(UserError, match=f"x.ckpt: {message}"):
+        load_classifier(str(path), "colour", LABELS)
+
+
+def test_other_labels_are_refused(zoo):
+    with pytest.raises(UserError, match=r"labels are \['warm', 'cold', 'none'\], but the task's"):
+        load_classifier(zoo.experts["colour"], "colour", ["cold", "warm", "none"])
