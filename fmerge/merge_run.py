@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 from lightning.pytorch import Trainer
 from rich.console import Console
@@ -16,9 +17,11 @@ from fmerge.merge_optimizer import MergeOptimizer, Merger
 from fmerge.methods import Average, MergeMethod
 from fmerge.modules import TextClassifier
 from fmerge.params import Params, params_of, write_params
-from fmerge.report import MergeReport, Row, draw_search
+from fmerge.report import AVERAGE, BASE, EXPERTS, MERGE, PROBE, MergeReport, Row, draw_search
 from fmerge.search import Search, Trial
 from fmerge.store import append_line, write_text
+
+References = Literal["all", "experts"]
 
 
 class MergeRun:
@@ -31,6 +34,7 @@ class MergeRun:
         ensemble: Base, experts and Fishers.
         method: The formula.
         settings: How Fishers that are not given are estimated.
+        references: Which rows the table has beside the merge.
     """
 
     def __init__(
@@ -41,6 +45,7 @@ class MergeRun:
         ensemble: Ensemble,
         method: MergeMethod,
         settings: FisherSettings,
+        references: References = "all",
     ) -> None:
         self.trainer = trainer
         self.module = module
@@ -48,6 +53,7 @@ class MergeRun:
         self.ensemble = ensemble
         self.method = method
         self.settings = settings
+        self.references = references
         self.heads = {
             name: {
                 key: tensor.clone()
@@ -110,22 +116,25 @@ class MergeRun:
         if self.data is None:
             return []
         evaluator, ensemble = self._evaluator, self.ensemble
-        rows = []
-        if ensemble.base is not None:
-            base = ensemble.base
-            rows.append(Row("base", evaluator.score(base, "test", ensemble.names)))
-            probes = {task: evaluator.probe(self.module, task, base) for task in ensemble.names}
-            rows.append(Row("base, heads refitted", probes))
         own: dict[str, float] = {}
         for name, expert in ensemble.bodies.items():
             own |= evaluator.score(expert, "test", [name])
-        rows.append(Row("experts", own))
-        average = Average().merge(None, list(ensemble.bodies.values()), [])
-        rows.append(Row("plain average", evaluator.score(average, "test", ensemble.names)))
+        rows = [Row(EXPERTS, own)]
+        if self.references == "all":
+            rows = [*self._base_rows(), *rows]
+        if self.references == "all" or isinstance(self.method, Average):
+            average = Average().merge(None, list(ensemble.bodies.values()), [])
+            rows.append(Row(AVERAGE, evaluator.score(average, "test", ensemble.names)))
         if not isinstance(self.method, Average):
-            merged = evaluator.score(body, "test", ensemble.names)
-            rows.append(Row("this merge", merged))
+            rows.append(Row(MERGE, evaluator.score(body, "test", ensemble.names)))
         return rows
+
+    def _base_rows(self) -> list[Row]:
+        evaluator, base, names = self._evaluator, self.ensemble.base, self.ensemble.names
+        if base is None:
+            return []
+        probes = {task: evaluator.probe(self.module, task, base) for task in names}
+        return [Row(BASE, evaluator.score(base, "test", names)), Row(PROBE, probes)]
 
     def _save(self, body: Params, folder: Path) -> None:
         # precisions such as bf16-true have rounded the live weights: write them all anew
@@ -143,7 +152,7 @@ def start_run(output: Path) -> None:
         output: The run's folder.
     """
     write_text(output / "trials.jsonl", "")
-    for stale in ("report.md", "search.png"):
+    for stale in ("report.md", "scores.json", "search.png"):
         (output / stale).unlink(missing_ok=True)
     shutil.rmtree(output / "merged", ignore_errors=True)
 
@@ -159,6 +168,7 @@ def show(report: MergeReport, search: Search, output: Path) -> None:
     console = Console()
     if report.rows:
         draw_search(search.history, output / "search.png")
+        write_text(output / "scores.json", json.dumps(report.record(), indent=1) + "\n")
         console.print(report.table())
     write_text(output / "report.md", report.markdown())
     for what, path in (("Report", "report.md"), ("Trials", "trials.jsonl"), ("Merged", "merged/")):

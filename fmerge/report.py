@@ -1,15 +1,24 @@
 """What a run shows: tables in the terminal and in ``report.md``, and the picture of the search."""
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from rich.console import Console
 from rich.table import Table
 
+from fmerge.errors import UserError
 from fmerge.params import Params
 from fmerge.search import Trial
 from fmerge.store import replacing_file
+
+BASE, PROBE, EXPERTS, AVERAGE = "base", "base, heads refitted", "experts", "plain average"
+MERGE = "this merge"
+REFERENCES = (BASE, PROBE, EXPERTS, AVERAGE)
+"""The rows that a merge is measured against, in order."""
 
 
 @dataclass(frozen=True)
@@ -55,13 +64,20 @@ class MergeReport:
         Returns:
             A rich table.
         """
-        table = Table(title=f"Test accuracy, %: {self.method}, {self.search}")
-        header, *lines = self._cells()
-        for i, name in enumerate(header):
-            table.add_column(name, justify="right" if i else "left", no_wrap=True)
-        for i, line in enumerate(lines):
-            table.add_row(*line, style="bold" if i == len(lines) - 1 else None)
-        return table
+        return score_table(self.rows, f"Test accuracy, %: {self.method}, {self.search}")
+
+    def record(self) -> dict[str, Any]:
+        """Lists what ``scores.json`` keeps, for tables over several runs.
+
+        Returns:
+            Plain values.
+        """
+        return {
+            "method": self.method,
+            "search": self.search,
+            "trials": self.trials,
+            "rows": [{"name": row.name, "scores": dict(row.scores)} for row in self.rows],
+        }
 
     def markdown(self) -> str:
         """Writes the report.
@@ -80,7 +96,7 @@ class MergeReport:
         ]
         if self.rows:
             chooser = f"task `{self.target}`" if self.target else "the mean over tasks"
-            header, *rows = self._cells()
+            header, *rows = _cells(self.rows)
             lines += [
                 f"- the validation split chose, by {chooser} "
                 f"(objective {100 * (self.best.objective or 0):.1f}); the test split scored, once",
@@ -97,16 +113,65 @@ class MergeReport:
             ]
         return "\n".join(lines) + "\n"
 
-    def _cells(self) -> list[list[str]]:
-        experts = next(row for row in self.rows if row.name == "experts").scores
-        lines = [["", *experts, "mean", "kept"]]
-        for row in self.rows:
-            shares = [row.scores[task] / experts[task] for task in experts if experts[task]]
-            kept = f"{100 * sum(shares) / len(shares):.1f}" if shares else "-"
-            scores = [*(row.scores[task] for task in experts)]
-            percent = [f"{100 * score:.1f}" for score in [*scores, sum(scores) / len(scores)]]
-            lines.append([row.name, *percent, kept])
-        return lines
+
+def score_table(rows: Sequence[Row], title: str) -> Table:
+    """Lays out test scores for the terminal.
+
+    Args:
+        rows: The models compared, the experts among them.
+        title: The table's title.
+
+    Returns:
+        A rich table: a row a model; a column a task, the mean, and the share kept.
+    """
+    table = Table(title=title)
+    header, *lines = _cells(rows)
+    for i, name in enumerate(header):
+        table.add_column(name, justify="right" if i else "left", no_wrap=True)
+    for line, row in zip(lines, rows, strict=True):
+        table.add_row(*line, style=None if row.name in REFERENCES else "bold")
+    return table
+
+
+def _cells(rows: Sequence[Row]) -> list[list[str]]:
+    experts = next(row for row in rows if row.name == EXPERTS).scores
+    lines = [["", *experts, "mean", "kept"]]
+    for row in rows:
+        shares = [row.scores[task] / experts[task] for task in experts if experts[task]]
+        kept = f"{100 * sum(shares) / len(shares):.1f}" if shares else "-"
+        scores = [row.scores[task] for task in experts]
+        percent = [f"{100 * score:.1f}" for score in [*scores, sum(scores) / len(scores)]]
+        lines.append([row.name, *percent, kept])
+    return lines
+
+
+def compare(folders: Sequence[Path]) -> Table:
+    """Lays out the merges of several runs over the same experts in one table.
+
+    Args:
+        folders: Folders that ``fmerge merge`` wrote.
+
+    Returns:
+        A rich table: what the merges are measured against, then the best of each run.
+
+    Raises:
+        UserError: If a folder holds no scores, or the runs have other experts.
+    """
+    rows: dict[str, Row] = {}
+    for folder in folders:
+        path = folder / "scores.json"
+        if not path.is_file():
+            raise UserError(f"{path}: no such file; name folders of merges that were scored")
+        record = json.loads(path.read_text(encoding="utf-8"))
+        for row in record["rows"]:
+            name = (
+                f"{record['method']}, {record['search']}" if row["name"] == MERGE else row["name"]
+            )
+            if name == EXPERTS and row["scores"] != rows.get(name, Row("", row["scores"])).scores:
+                raise UserError(f"{folder}: its experts score otherwise than those before it")
+            rows.setdefault(name, Row(name, row["scores"]))
+    references = [rows.pop(name) for name in REFERENCES if name in rows]
+    return score_table([*references, *rows.values()], "Test accuracy, %")
 
 
 def fisher_table(values: Params, title: str) -> Table:
@@ -181,3 +246,18 @@ def draw_search(trials: Sequence[Trial], path: Path) -> None:
     axes.legend(frameon=False, loc="lower right")
     with replacing_file(path) as temporary:
         figure.savefig(temporary, dpi=120, metadata={"Software": "fmerge"})
+
+
+def main(folders: list[Path]) -> None:
+    """Prints the merges of several runs in one table.
+
+    Args:
+        folders: Folders that ``fmerge merge`` wrote, with the same experts.
+    """
+    Console().print(compare(folders))
+
+
+if __name__ == "__main__":
+    from jsonargparse import auto_cli
+
+    auto_cli(main)

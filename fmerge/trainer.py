@@ -17,7 +17,7 @@ from fmerge.evaluation import Evaluator, FisherSettings
 from fmerge.experts import Expert, load_ensemble
 from fmerge.fisher import Estimator, FisherEstimate
 from fmerge.merge_optimizer import MergeOptimizer
-from fmerge.merge_run import MergeRun, show, start_run
+from fmerge.merge_run import MergeRun, References, show, start_run
 from fmerge.methods import Average, MergeMethod
 from fmerge.modules import TextClassifier
 from fmerge.params import check_finite, fingerprint, params_of
@@ -193,6 +193,7 @@ class FMergeTrainer(Trainer):
         method: MergeMethod | None = None,
         base: str | None = None,
         fisher: FisherSettings | None = None,
+        references: References = "all",
         overwrite: bool = False,
     ) -> MergeReport:
         """Merge experts into one model, with the best coefficients that a search finds.
@@ -207,6 +208,8 @@ class FMergeTrainer(Trainer):
             base: The pretrained model the experts started from; for task vectors and the table.
             fisher: How Fishers that no file gives are estimated; 30 validation examples a task
                 if left out.
+            references: What the table compares with: all: the base, the base with refitted heads,
+                the experts and their plain average; experts: the experts alone, which is faster.
             overwrite: Write into the output folder although it is not empty.
 
         Returns:
@@ -239,7 +242,7 @@ class FMergeTrainer(Trainer):
         if self.is_global_zero:
             self._write_config(output)
             start_run(output)
-        run = MergeRun(self, module, data, ensemble, method, settings)
+        run = MergeRun(self, module, data, ensemble, method, settings, references)
         self.strategy._lightning_module = module
         self.state.fn, self.state.status = TrainerFn.VALIDATING, TrainerStatus.RUNNING
         best, rows = call._call_and_handle_interrupt(self, run.run, optimizer, search, output)

@@ -1,6 +1,7 @@
 """Task data: one ``TaskData`` per task, several side by side in ``MultiTask``."""
 
+from fmerge.data.docs import DocsTopics
 from fmerge.data.files import TextFiles
 from fmerge.data.tasks import Example, MultiTask, Split, TaskData
 
-__all__ = ["Example", "MultiTask", "Split", "TaskData", "TextFiles"]
+__all__ = ["DocsTopics", "Example", "MultiTask", "Split", "TaskData", "TextFiles"]

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from fmerge.errors import UserError, known
 
@@ -96,17 +96,16 @@ class MultiTask(LightningDataModule):
         Returns:
             Task name to loader.
         """
-        return {
-            name: DataLoader(
-                _Examples(self._read(name, "train")),
-                batch_size=self.batch_size,
-                shuffle=True,
-                num_workers=self.num_workers,
-                persistent_workers=self.num_workers > 0,
-                collate_fn=partial(self._collate, task=name),
-            )
-            for name in self.tasks
-        }
+        # examples of like length share a batch, which spares padding; order and batches are random
+        from transformers.trainer_pt_utils import LengthGroupedSampler
+
+        loaders = {}
+        for name in self.tasks:
+            dataset = _Examples(self._read(name, "train"))
+            lengths = [_length(example) for example in dataset.examples]
+            sampler = LengthGroupedSampler(self.batch_size, lengths=lengths)
+            loaders[name] = self._make(name, dataset, sampler)
+        return loaders
 
     def val_dataloader(self) -> dict[str, DataLoader[Example]]:
         """Makes the loaders of the validation split.
@@ -153,15 +152,20 @@ class MultiTask(LightningDataModule):
             # neighbours of one length need less padding; the order changes no score
             chosen = sorted(self._choose(name, split, examples, seed), key=_length)
             dataset = _Examples(chosen)
-            self._cache[key] = DataLoader(
-                dataset,
-                batch_size=self.batch_size,
-                sampler=self._unrepeated(dataset),
-                num_workers=self.num_workers,
-                persistent_workers=self.num_workers > 0,
-                collate_fn=partial(self._collate, task=name),
-            )
+            self._cache[key] = self._make(name, dataset, self._unrepeated(dataset))
         return self._cache[key]
+
+    def _make(
+        self, name: str, dataset: _Examples, sampler: Sampler[int] | None
+    ) -> DataLoader[Example]:
+        return DataLoader(
+            dataset,
+            batch_size=self.batch_size,
+            sampler=sampler,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            collate_fn=partial(self._collate, task=name),
+        )
 
     def _choose(self, name: str, split: Split, examples: int | None, seed: int) -> list[Example]:
         available = self._read(name, split)
@@ -176,7 +180,7 @@ class MultiTask(LightningDataModule):
             raise UserError(f"task '{name}': its {split} split is empty")
         return found
 
-    def _unrepeated(self, dataset: Dataset[Example]) -> UnrepeatedDistributedSampler | None:
+    def _unrepeated(self, dataset: _Examples) -> UnrepeatedDistributedSampler | None:
         # Lightning's own sampler repeats examples until all processes have equally many
         trainer = self.trainer
         if trainer is None or trainer.world_size == 1:

@@ -1,0 +1,108 @@
+"""The quickstart's tasks: which part of a library does a documentation sentence describe?"""
+
+import random
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+
+from fmerge.data.documentation import key, package_folder, sentences
+from fmerge.data.tasks import Example, Split, TaskData
+from fmerge.errors import UserError, known
+
+TOPICS: dict[str, dict[str, list[str]]] = {
+    "scipy": {
+        "optimisation": ["optimize"],
+        "interpolation": ["interpolate"],
+        "integration": ["integrate"],
+        "linear algebra": ["linalg", "sparse/linalg"],
+    },
+    "sklearn": {
+        "linear models": ["linear_model", "svm"],
+        "trees and ensembles": ["ensemble", "tree"],
+        "metrics": ["metrics"],
+        "model selection": ["model_selection", "calibration.py", "inspection"],
+    },
+    "torch": {
+        "tracing": ["_dynamo"],
+        "export": ["_functorch", "export", "_export", "_higher_order_ops"],
+        "graphs": ["fx"],
+        "code generation": ["_inductor"],
+    },
+}
+"""Library to topic to the files and folders that it is documented in."""
+
+
+class DocsTopics(TaskData):
+    """Sentences of a library's own documentation, labelled with the part they describe.
+
+    Nothing is downloaded: the sentences stand in the docstrings of the installed package. The
+    classes are balanced, and no sentence is in two classes or two splits, nor are two that differ
+    in names and numbers alone.
+
+    Args:
+        library: One of the libraries whose topics are known: scipy, sklearn or torch.
+        train: Training sentences of each class.
+        validation: Validation sentences of each class.
+        test: Test sentences of each class.
+        seed: Seed of the split.
+    """
+
+    def __init__(
+        self,
+        library: str,
+        train: int = 250,
+        validation: int = 50,
+        test: int = 120,
+        seed: int = 0,
+    ) -> None:
+        if library not in TOPICS:
+            raise UserError(f"DocsTopics: unknown library '{library}'; known: {known(TOPICS)}")
+        self.library = library
+        self.sizes: Mapping[Split, int] = {"train": train, "validation": validation, "test": test}
+        self.seed = seed
+
+    @property
+    def labels(self) -> list[str]:
+        """The parts of the library."""
+        return list(TOPICS[self.library])
+
+    def examples(self, split: Split) -> Sequence[Example]:
+        """Reads one split.
+
+        Args:
+            split: Which one.
+
+        Returns:
+            Mappings with ``text`` and ``label``, as many of each class.
+        """
+        return self._splits[split]
+
+    @cached_property
+    def _splits(self) -> Mapping[Split, list[Example]]:
+        generator = random.Random(self.seed)
+        needed = sum(self.sizes.values())
+        splits: dict[Split, list[Example]] = {split: [] for split in self.sizes}
+        for label, (topic, pool) in enumerate(self._pools().items()):
+            if len(pool) < needed:
+                raise UserError(
+                    f"DocsTopics: {self.library} has {len(pool)} sentences on {topic}, but "
+                    f"{needed} are asked for; lower train, validation or test"
+                )
+            drawn = iter(generator.sample(pool, needed))
+            for split, size in self.sizes.items():
+                splits[split] += [{"text": next(drawn), "label": label} for _ in range(size)]
+        return splits
+
+    def _pools(self) -> dict[str, list[str]]:
+        """Sorted sentences of each topic, without those that two topics share."""
+        folder = package_folder(self.library)
+        keyed: dict[str, dict[str, str]] = {}
+        for topic, paths in TOPICS[self.library].items():
+            keyed[topic] = {}
+            for sentence in sentences(folder, paths):
+                keyed[topic].setdefault(key(sentence), sentence)
+        topics_of = Counter(one for found in keyed.values() for one in found)
+        return {
+            topic: [found[one] for one in sorted(found) if topics_of[one] == 1]
+            for topic, found in keyed.items()
+        }
