@@ -7,7 +7,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 RUNS := runs/quickstart
 CONFIGS := configs/quickstart
-LIBRARIES := scipy sklearn torch
+LIBRARIES := sklearn sympy torch
 FMERGE := $(BIN)/fmerge
 
 .PHONY: quickstart test lint clean

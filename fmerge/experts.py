@@ -36,21 +36,40 @@ class Ensemble:
         bodies: The experts' bodies θₘ, all of one layout.
         base: The base's body θ₀, where one was given.
         fishers: The experts' diagonal Fishers over the body, where they were given.
-        hashes: The fingerprint of each expert.
         tokenizer: The tokenizer of the first expert.
+        sources: Where each expert was read from.
+        base_source: Where the base was read from.
     """
 
     models: Mapping[str, "PreTrainedModel"]
     bodies: Mapping[str, Params]
     base: Params | None
     fishers: Mapping[str, Params] | None
-    hashes: Mapping[str, str]
     tokenizer: "PreTrainedTokenizerBase"
+    sources: Mapping[str, str]
+    base_source: str | None
 
     @property
     def names(self) -> list[str]:
         """The experts' names, in the order of the coefficients."""
         return list(self.bodies)
+
+
+def target_first(experts: Mapping[str, str | Expert], target: str | None) -> dict[str, Expert]:
+    """Orders the experts as the methods want them.
+
+    Args:
+        experts: Task name to expert, or to its path alone.
+        target: The task that is scored alone, if there is one.
+
+    Returns:
+        Task name to expert: the target's first, the others as they were.
+    """
+    whole = {
+        name: Expert(expert) if isinstance(expert, str) else expert
+        for name, expert in experts.items()
+    }
+    return dict(sorted(whole.items(), key=lambda item: item[0] != target))
 
 
 def load_ensemble(
@@ -100,13 +119,12 @@ def load_ensemble(
     for name, expert in experts.items():
         check_same_layout(reference, bodies[name], reference_name, expert.path)
         check_finite(params_of(models[name]), expert.path)
-    hashes = {name: fingerprint(params_of(model)) for name, model in models.items()}
     fishers = {
-        name: _fisher(file, models[name], hashes[name], experts[name].path)
-        for name, file in fisher_files.items()
+        name: _fisher(file, models[name], experts[name].path) for name, file in fisher_files.items()
     }
-    tokenizer = load_tokenizer(next(iter(experts.values())).path)
-    return Ensemble(models, bodies, origin, fishers or None, hashes, tokenizer)
+    sources = {name: expert.path for name, expert in experts.items()}
+    tokenizer = load_tokenizer(next(iter(sources.values())))
+    return Ensemble(models, bodies, origin, fishers or None, tokenizer, sources, base)
 
 
 def _fisher_files(experts: Mapping[str, Expert]) -> dict[str, Path]:
@@ -124,10 +142,10 @@ def _body(model: "PreTrainedModel") -> Params:
     return {name: tensor.clone() for name, tensor in body.items()}
 
 
-def _fisher(file: Path, model: "PreTrainedModel", fingerprinted: str, source: str) -> Params:
+def _fisher(file: Path, model: "PreTrainedModel", source: str) -> Params:
     values, provenance = read_fisher(file)
     check_same_layout(params_of(model), values, source, str(file))
-    if provenance.get("model_sha256") != fingerprinted:
+    if provenance.get("model_sha256") != fingerprint(params_of(model)):
         raise UserError(
             f"{file}: is the Fisher of another model ({provenance.get('model', 'unknown')}), "
             f"not of {source}; compute it with 'fmerge fisher --expert {source}'"

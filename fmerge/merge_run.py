@@ -18,7 +18,7 @@ from fmerge.methods import Average, MergeMethod
 from fmerge.modules import TextClassifier
 from fmerge.params import Params, params_of, write_params
 from fmerge.report import AVERAGE, BASE, EXPERTS, MERGE, PROBE, MergeReport, Row, draw_search
-from fmerge.search import Search, Trial
+from fmerge.search import Search
 from fmerge.store import append_line, write_text
 
 References = Literal["all", "experts"]
@@ -63,9 +63,27 @@ class MergeRun:
             for name, model in ensemble.models.items()
         }
 
-    def run(
-        self, optimizer: MergeOptimizer, search: Search, output: Path
-    ) -> tuple[Trial, list[Row]]:
+    def check(self) -> None:
+        """Proves that the data have what the run will need, before its long part.
+
+        Raises:
+            UserError: If data are needed and missing, or a split is.
+        """
+        estimated = self.method.fisher_at == "scaled" or (
+            self.method.fisher_at == "expert" and not self.ensemble.fishers
+        )
+        if self.data is None:
+            if estimated:
+                name = type(self.method).__name__
+                raise UserError(f"{name}: needs data to estimate Fishers on; give --data")
+            return
+        self.data.check_splits("validation", "test")
+        if estimated:
+            self.data.check_splits(self.settings.split)
+        if self.references == "all" and self.ensemble.base is not None:
+            self.data.check_splits("train")  # for the refitted heads
+
+    def run(self, optimizer: MergeOptimizer, search: Search, output: Path) -> MergeReport:
         """Runs the search, then tests and saves the best; the first process writes.
 
         Args:
@@ -74,7 +92,7 @@ class MergeRun:
             output: The run's folder.
 
         Returns:
-            The best trial, and the rows of the table: empty without data.
+            What was kept, with the rows of the table: none without data.
         """
         self.trainer.strategy.setup_environment()
         merger = Merger(
@@ -90,7 +108,16 @@ class MergeRun:
         body = merger.assemble(best.coefficients)
         rows = self._rows(body)
         self._save(body, output / "merged")
-        return best, rows
+        return MergeReport(
+            type(self.method).__name__,
+            type(search).__name__,
+            best,
+            len(search.history),
+            self.ensemble.sources,
+            self.ensemble.base_source,
+            rows,
+            optimizer.target,
+        )
 
     @property
     def _evaluator(self) -> Evaluator:

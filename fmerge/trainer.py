@@ -14,7 +14,7 @@ from fmerge import __version__
 from fmerge.data import MultiTask, Split
 from fmerge.errors import UserError
 from fmerge.evaluation import Evaluator, FisherSettings
-from fmerge.experts import Expert, load_ensemble
+from fmerge.experts import Expert, load_ensemble, target_first
 from fmerge.fisher import Estimator, FisherEstimate
 from fmerge.merge_optimizer import MergeOptimizer
 from fmerge.merge_run import MergeRun, References, show, start_run
@@ -153,8 +153,9 @@ class FMergeTrainer(Trainer):
             check_fisher_path(output)
             check_new_file(output, overwrite)
         module, data = _classifier(model), _tasks(datamodule)
-        task = _only_task(data, task)
+        task = data.only_task(task)
         settings = FisherSettings(estimator, split, examples, samples, seed)
+        data.check_splits(split)
         classifier = load_classifier(expert, task, data.labels[task])
         weights = params_of(classifier)
         check_finite(weights, expert)
@@ -228,33 +229,22 @@ class FMergeTrainer(Trainer):
         data = data if data is not None and data.tasks else None
         optimizer = self._merge_optimizer()
         search = optimizer.prepare(list(experts), method, scored=data is not None)
-        listed = _target_first(experts, optimizer.target)
-        ensemble = load_ensemble(listed, base, method, None if data is None else data.labels)
-        if (
-            data is None
-            and method.fisher_at
-            and (method.fisher_at == "scaled" or not ensemble.fishers)
-        ):
-            raise UserError(
-                f"{type(method).__name__}: needs data to estimate Fishers on; give --data"
-            )
+        ensemble = load_ensemble(
+            target_first(experts, optimizer.target),
+            base,
+            method,
+            None if data is None else data.labels,
+        )
+        run = MergeRun(self, module, data, ensemble, method, settings, references)
+        run.check()
         module.adopt(ensemble.models, ensemble.tokenizer)
         if self.is_global_zero:
             self._write_config(output)
             start_run(output)
-        run = MergeRun(self, module, data, ensemble, method, settings, references)
         self.strategy._lightning_module = module
         self.state.fn, self.state.status = TrainerFn.VALIDATING, TrainerStatus.RUNNING
-        best, rows = call._call_and_handle_interrupt(self, run.run, optimizer, search, output)
-        report = MergeReport(
-            type(method).__name__,
-            type(search).__name__,
-            best,
-            len(search.history),
-            {name: expert.path for name, expert in listed.items()},
-            base,
-            rows,
-            optimizer.target,
+        report: MergeReport = call._call_and_handle_interrupt(
+            self, run.run, optimizer, search, output
         )
         if self.is_global_zero:
             show(report, search, output)
@@ -301,24 +291,3 @@ def _tasks(datamodule: LightningDataModule) -> MultiTask:
     if not isinstance(datamodule, MultiTask):
         raise UserError(f"--data: {type(datamodule).__name__} names no tasks; use MultiTask")
     return datamodule
-
-
-def _only_task(data: MultiTask, task: str | None) -> str:
-    if not data.tasks:
-        raise UserError("--data.tasks: is not set; name the task and its data")
-    if task is None:
-        if len(data.tasks) > 1:
-            raise UserError(
-                f"--task: is not set, but the data has {', '.join(data.tasks)}; pick one"
-            )
-        return next(iter(data.tasks))
-    data.check_task(task)
-    return task
-
-
-def _target_first(experts: Mapping[str, str | Expert], target: str | None) -> dict[str, Expert]:
-    whole = {
-        name: Expert(expert) if isinstance(expert, str) else expert
-        for name, expert in experts.items()
-    }
-    return dict(sorted(whole.items(), key=lambda item: item[0] != target))

@@ -10,23 +10,29 @@ from fmerge.data.tasks import Example, Split, TaskData
 from fmerge.errors import UserError, known
 
 TOPICS: dict[str, dict[str, list[str]]] = {
-    "scipy": {
-        "optimisation": ["optimize"],
-        "interpolation": ["interpolate"],
-        "integration": ["integrate"],
-        "linear algebra": ["linalg", "sparse/linalg"],
-    },
     "sklearn": {
-        "linear models": ["linear_model", "svm"],
-        "trees and ensembles": ["ensemble", "tree"],
-        "metrics": ["metrics"],
-        "model selection": ["model_selection", "calibration.py", "inspection"],
+        "supervised learning": [
+            *("linear_model", "ensemble", "tree", "svm", "neighbors", "naive_bayes.py"),
+            *("neural_network", "gaussian_process", "discriminant_analysis.py"),
+        ],
+        "unsupervised learning": ["cluster", "decomposition", "manifold", "mixture", "covariance"],
+        "data preparation": [
+            *("preprocessing", "impute", "feature_extraction", "feature_selection"),
+            *("compose", "datasets"),
+        ],
+        "evaluation": ["metrics", "model_selection", "inspection", "calibration.py"],
+    },
+    "sympy": {
+        "expressions": ["core", "functions"],
+        "calculus": ["simplify", "integrals", "concrete", "calculus", "series"],
+        "solvers": ["solvers"],
+        "printing and parsing": ["utilities", "printing", "codegen", "parsing"],
     },
     "torch": {
         "tracing": ["_dynamo"],
         "export": ["_functorch", "export", "_export", "_higher_order_ops"],
         "graphs": ["fx"],
-        "code generation": ["_inductor"],
+        "code generation": ["_inductor/codegen", "_inductor/fx_passes", "_inductor/runtime"],
     },
 }
 """Library to topic to the files and folders that it is documented in."""
@@ -40,7 +46,7 @@ class DocsTopics(TaskData):
     in names and numbers alone.
 
     Args:
-        library: One of the libraries whose topics are known: scipy, sklearn or torch.
+        library: One of the libraries whose topics are known: sklearn, sympy or torch.
         train: Training sentences of each class.
         validation: Validation sentences of each class.
         test: Test sentences of each class.
@@ -50,9 +56,9 @@ class DocsTopics(TaskData):
     def __init__(
         self,
         library: str,
-        train: int = 250,
+        train: int = 500,
         validation: int = 50,
-        test: int = 120,
+        test: int = 150,
         seed: int = 0,
     ) -> None:
         if library not in TOPICS:

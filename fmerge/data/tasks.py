@@ -78,17 +78,35 @@ class MultiTask(LightningDataModule):
         """Task name to the names of its classes."""
         return {name: task.labels for name, task in self.tasks.items()}
 
-    def check_task(self, name: str) -> None:
-        """Proves that a task exists.
+    def only_task(self, name: str | None = None) -> str:
+        """Settles on one task.
 
         Args:
-            name: The task.
+            name: The task, if it was named.
+
+        Returns:
+            The named task, or the only one there is.
 
         Raises:
-            UserError: If it does not; the message lists those that do.
+            UserError: If the name is unknown, or none was given and there are several.
         """
-        if name not in self.tasks:
+        if not self.tasks:
+            raise UserError("--data.tasks: is not set; name the task and its data")
+        if name is None and len(self.tasks) > 1:
+            raise UserError(f"--task: is not set, but the data has {known(self.tasks)}; pick one")
+        if name is not None and name not in self.tasks:
             raise UserError(f"unknown task '{name}'; the data has: {known(self.tasks)}")
+        return next(iter(self.tasks)) if name is None else name
+
+    def check_splits(self, *splits: Split) -> None:
+        """Reads splits of every task, so that what is lacking shows before the long work.
+
+        Args:
+            splits: Which splits will be needed.
+        """
+        for name in self.tasks:
+            for split in splits:
+                self._read(name, split)
 
     def train_dataloader(self) -> dict[str, DataLoader[Example]]:
         """Makes shuffled loaders; Lightning draws a batch of every task for each step.

@@ -27,7 +27,7 @@ class TextClassifier(TaskModule):
         weight_decay: Weight decay of AdamW, on matrices only.
         scheduler: How the learning rate goes on after the warm-up.
         warmup_fraction: Share of the training steps over which the learning rate rises from 0.
-        max_length: Tokens an input is cut to.
+        max_length: Tokens an input is cut to, if the model takes as many.
         tasks: Filled in by the data: task name to the names of its classes.
     """
 
@@ -176,12 +176,21 @@ class TextClassifier(TaskModule):
             [one["text"] for one in examples],
             pairs,
             truncation=True,
-            max_length=self.max_length,
+            max_length=self._longest(),
             padding=True,
             return_tensors="pt",
         )
         labels = torch.tensor([one["label"] for one in examples])
         return {**encoded, "labels": labels, "task": task}
+
+    def _longest(self) -> int:
+        """Tokens an input may have: as many as asked for, but no more than the model takes."""
+        limits = [self.max_length]
+        if self.tokenizer is not None:
+            limits.append(self.tokenizer.model_max_length)
+        for model in self.models.values():
+            limits.append(getattr(model.config, "max_position_embeddings", None) or self.max_length)
+        return min(limits)
 
     def configure_optimizers(self) -> Any:
         """Makes AdamW and its schedule.

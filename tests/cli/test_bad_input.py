@@ -292,3 +292,18 @@ def test_a_base_is_no_expert(zoo, tmp_path, capsys):
     config = data_config(zoo, tmp_path, "colour")
     line = fails(capsys, "test", "--config", config, "--model.path", zoo.base)
     assert "labels are ['a', 'b', 'c'], but the task's are ['warm', 'cold', 'none']" in line
+
+
+def test_splits_that_will_be_needed_are_asked_for_first(zoo, tmp_path, capsys):
+    output = tmp_path / "out"
+    files = {t: {k: v for k, v in f.items() if k != "train"} for t, f in zoo.tasks.items()}
+    tasks = {
+        task: {"class_path": "TextFiles", "init_args": {**files[task], "labels": tiny.LABELS[task]}}
+        for task in zoo.tasks
+    }
+    arguments = ["merge", *experts(zoo), "--output", output, "--data.tasks", json.dumps(tasks)]
+    line = fails(capsys, *arguments, "--base", zoo.base, "--method", "Isotropic")
+    assert "no file is given for the train split" in line
+    line = fails(capsys, *arguments, "--method", "FisherMerge", "--fisher.split", "train")
+    assert "no file is given for the train split" in line
+    assert not output.exists()

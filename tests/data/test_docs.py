@@ -94,7 +94,7 @@ def test_nothing_is_imported():
 
 
 def test_what_cannot_be_had_is_said():
-    with pytest.raises(UserError, match="unknown library 'nope'; known: scipy, sklearn, torch"):
+    with pytest.raises(UserError, match="unknown library 'nope'; known: sklearn, sympy, torch"):
         DocsTopics("nope")
     with pytest.raises(UserError, match="sentences on .*, but 99999 are asked for"):
         DocsTopics("sklearn", train=99_997, validation=1, test=1).examples("train")

