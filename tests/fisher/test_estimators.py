@@ -57,6 +57,11 @@ def cut(batch, start, stop):
     return {key: value[start:stop] for key, value in batch.items()}
 
 
+def rounding(expected):
+    """A key's bias in attention has no gradient: its squares are rounding errors squared."""
+    return 1e-12 * max(float(torch.as_tensor(value).max()) for value in expected.values())
+
+
 def oracle_weights(estimator, batch, samples, seed):
     def exact(log_likelihoods, n):
         return log_likelihoods.exp() / log_likelihoods.exp().sum()
@@ -97,7 +102,7 @@ def test_fisher_is_the_definition_in_float64(case, estimator, size):
         oracle_weights(estimator, batch, 3, 7),
     )
     assert found.count == count == 13
-    assert_same(found.values, expected)
+    assert_same(found.values, expected, atol=rounding(expected))
 
 
 def test_frozen_parameters_are_left_out_and_others_stay_the_same():
