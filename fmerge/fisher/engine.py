@@ -123,9 +123,9 @@ class SquaredGradients:
         log_likelihoods = self._log_likelihoods(batch, recording.n, recording)
         check.compare_values(values, log_likelihoods)
         failed, leaves = recording.unseen(log_likelihoods)
+        if check.rows(recording, log_likelihoods, leaves):
+            return False
         if not failed:
-            if check.rows(recording, log_likelihoods, leaves):
-                return False
             failed = check.totals(recording, log_likelihoods, leaves)
         if failed:
             self._leave({self._names[parameter] for parameter in failed})

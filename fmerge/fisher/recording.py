@@ -21,7 +21,7 @@ from fmerge.fisher.terms import Pulled, Summed, Term
 Layout = Literal["blocks", "tiles", "none"]
 """How k·n rows belong to n examples: r // k, r % n, or not at all."""
 
-_BROADCASTS = {
+_BROADCASTS = {torch.where, torch.Tensor.where} | {
     function
     for name in ("add", "sub", "mul", "div", "true_divide")
     for function in (
@@ -307,6 +307,7 @@ class Recording(TorchFunctionMode):
     def _register(self, use: Use, output: Tensor) -> None:
         if not output.requires_grad:
             output.requires_grad_()  # the graph starts here
+        self._unbatched.pop(id(output), None)
         self.uses.append(use)
 
         def receive(g: Tensor | None) -> None:
@@ -341,8 +342,10 @@ class Recording(TorchFunctionMode):
             return func(*args, **kwargs)
         if func is F.embedding and args[1] is own[0]:
             return self._embedding(func, args, kwargs)
-        if func in _BROADCASTS and len(args) == 2 and all(isinstance(a, Tensor) for a in args):
+        if func in _BROADCASTS:
             args = self._broadcast(args)
+        elif func is F.scaled_dot_product_attention:
+            args, kwargs = self._attention(args, kwargs)
         elif func is torch.Tensor.expand and args[0] is own[0]:
             repeated = self._expand(args[0], func(*args, **kwargs))
             if repeated is not None:
@@ -387,19 +390,35 @@ class Recording(TorchFunctionMode):
         self._register(use, output)
         return output
 
-    def _broadcast(self, pair: tuple[Any, ...]) -> tuple[Any, ...]:
-        for i in (0, 1):
-            u, other = pair[i], pair[1 - i]
-            if not self._is_unbatched(u) or self._is_unbatched(other) or other.ndim == 0:
-                continue
-            rows, ndim = len(other), other.ndim
-            lacks_rows = u.ndim < ndim or (u.ndim == ndim and len(u) == 1)
-            if lacks_rows and rows > 1 and rows % self.n == 0:
-                inner = _inner_shape(u, ndim)
-                leaf = self._leaf(u, (rows, *[1] * (ndim - 1 - len(inner)), *inner))
-                if leaf is not None:
-                    return (leaf, other) if i == 0 else (other, leaf)
-        return pair
+    def _broadcast(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        others = [a for a in args if isinstance(a, Tensor) and not self._is_unbatched(a)]
+        if not others:
+            return args
+        ndim = max(a.ndim for a in args if isinstance(a, Tensor))
+        rows = max((len(a) for a in others if a.ndim == ndim > 0), default=0)
+        return tuple(self._meet(a, rows, ndim) if self._is_unbatched(a) else a for a in args)
+
+    def _attention(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """A bias of attention scores that all examples share."""
+        query = args[0] if args else kwargs["query"]
+        bias = args[3] if len(args) > 3 else kwargs.get("attn_mask")
+        if bias is None or not self._is_unbatched(bias) or self._is_unbatched(query):
+            return args, kwargs
+        bias = self._meet(bias, len(query), query.ndim)
+        if len(args) > 3:
+            return (*args[:3], bias, *args[4:]), kwargs
+        return args, kwargs | {"attn_mask": bias}
+
+    def _meet(self, u: Tensor, rows: int, ndim: int) -> Tensor:
+        """Gives u a row for each of the batch's, if it lacks them."""
+        lacks_rows = u.ndim < ndim or (u.ndim == ndim and len(u) == 1)
+        if not lacks_rows or rows < 2 or rows % self.n:
+            return u
+        inner = _inner_shape(u, ndim)
+        leaf = self._leaf(u, (rows, *[1] * (ndim - 1 - len(inner)), *inner))
+        return u if leaf is None else leaf
 
     def _expand(self, u: Tensor, result: Tensor) -> Tensor | None:
         lacks_rows = u.ndim < result.ndim or len(u) == 1
