@@ -29,6 +29,7 @@ class Check:
         self._factors = self._uniform(n)
         self._seed = torch.empty(0)
         self._truth: dict[nn.Parameter, Tensor | None] = {}
+        # the coarsest precision met; models use float32 inside, whatever dtype they are in
         self._coarsest = torch.finfo(torch.float32).eps
 
     def differentiate(self, log_likelihoods: Tensor, parameters: list[nn.Parameter]) -> None:
@@ -79,7 +80,6 @@ class Check:
         once: dict[str, Tensor] = {}
         scaled: dict[str, Tensor] = {}
         directions: dict[str, Tensor] = {}
-        tolerances: dict[str, float] = {}
 
         def project(into: dict[str, Tensor], key: str, g: Tensor) -> None:
             wide = torch.promote_types(g.dtype, torch.float32)
@@ -88,10 +88,7 @@ class Check:
                 direction = torch.randn(flat.shape[1], generator=self._random, dtype=wide)
                 directions[key] = direction.to(flat.device)
             into[key] = flat @ directions[key]
-            # never finer than float32: models use it inside, whatever dtype they are in
-            eps = max(torch.finfo(g.dtype).eps, torch.finfo(torch.float32).eps)
-            tolerances[key] = eps**0.5
-            self._coarsest = max(self._coarsest, eps)
+            self._coarsest = max(self._coarsest, torch.finfo(g.dtype).eps)
 
         for into, seed in ((once, self._seed), (scaled, self._scaled_seed())):
             recording.backward(
@@ -106,7 +103,7 @@ class Check:
         sites: list[Use | Source] = [*recording.uses, *recording.sources]
         for site in sites:
             if site.key in once:
-                layout = self._layout(once[site.key], scaled[site.key], tolerances[site.key])
+                layout = self._layout(once[site.key], scaled[site.key])
                 # what was found not to belong once stays so; tiles that look like blocks are
                 if layout != site.layout:
                     self.layouts[site.key] = layout
@@ -133,8 +130,7 @@ class Check:
             wide = torch.promote_types(parameter.dtype, torch.float32)
             total = torch.zeros(parameter.shape, dtype=wide, device=parameter.device)
             for term in terms:
-                for i in range(self.n):
-                    term.add_gradient(i, total)
+                term.add_total(total)
             truth = self._truth[parameter]
             errors[parameter] = float((total if truth is None else total.sub_(truth)).norm())
 
@@ -145,8 +141,8 @@ class Check:
         # "not <=" so that a NaN is a failure too
         return [p for p in errors if not errors[p] <= tolerance * norms[p] + floor]
 
-    def _layout(self, once: Tensor, scaled: Tensor, tolerance: float) -> Layout:
-        limit = tolerance * float(once.abs().max())
+    def _layout(self, once: Tensor, scaled: Tensor) -> Layout:
+        limit = self._coarsest**0.5 * float(once.abs().max())
         factors = self._factors.to(once)
         repeats = len(once) // self.n
         candidates: dict[Layout, Tensor] = {

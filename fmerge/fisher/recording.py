@@ -16,24 +16,28 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from fmerge.fisher.rules import RULES, Rule, rules_of
-from fmerge.fisher.terms import Pulled, Summed, Term
+from fmerge.fisher.terms import Pulled, Rows, Summed, Term
 
 Layout = Literal["blocks", "tiles", "none"]
 """How k·n rows belong to n examples: r // k, r % n, or not at all."""
 
-_BROADCASTS = {torch.where, torch.Tensor.where} | {
-    function
-    for name in ("add", "sub", "mul", "div", "true_divide")
-    for function in (
-        getattr(torch, name),
-        getattr(torch.Tensor, name),
-        getattr(torch.Tensor, f"{name}_"),
-    )
-} | {
-    getattr(torch.Tensor, f"__{prefix}{name}__")
-    for name in ("add", "sub", "mul", "truediv")
-    for prefix in ("", "r", "i")
-}
+_BROADCASTS = (
+    {torch.where, torch.Tensor.where}
+    | {
+        function
+        for name in ("add", "sub", "mul", "div", "true_divide")
+        for function in (
+            getattr(torch, name),
+            getattr(torch.Tensor, name),
+            getattr(torch.Tensor, f"{name}_"),
+        )
+    }
+    | {
+        getattr(torch.Tensor, f"__{prefix}{name}__")
+        for name in ("add", "sub", "mul", "truediv")
+        for prefix in ("", "r", "i")
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -108,6 +112,7 @@ class Source:
         leaf: u repeated for every row (r, …), cut off from that graph.
         layout: How the rows belong to examples.
         parameters: Those that u is computed from.
+        ids: Rows of the one table that u was read from, if it was read from one.
         version: Version of u, to notice changes in place.
     """
 
@@ -116,6 +121,7 @@ class Source:
     leaf: Tensor
     layout: Layout
     parameters: list[nn.Parameter]
+    ids: Tensor | None = None
     version: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -144,7 +150,10 @@ class Source:
         values = rows.sum_to_size(n, *[1] * (g.ndim - 1 - len(inner)), *inner)
         values = values.reshape(n, *self.tensor.shape)
         for parameter in self.parameters:
-            if parameter is self.tensor:
+            if self.ids is not None:
+                ids = self.ids.reshape(1, -1).expand(n, -1)
+                yield parameter, Rows(ids, values.reshape(n, ids.shape[1], -1))
+            elif parameter is self.tensor:
                 yield parameter, Summed(values)
             else:
                 yield parameter, Pulled(self.tensor, values, parameter)
@@ -205,6 +214,7 @@ class Recording(TorchFunctionMode):
         self._trainable = {id(parameter) for parameter in names}
         self._unbatched: dict[int, Tensor] = {}
         self._leaves: dict[tuple[int, int, tuple[int, ...]], Tensor | None] = {}
+        self._ids: dict[int, tuple[Tensor | None, int]] = {}
         self._calls: dict[str, int] = {}
         self._running: dict[nn.Module, Use | None] = {}
         self._recording = False
@@ -385,6 +395,8 @@ class Recording(TorchFunctionMode):
         if use is None:
             result = func(*args, **kwargs)
             self._unbatched[id(result)] = result
+            if given.get("padding_idx") is None:
+                self._ids[id(result)] = (ids, result._version)
             return result
         output: Tensor = func(ids, table.detach(), *args[2:], **kwargs)
         self._register(use, output)
@@ -447,7 +459,9 @@ class Recording(TorchFunctionMode):
         if layout != "none":
             leaf = u.detach().expand(shape).requires_grad_()
             below = [v for v in graph_leaves([u]) if v in self.names]
-            self.sources.append(Source(key, u, leaf, layout, below))  # type: ignore[arg-type]
+            ids, version = self._ids.get(id(u), (None, u._version))
+            ids = ids if version == u._version else None
+            self.sources.append(Source(key, u, leaf, layout, below, ids))  # type: ignore[arg-type]
         self._leaves[name] = leaf
         return leaf
 

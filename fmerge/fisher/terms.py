@@ -11,11 +11,14 @@ from typing import final
 import torch
 from torch import Tensor
 
-CACHE_BYTES = 2**20
-"""Size of the buffer that products are formed in on a CPU: half of a core's second-level cache."""
+CACHE_BYTES = 2**19
+"""The buffer of one CPU thread: with the sum it is added to, half of a second-level cache."""
 
 DEVICE_BYTES = 2**28
-"""The same on an accelerator, where few large kernels beat many small ones."""
+"""The buffer on an accelerator, where few large kernels beat many small ones."""
+
+SMALL_ENTRIES = 2**13
+"""Matrices up to here cost a CPU less as one batched product than as one product each."""
 
 
 class Term(ABC):
@@ -27,6 +30,14 @@ class Term(ABC):
 
         Args:
             n: The example's position in the batch.
+            buffer: What is added to, of the parameter's shape.
+        """
+
+    @abstractmethod
+    def add_total(self, buffer: Tensor) -> None:
+        """Adds the sum of all examples' gradients.
+
+        Args:
             buffer: What is added to, of the parameter's shape.
         """
 
@@ -54,6 +65,15 @@ class Outer(Term):
         product = self.left[n].T @ self.right[n]
         buffer.add_(product.view(buffer.shape))
 
+    def add_total(self, buffer: Tensor) -> None:
+        """Adds the sum over n.
+
+        Args:
+            buffer: Of the parameter's shape.
+        """
+        product = self.left.flatten(0, 1).T @ self.right.flatten(0, 1)
+        buffer.add_(product.view(buffer.shape))
+
 
 @final
 @dataclass(frozen=True)
@@ -74,6 +94,14 @@ class Summed(Term):
             buffer: Of the parameter's shape.
         """
         buffer.add_(self.values[n].view(buffer.shape))
+
+    def add_total(self, buffer: Tensor) -> None:
+        """Adds the sum over n.
+
+        Args:
+            buffer: Of the parameter's shape.
+        """
+        buffer.add_(self.values.sum(0).view(buffer.shape))
 
 
 @final
@@ -97,6 +125,15 @@ class Rows(Term):
             buffer: Of the parameter's shape.
         """
         buffer.index_add_(0, self.ids[n], self.values[n].to(buffer.dtype))
+
+    def add_total(self, buffer: Tensor) -> None:
+        """Adds the sum over n.
+
+        Args:
+            buffer: Of the parameter's shape.
+        """
+        values = self.values.flatten(0, 1).to(buffer.dtype)
+        buffer.index_add_(0, self.ids.flatten(), values)
 
 
 @final
@@ -123,6 +160,17 @@ class Pulled(Term):
         """
         (gradient,) = torch.autograd.grad(
             self.source, self.parameter, self.values[n], retain_graph=True
+        )
+        buffer.add_(gradient)
+
+    def add_total(self, buffer: Tensor) -> None:
+        """Adds the sum over n.
+
+        Args:
+            buffer: Of the parameter's shape.
+        """
+        (gradient,) = torch.autograd.grad(
+            self.source, self.parameter, self.values.sum(0), retain_graph=True
         )
         buffer.add_(gradient)
 
@@ -165,9 +213,9 @@ def _outer_squares(terms: Sequence[Outer], total: Tensor) -> None:
         )
         total.addmm_(left.T, right)
         return
-    limit = DEVICE_BYTES if total.is_cuda else CACHE_BYTES
+    limit = DEVICE_BYTES if total.is_cuda else CACHE_BYTES * torch.get_num_threads()
     entries = max(1, limit // terms[0].left.element_size())
-    if total.is_cuda or 2 * a * b <= entries:
+    if total.is_cuda or a * b <= SMALL_ENTRIES:
         size = max(1, entries // (a * b))
         for start in range(0, n, size):
             part = slice(start, start + size)
@@ -176,17 +224,20 @@ def _outer_squares(terms: Sequence[Outer], total: Tensor) -> None:
                 products.baddbmm_(term.left[part].transpose(1, 2), term.right[part])
             total.add_(products.to(total.dtype).square_().sum(0))
         return
-    height = max(1, entries // b)
-    buffer = terms[0].left.new_empty(min(height, a), b)
+    height = -(-a // -(-a * b // entries))
+    buffer = terms[0].left.new_empty(height, b)
     for start in range(0, a, height):
         # a slice of rows small enough that buffer and sum stay in the cache for all examples
         part = slice(start, start + height)
         accumulated = total[part]
         product = buffer[: len(accumulated)]
+        sides = [
+            (term.left[:, :, part].transpose(1, 2).unbind(), term.right.unbind()) for term in terms
+        ]
         for i in range(n):
-            torch.mm(terms[0].left[i, :, part].T, terms[0].right[i], out=product)
-            for term in terms[1:]:
-                product.addmm_(term.left[i, :, part].T, term.right[i])
+            torch.mm(sides[0][0][i], sides[0][1][i], out=product)
+            for lefts, rights in sides[1:]:
+                product.addmm_(lefts[i], rights[i])
             accumulated.addcmul_(product, product)
 
 

@@ -153,8 +153,41 @@ def test_missing_candidates_weigh_nothing():
 
 @pytest.mark.parametrize(
     ("estimator", "message"),
-    [("empirical", "labels"), ("sampled", "uniform"), ("magic", "exact, sampled, empirical")],
+    [
+        ("empirical", "labels"),
+        ("sampled", "uniform"),
+        ("magic", "exact, sampled, empirical, rademacher"),
+    ],
 )
 def test_what_an_estimator_lacks_is_said(estimator, message):
     with pytest.raises(ValueError, match=message):
         candidate_weights(torch.zeros(1, 2), estimator)
+
+
+def test_rademacher_is_the_mean_over_all_signs(monkeypatch):
+    """With every pattern of signs once, the mean is the exact Fisher: it is unbiased."""
+    model, batch, log_probs = toy_case()
+    few = cut(batch, 0, 2)
+    patterns = torch.cartesian_prod(*[torch.tensor([-1.0, 1.0])] * 8).view(-1, 2, 4)
+
+    def every(indices, samples, candidates, seed):
+        return patterns.transpose(0, 1)
+
+    exact = estimate_fisher(model, [few], log_probs, "exact").values
+    monkeypatch.setattr("fmerge.fisher.accumulator.signs", every)
+    found = estimate_fisher(model, [few], log_probs, "rademacher", samples=256).values
+    assert_same(found, exact)
+
+
+def test_rademacher_is_seeded_and_near_the_exact_fisher():
+    model, batch, log_probs = toy_case()
+    exact = estimate_fisher(model, [batch], log_probs, "exact").values
+    many = estimate_fisher(model, [batch], log_probs, "rademacher", samples=2_000, seed=1).values
+    total = sum(float(value.sum()) for value in exact.values())
+    assert abs(sum(float(value.sum()) for value in many.values()) / total - 1) < 0.1
+    once, again, other = (
+        estimate_fisher(model, [batch], log_probs, "rademacher", samples=1, seed=seed).values
+        for seed in (1, 1, 2)
+    )
+    assert all(torch.equal(once[name], again[name]) for name in once)
+    assert any(not torch.equal(once[name], other[name]) for name in once)
