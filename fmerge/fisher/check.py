@@ -10,8 +10,9 @@ e[i,j] = 0 for i ≠ j and e[i,i] = gᵢ, the gradient of ℓᵢ. For random fac
 import torch
 from torch import Tensor, nn
 
-from fmerge.fisher.recording import Layout, Recording, Source, Use
+from fmerge.fisher.recording import Recording
 from fmerge.fisher.terms import Term
+from fmerge.fisher.uses import Layout, Source, Use
 
 
 class Check:

@@ -10,12 +10,16 @@ from torch import Tensor, nn
 from fmerge.fisher.batches import LogProbs, differentiating
 from fmerge.fisher.check import Check
 from fmerge.fisher.fallback import Fallback, PerExample, square_gradients
-from fmerge.fisher.recording import Layout, Recording
+from fmerge.fisher.recording import Recording
 from fmerge.fisher.terms import Term, add_squares
+from fmerge.fisher.uses import Layout
 from fmerge.params import Params
 
 Weigh = Callable[[Tensor], Tensor]
 """From ℓ (n, c) to W (n, c), the weights of the squares."""
+
+_ROUNDS = 30
+"""Each round of a check settles something; a model that never settles goes to the fallback."""
 
 _LOG = logging.getLogger(__name__)
 
@@ -104,8 +108,11 @@ class SquaredGradients:
         """Finds out how rows belong to examples and which parameters the rules cover."""
         check = Check(n, self._layouts)
         everything = list(self.module.parameters())
-        done = False
+        done, rounds = False, 0
         while not done:
+            rounds += 1
+            if rounds > _ROUNDS:
+                self._leave(set(self._covered()))
             covered = self._covered()
             with differentiating(covered.values(), everything):
                 values = self._log_likelihoods(batch, n)

@@ -98,7 +98,8 @@ def layer_norm_weight(layer: nn.LayerNorm, x: Tensor, g: Tensor, n: int) -> Term
     Returns:
         The gradients.
     """
-    normal = F.layer_norm(x, layer.normalized_shape, eps=layer.eps)
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    normal = F.layer_norm(wide, layer.normalized_shape, eps=layer.eps)
     return Summed(_token_sum((normal * g).flatten(-len(layer.normalized_shape)), n))
 
 
