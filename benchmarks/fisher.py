@@ -1,6 +1,6 @@
 """Time, peak memory and correctness of Fishers, against other ways to compute them.
 
-Run:  python benchmarks/fisher.py [--models minilm t5] [--rounds 7] [--no-memory]
+Run:  python benchmarks/fisher.py [--models minilm t5] [--rounds 7] [--threads 2] [--no-memory]
 
 All contestants take turns in one process, so that other work on the machine meets them all.
 Peak memory is measured in a process of its own for each: the highest resident size during two
@@ -268,24 +268,27 @@ def errors(case: Case, found: dict[str, Contestant]) -> dict[str, str]:
     return cells
 
 
-def times(case: Case, found: dict[str, Contestant], rounds: int) -> dict[str, list[float]]:
-    """Lets the contestants take turns; seconds per example."""
-    taken: dict[str, list[float]] = {name: [] for name in found}
+def times(
+    case: Case, found: dict[str, Contestant], rounds: int
+) -> dict[str, list[tuple[float, float]]]:
+    """Lets the contestants take turns; seconds per example, by the clock and of processors."""
+    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in found}
     for turn in range(rounds + 1):
         for name, contestant in found.items():
             if contestant.few and turn > max(2, rounds // 3):
                 continue
             batch = case.few() if contestant.few else case.batch
-            start = time.perf_counter()
+            start = time.perf_counter(), time.process_time()
             contestant.run(batch)
             if turn:  # the first turn warms up, and is where a kind of batch is checked
-                taken[name].append((time.perf_counter() - start) / len(batch["labels"]))
+                ends, n = (time.perf_counter(), time.process_time()), len(batch["labels"])
+                taken[name].append(((ends[0] - start[0]) / n, (ends[1] - start[1]) / n))
     return taken
 
 
-def peak(case_name: str, contestant_name: str) -> float:
+def peak(case_name: str, contestant_name: str, threads: int) -> float:
     """Runs one contestant alone: highest resident size minus that at the start, in MiB."""
-    torch.set_num_threads(2)
+    torch.set_num_threads(threads)
     case = CASES[case_name]()
     contestant = contestants(case)[contestant_name]
     with open("/proc/self/clear_refs", "w") as file:
@@ -308,23 +311,26 @@ def table(key: str, rounds: int, memory: bool) -> Table:
     found = contestants(case)
     cells = errors(case, found)
     taken = times(case, found, rounds)
-    plain = statistics.median(taken["forward + backward"])
     result = Table(title=f"{case.name}, {torch.get_num_threads()} threads, {rounds} rounds")
-    for column in ("", "ms/example", "spread", "of plain step's throughput", "peak MiB", "error"):
-        result.add_column(column, justify="left" if not column else "right")
+    headings = ("ms/example", "spread", "of plain's speed", "by CPU time", "peak MiB", "error")
+    result.add_column("")
+    for heading in headings:
+        result.add_column(heading, justify="right")
+    plain = [statistics.median(column) for column in zip(*taken["forward + backward"], strict=True)]
     for name, cell in cells.items():
         if name not in found:
-            result.add_row(name, "-", "-", "-", "-", cell)
+            result.add_row(name, "-", "-", "-", "-", "-", cell)
             continue
-        median = statistics.median(taken[name])
-        spread = f"{1e3 * min(taken[name]):.1f} - {1e3 * max(taken[name]):.1f}"
-        note = f" ({FEW} at once)" if found[name].few else ""
+        clock, processors = (list(column) for column in zip(*taken[name], strict=True))
+        medians = statistics.median(clock), statistics.median(processors)
+        spread = f"{1e3 * min(clock):.1f} - {1e3 * max(clock):.1f}"
+        ratios = [f"{base / median:.2f}" for base, median in zip(plain, medians, strict=True)]
         size = "-"
         if memory:
             with multiprocessing.get_context("spawn").Pool(1) as pool:
-                size = f"{pool.apply(peak, (key, name)):.0f}{note}"
-        ratio = f"{plain / median:.2f}"
-        result.add_row(name, f"{1e3 * median:.1f}", spread, ratio, size, cell)
+                size = f"{pool.apply(peak, (key, name, torch.get_num_threads())):.0f}"
+            size += f" ({FEW} at once)" if found[name].few else ""
+        result.add_row(name, f"{1e3 * medians[0]:.1f}", spread, *ratios, size, cell)
     return result
 
 
@@ -333,9 +339,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--models", nargs="+", choices=list(CASES), default=list(CASES))
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--no-memory", action="store_true")
     arguments = parser.parse_args()
-    torch.set_num_threads(2)
+    torch.set_num_threads(arguments.threads)
     for key in arguments.models:
         Console(width=130).print(table(key, arguments.rounds, not arguments.no_memory))
 
