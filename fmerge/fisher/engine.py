@@ -18,6 +18,9 @@ from fmerge.params import Params
 Weigh = Callable[[Tensor], Tensor]
 """From ℓ (n, c) to W (n, c), the weights of the squares."""
 
+_ATTEMPTS = 4
+"""A batch is recorded again after its kind was checked, but not for ever."""
+
 _ROUNDS = 30
 """Each round of a check settles something; a model that never settles goes to the fallback."""
 
@@ -73,15 +76,18 @@ class SquaredGradients:
                 seeds = candidate_seeds(log_likelihoods, weigh(log_likelihoods))
                 square_gradients(log_likelihoods, seeds, self.parameters, sums)
             return
-        while True:
+        seeds_or_none, attempts = None, 0
+        while seeds_or_none is None:
+            if attempts:
+                self._check(batch, n)
+            if attempts > _ATTEMPTS:  # its calls are others each time
+                self._leave(set(self._covered()))
             covered = self._covered()
             with differentiating(covered.values(), everything):
                 recording = Recording(self.module, self._names, n, self._layouts)
                 with recording.record():
                     seeds_or_none = self._try(batch, n, weigh, sums, recording)
-            if seeds_or_none is not None:
-                break
-            self._check(batch, n)
+            attempts += 1
         uncovered = {name: self.parameters[name] for name in sorted(self.uncovered)}
         if uncovered:
             self._per_example.add(batch, seeds_or_none, uncovered, sums)
@@ -92,7 +98,8 @@ class SquaredGradients:
         """Adds the covered parameters' squares; None if this kind of batch was not checked."""
         log_likelihoods = self._log_likelihoods(batch, n, recording)
         unseen, leaves = recording.unseen(log_likelihoods)
-        if unseen or (recording.structure(), tuple(sorted(self.uncovered))) not in self._checked:
+        kind = (recording.structure(), tuple(sorted(self.uncovered)))
+        if self._covered() and (unseen or kind not in self._checked):
             return None
         seeds = candidate_seeds(log_likelihoods, weigh(log_likelihoods))
 

@@ -289,3 +289,38 @@ def test_squares_of_terms_are_those_of_explicit_gradients(n, t, a, b, uses):
         {"squares": total, "sum": added},
         {"squares": (gradients**2).sum(0), "sum": gradients.sum(0)},
     )
+
+
+def test_a_model_whose_calls_change_each_time_ends_in_the_fallback():
+    calls = []
+
+    def inner(model, hidden):
+        calls.append(None)
+        for _ in range(len(calls)):
+            model.layer(hidden)  # one more call each time, without a part in the answer
+        return model.layer(hidden)
+
+    model = Wrapped(inner).double()
+    batch = padded()
+    found = estimate_fisher(model, [batch], model, fallback="loop").values
+    assert_same(found, definition(model, batch, model))
+
+
+def test_rows_that_no_example_owns_are_recorded_as_such_when_sizes_agree():
+    """Eight positions and eight examples: only the numbers tell them apart."""
+
+    class Positions(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.tokens, self.places = nn.Embedding(VOCABULARY, 6), nn.Embedding(N, 6)
+            self.head = nn.Linear(6, 3)
+
+        def forward(self, batch):
+            hidden = self.tokens(batch["input_ids"]) + self.places(torch.arange(N))
+            return self.head(hidden.tanh().mean(1)).log_softmax(1)
+
+    torch.manual_seed(0)
+    model = Positions().double()
+    batch = padded()
+    found = estimate_fisher(model, [batch], model, fallback="error").values
+    assert_same(found, definition(model, batch, model))
