@@ -142,10 +142,6 @@ def without_graph(model, hidden):
     return hidden + shift
 
 
-def checkpointed(model, hidden):
-    return checkpoint(lambda h: model.layer(h).tanh(), hidden, use_reentrant=False)
-
-
 @pytest.mark.parametrize(
     "inner",
     [
