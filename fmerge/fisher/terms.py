@@ -11,8 +11,8 @@ from typing import final
 import torch
 from torch import Tensor
 
-CACHE_BYTES = 2**19
-"""The buffer of one CPU thread: with the sum it is added to, half of a second-level cache."""
+CACHE_BYTES = 2**20
+"""The buffer of one CPU thread: with the sum it is added to, a second-level cache of 2 MiB."""
 
 DEVICE_BYTES = 2**28
 """The buffer on an accelerator, where few large kernels beat many small ones."""
