@@ -1,18 +1,17 @@
 """Sums of squared per-example gradients, batch by batch, and the estimate made of them."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fmerge.fisher.estimators import Estimator, candidate_weights, uniforms
+from fmerge.fisher.batches import LogProbs, batch_labels, batch_size, differentiating, evaluating
+from fmerge.fisher.engine import SquaredGradients
+from fmerge.fisher.estimators import Estimator, candidate_weights, signs, uniforms
+from fmerge.fisher.fallback import Fallback, square_gradients
 from fmerge.params import Params
-
-LogProbs = Callable[[Any], Tensor]
-"""From a batch to ℓ (n, c), the log-likelihoods of each example's candidate answers."""
 
 
 @dataclass(frozen=True)
@@ -28,19 +27,6 @@ class FisherEstimate:
     count: int
 
 
-def batch_labels(batch: Any) -> Tensor:
-    """Reads the true answers of a batch from its ``"labels"``.
-
-    Args:
-        batch: A mapping with ``"labels"`` (n,).
-
-    Returns:
-        The labels (n,).
-    """
-    labels: Tensor = batch["labels"]
-    return labels
-
-
 class FisherAccumulator:
     """Adds Σₙ Σ꜀ W[n,c] (∂ℓ[n,c]/∂θ)² over batches, for every parameter that requires grad.
 
@@ -51,9 +37,11 @@ class FisherAccumulator:
         module: The module whose parameters are differentiated; in eval mode while it is used.
         log_probs: From a batch to ℓ (n, c).
         estimator: Which candidates enter, with which weights.
-        samples: S, draws per example of ``sampled``.
+        samples: S, draws per example of ``sampled``; K, backward passes of ``rademacher``.
         seed: Seed of those draws.
         labels: From a batch to the true answers (n,), for ``empirical``.
+        fallback: What is done about parameters that no rule covers: exact differentiation
+            example by example, by ``vmap`` or a ``loop``, or an ``error`` that names them.
 
     Attributes:
         sums: The sums so far by parameter name, at least float32, on the parameter's device.
@@ -68,6 +56,7 @@ class FisherAccumulator:
         samples: int = 1,
         seed: int = 0,
         labels: Callable[[Any], Tensor] = batch_labels,
+        fallback: Fallback = "vmap",
     ) -> None:
         self.module = module
         self.log_probs = log_probs
@@ -77,9 +66,14 @@ class FisherAccumulator:
         self.labels = labels
         self.count = 0
         self.sums: Params = {
-            name: torch.zeros_like(parameter, dtype=_accumulation_dtype(parameter))
+            name: torch.zeros(
+                parameter.shape,
+                dtype=torch.promote_types(parameter.dtype, torch.float32),
+                device=parameter.device,
+            )
             for name, parameter in self._parameters().items()
         }
+        self._engine = SquaredGradients(module, log_probs, self._parameters(), fallback)
 
     def add(self, batch: Any, indices: Sequence[int] | None = None) -> int:
         """Adds one batch.
@@ -92,14 +86,22 @@ class FisherAccumulator:
 
         Returns:
             n, the number of examples added.
+
+        Raises:
+            ValueError: If there is not one index per example.
         """
         n = batch_size(batch)
         if indices is None:
             indices = range(self.count, self.count + n)
-        parameters = self._parameters()
+        if len(indices) != n:
+            raise ValueError(f"got {len(indices)} indices for a batch of {n} examples")
         with evaluating(self.module), torch.enable_grad():
-            for i, index in enumerate(indices):
-                self._add_example(example(batch, i, n), index, parameters)
+            if self.estimator == "rademacher":
+                self._add_signed(batch, indices)
+            else:
+                self._engine.add(
+                    batch, n, lambda values: self._weights(batch, indices, values), self.sums
+                )
         self.count += n
         return n
 
@@ -120,24 +122,20 @@ class FisherAccumulator:
     def _parameters(self) -> dict[str, nn.Parameter]:
         return {n: p for n, p in self.module.named_parameters() if p.requires_grad}
 
-    def _add_example(self, one: Any, index: int, parameters: dict[str, nn.Parameter]) -> None:
-        log_likelihoods = self.log_probs(one)
-        labels = self.labels(one) if self.estimator == "empirical" else None
-        draws = uniforms([index], self.samples, self.seed) if self.estimator == "sampled" else None
-        weights = candidate_weights(log_likelihoods, self.estimator, labels, draws)[0]
-        candidates = weights.nonzero().flatten().tolist()
-        for candidate in candidates:
-            gradients = torch.autograd.grad(
-                log_likelihoods[0, candidate],
-                list(parameters.values()),
-                retain_graph=candidate != candidates[-1],
-                allow_unused=True,  # such a parameter's derivative is zero
-            )
-            weight = float(weights[candidate])
-            for name, gradient in zip(parameters, gradients, strict=True):
-                if gradient is not None:
-                    squared = gradient.to(self.sums[name].dtype).square_()
-                    self.sums[name].add_(squared, alpha=weight)
+    def _weights(self, batch: Any, indices: Sequence[int], log_likelihoods: Tensor) -> Tensor:
+        labels = self.labels(batch) if self.estimator == "empirical" else None
+        draws = uniforms(indices, self.samples, self.seed) if self.estimator == "sampled" else None
+        return candidate_weights(log_likelihoods, self.estimator, labels, draws)
+
+    def _add_signed(self, batch: Any, indices: Sequence[int]) -> None:
+        """Adds 1/K Σₖ (∂ Σₙ꜀ ε √p ℓ / ∂θ)², of the whole batch: unbiased, since E[ε ε'] = 0."""
+        parameters = self._parameters()
+        with differentiating(parameters.values(), self.module.parameters()):
+            log_likelihoods = self.log_probs(batch)
+            roots = candidate_weights(log_likelihoods, self.estimator).sqrt()
+            random = signs(indices, self.samples, roots.shape[1], self.seed).to(roots)
+            seeds = [random[:, k] * roots for k in range(self.samples)]
+            square_gradients(log_likelihoods, seeds, parameters, self.sums, 1 / self.samples)
 
 
 def estimate_fisher(
@@ -148,6 +146,7 @@ def estimate_fisher(
     samples: int = 1,
     seed: int = 0,
     labels: Callable[[Any], Tensor] = batch_labels,
+    fallback: Fallback = "vmap",
 ) -> FisherEstimate:
     r"""Estimates a diagonal Fisher without a Trainer.
 
@@ -159,86 +158,17 @@ def estimate_fisher(
         batches: The data, on the module's device.
         log_probs: From a batch to ℓ (n, c), the log-likelihoods of the candidate answers.
         estimator: ``exact``: W = softmax꜀(ℓ); ``sampled``: answers drawn from it;
-            ``empirical``: the true answer.
-        samples: Draws per example of ``sampled``.
+            ``empirical``: the true answer; ``rademacher``: unbiased for exact, by random signs.
+        samples: Draws per example of ``sampled``, backward passes of ``rademacher``.
         seed: Seed of those draws.
         labels: From a batch to the true answers (n,), for ``empirical``.
+        fallback: What is done about parameters that no rule covers: exact differentiation
+            example by example, by ``vmap`` or a ``loop``, or an ``error`` that names them.
 
     Returns:
         F by parameter name, and the number of examples.
     """
-    accumulator = FisherAccumulator(module, log_probs, estimator, samples, seed, labels)
+    accumulator = FisherAccumulator(module, log_probs, estimator, samples, seed, labels, fallback)
     for batch in batches:
         accumulator.add(batch)
     return accumulator.estimate()
-
-
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Puts a module in eval mode and gives every submodule its own mode back.
-
-    Args:
-        module: Any module.
-
-    Yields:
-        Nothing; no dropout inside the block.
-    """
-    modes = {submodule: submodule.training for submodule in module.modules()}
-    try:
-        module.eval()
-        yield
-    finally:
-        for submodule, training in modes.items():
-            submodule.training = training
-
-
-def batch_size(batch: Any) -> int:
-    """Counts the examples of a batch.
-
-    Args:
-        batch: Tensors in any nesting of mappings and sequences.
-
-    Returns:
-        The first dimension of the first tensor.
-
-    Raises:
-        ValueError: If there is no tensor with a dimension in it.
-    """
-    for leaf in _leaves(batch):
-        if isinstance(leaf, Tensor) and leaf.ndim:
-            return len(leaf)
-    raise ValueError(f"found no tensor to count examples by in a batch of {type(batch).__name__}")
-
-
-def example(batch: Any, i: int, n: int) -> Any:
-    """Cuts one example out of a batch.
-
-    Args:
-        batch: Tensors in any nesting of mappings and sequences.
-        i: The example's position in the batch.
-        n: The batch's size.
-
-    Returns:
-        The same nesting; tensors of first dimension n hold example i alone (1, …).
-    """
-    if isinstance(batch, Tensor):
-        return batch[i : i + 1] if batch.ndim and len(batch) == n else batch
-    if isinstance(batch, Mapping):
-        return {key: example(value, i, n) for key, value in batch.items()}
-    if isinstance(batch, list | tuple):
-        return type(batch)(example(value, i, n) for value in batch)
-    return batch
-
-
-def _leaves(batch: Any) -> Iterator[Any]:
-    if isinstance(batch, Mapping):
-        batch = list(batch.values())
-    if isinstance(batch, list | tuple):
-        for value in batch:
-            yield from _leaves(value)
-    else:
-        yield batch
-
-
-def _accumulation_dtype(parameter: Tensor) -> torch.dtype:
-    return torch.promote_types(parameter.dtype, torch.float32)

@@ -1,7 +1,7 @@
 """Which candidate answers enter a Fisher, and with which weight.
 
 Every estimator is F = 1/N Σₙ Σ꜀ W[n,c] (∂ℓ[n,c]/∂θ)², with ℓ (n, c) the log-likelihoods of the
-candidates; the estimators differ in W alone.
+candidates; the estimators differ in W alone. `rademacher` has the W of `exact` in expectation.
 """
 
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-Estimator = Literal["exact", "sampled", "empirical"]
+Estimator = Literal["exact", "sampled", "empirical", "rademacher"]
 ESTIMATORS: tuple[str, ...] = get_args(Estimator)
 
 _BLOCK = 256
@@ -27,10 +27,11 @@ def candidate_weights(
     - exact: W[n,c] = p(c|xₙ) = softmax꜀(ℓ)
     - sampled: W[n,c] = (number of the S draws from p(·|xₙ) that are c) / S
     - empirical: W[n,c] = 1 for the true answer, else 0
+    - rademacher: W[n,c] = p(c|xₙ), as roots under random signs
 
     Args:
         log_likelihoods: ℓ (n, c), −inf where an example has fewer candidates than the widest.
-        estimator: One of the three.
+        estimator: One of the four.
         labels: True answers (n,), for ``empirical``.
         uniforms: Numbers in [0, 1) (n, S), for ``sampled``: inverted through the cumulative p.
 
@@ -41,7 +42,7 @@ def candidate_weights(
         ValueError: If the estimator is unknown, or its labels or uniforms are missing.
     """
     probabilities = log_likelihoods.detach().softmax(dim=1)
-    if estimator == "exact":
+    if estimator in {"exact", "rademacher"}:
         return probabilities
     if estimator == "empirical":
         if labels is None:
@@ -83,3 +84,19 @@ def uniforms(indices: Sequence[int], samples: int, seed: int) -> Tensor:
         for block in {index // _BLOCK for index in indices}
     }
     return torch.stack([blocks[index // _BLOCK][index % _BLOCK] for index in indices])
+
+
+def signs(indices: Sequence[int], samples: int, candidates: int, seed: int) -> Tensor:
+    """Draws the random signs ε that belong to given examples.
+
+    Args:
+        indices: Positions of the examples in the whole pass (n,).
+        samples: K, backward passes.
+        candidates: c.
+        seed: Seed of the stream.
+
+    Returns:
+        ±1 (n, K, c), on the CPU.
+    """
+    drawn = uniforms(indices, samples * candidates, seed)
+    return torch.where(drawn < 0.5, -1.0, 1.0).view(len(indices), samples, candidates)

@@ -1,0 +1,128 @@
+"""What the Fisher engine asks of a batch and a module: size, single examples, modes, flags."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+LogProbs = Callable[[Any], Tensor]
+"""From a batch to ℓ (n, c), the log-likelihoods of each example's candidate answers."""
+
+
+def batch_labels(batch: Any) -> Tensor:
+    """Reads the true answers of a batch from its ``"labels"``.
+
+    Args:
+        batch: A mapping with ``"labels"`` (n,).
+
+    Returns:
+        The labels (n,).
+    """
+    labels: Tensor = batch["labels"]
+    return labels
+
+
+def batch_size(batch: Any) -> int:
+    """Counts the examples of a batch.
+
+    Args:
+        batch: Tensors in any nesting of mappings and sequences.
+
+    Returns:
+        The first dimension of the first tensor.
+
+    Raises:
+        ValueError: If there is no tensor with a dimension in it.
+    """
+    for leaf in _leaves(batch):
+        if isinstance(leaf, Tensor) and leaf.ndim:
+            return len(leaf)
+    raise ValueError(f"found no tensor to count examples by in a batch of {type(batch).__name__}")
+
+
+def example(batch: Any, i: int, n: int) -> Any:
+    """Cuts one example out of a batch.
+
+    Args:
+        batch: Tensors in any nesting of mappings and sequences.
+        i: The example's position in the batch.
+        n: The batch's size.
+
+    Returns:
+        The same nesting; tensors of first dimension n hold example i alone (1, …).
+    """
+    return replace(batch, n, lambda tensor: tensor[i : i + 1])
+
+
+def replace(batch: Any, n: int, change: Callable[[Tensor], Tensor]) -> Any:
+    """Changes the tensors of a batch that hold one row per example.
+
+    Args:
+        batch: Tensors in any nesting of mappings and sequences.
+        n: The batch's size.
+        change: What becomes of a tensor of first dimension n.
+
+    Returns:
+        The same nesting.
+    """
+    if isinstance(batch, Tensor):
+        return change(batch) if batch.ndim and len(batch) == n else batch
+    if isinstance(batch, Mapping):
+        return {key: replace(value, n, change) for key, value in batch.items()}
+    if isinstance(batch, list | tuple):
+        return type(batch)(replace(value, n, change) for value in batch)
+    return batch
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Puts a module in eval mode and gives every submodule its own mode back.
+
+    Args:
+        module: Any module.
+
+    Yields:
+        Nothing; no dropout inside the block.
+    """
+    modes = {submodule: submodule.training for submodule in module.modules()}
+    try:
+        module.eval()
+        yield
+    finally:
+        for submodule, training in modes.items():
+            submodule.training = training
+
+
+@contextmanager
+def differentiating(
+    parameters: Iterable[nn.Parameter], among: Iterable[nn.Parameter]
+) -> Iterator[None]:
+    """Lets some parameters require grad, and puts every flag back.
+
+    Args:
+        parameters: Those that require grad inside the block.
+        among: All whose flags are set; the others of them do not require grad.
+
+    Yields:
+        Nothing.
+    """
+    flags = [(parameter, parameter.requires_grad) for parameter in among]
+    chosen = {id(parameter) for parameter in parameters}
+    try:
+        for parameter, _ in flags:
+            parameter.requires_grad_(id(parameter) in chosen)
+        yield
+    finally:
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
+
+
+def _leaves(batch: Any) -> Iterator[Any]:
+    if isinstance(batch, Mapping):
+        batch = list(batch.values())
+    if isinstance(batch, list | tuple):
+        for value in batch:
+            yield from _leaves(value)
+    else:
+        yield batch

@@ -1,0 +1,286 @@
+"""A parameter's gradients, example by example, from one use of it, and the sum of their squares.
+
+Letters: n example, t token (any position inside an example), a and b the two sides of a matrix.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+
+CACHE_BYTES = 2**20
+"""The buffer of one CPU thread: with the sum it is added to, a second-level cache of 2 MiB."""
+
+DEVICE_BYTES = 2**28
+"""The buffer on an accelerator, where few large kernels beat many small ones."""
+
+SMALL_ENTRIES = 2**13
+"""Matrices up to here cost a CPU less as one batched product than as one product each."""
+
+
+class Term(ABC):
+    """The gradients of one parameter, one per example, through one of its uses."""
+
+    @abstractmethod
+    def add_gradient(self, n: int, buffer: Tensor) -> None:
+        """Adds one example's gradient.
+
+        Args:
+            n: The example's position in the batch.
+            buffer: What is added to, of the parameter's shape.
+        """
+
+    @abstractmethod
+    def add_total(self, buffer: Tensor) -> None:
+        """Adds the sum of all examples' gradients.
+
+        Args:
+            buffer: What is added to, of the parameter's shape.
+        """
+
+
+@final
+@dataclass(frozen=True)
+class Outer(Term):
+    """Gradients Σₜ left[n,t,a] right[n,t,b] of a matrix (a, b).
+
+    Attributes:
+        left: (n, t, a).
+        right: (n, t, b).
+    """
+
+    left: Tensor
+    right: Tensor
+
+    def add_gradient(self, n: int, buffer: Tensor) -> None:
+        """Adds Σₜ left[n,t] ⊗ right[n,t].
+
+        Args:
+            n: The example's position in the batch.
+            buffer: Of the parameter's shape.
+        """
+        product = self.left[n].T @ self.right[n]
+        buffer.add_(product.view(buffer.shape))
+
+    def add_total(self, buffer: Tensor) -> None:
+        """Adds the sum over n.
+
+        Args:
+            buffer: Of the parameter's shape.
+        """
+        product = self.left.flatten(0, 1).T @ self.right.flatten(0, 1)
+        buffer.add_(product.view(buffer.shape))
+
+
+@final
+@dataclass(frozen=True)
+class Summed(Term):
+    """Gradients that were summed over tokens already.
+
+    Attributes:
+        values: (n, …), … of the parameter's number of entries.
+    """
+
+    values: Tensor
+
+    def add_gradient(self, n: int, buffer: Tensor) -> None:
+        """Adds values[n].
+
+        Args:
+            n: The example's position in the batch.
+            buffer: Of the parameter's shape.
+        """
+        buffer.add_(self.values[n].view(buffer.shape))
+
+    def add_total(self, buffer: Tensor) -> None:
+        """Adds the sum over n.
+
+        Args:
+            buffer: Of the parameter's shape.
+        """
+        buffer.add_(self.values.sum(0).view(buffer.shape))
+
+
+@final
+@dataclass(frozen=True)
+class Rows(Term):
+    """Gradients of a table whose row ids[n,t] receives values[n,t].
+
+    Attributes:
+        ids: Rows (n, t).
+        values: (n, t, b).
+    """
+
+    ids: Tensor
+    values: Tensor
+
+    def add_gradient(self, n: int, buffer: Tensor) -> None:
+        """Adds values[n,t] to row ids[n,t] for every t.
+
+        Args:
+            n: The example's position in the batch.
+            buffer: Of the parameter's shape.
+        """
+        buffer.index_add_(0, self.ids[n], self.values[n].to(buffer.dtype))
+
+    def add_total(self, buffer: Tensor) -> None:
+        """Adds the sum over n.
+
+        Args:
+            buffer: Of the parameter's shape.
+        """
+        values = self.values.flatten(0, 1).to(buffer.dtype)
+        buffer.index_add_(0, self.ids.flatten(), values)
+
+
+@final
+@dataclass(frozen=True)
+class Pulled(Term):
+    """Gradients through a tensor that is computed from parameters alone, without a batch.
+
+    Attributes:
+        source: That tensor u, with its graph, or the parameter itself.
+        values: ∂ℓₙ/∂u (n, …).
+        parameter: The parameter θ below it.
+    """
+
+    source: Tensor
+    values: Tensor
+    parameter: Tensor
+
+    def add_gradient(self, n: int, buffer: Tensor) -> None:
+        """Adds (∂u/∂θ)ᵀ values[n].
+
+        Args:
+            n: The example's position in the batch.
+            buffer: Of the parameter's shape.
+        """
+        (gradient,) = torch.autograd.grad(
+            self.source, self.parameter, self.values[n], retain_graph=True
+        )
+        buffer.add_(gradient)
+
+    def add_total(self, buffer: Tensor) -> None:
+        """Adds the sum over n.
+
+        Args:
+            buffer: Of the parameter's shape.
+        """
+        (gradient,) = torch.autograd.grad(
+            self.source, self.parameter, self.values.sum(0), retain_graph=True
+        )
+        buffer.add_(gradient)
+
+
+def add_squares(terms: Sequence[Term], total: Tensor) -> None:
+    r"""Adds the squared gradients of one parameter, its uses summed before the square.
+
+    .. math::
+        total \mathrel{+}= \sum_n \Big(\sum_{u} gradient_u[n]\Big)^2
+
+    Args:
+        terms: All uses of the parameter in one backward pass.
+        total: Of the parameter's shape, contiguous, at least float32.
+    """
+    outers = [term for term in terms if isinstance(term, Outer)]
+    rows = [term for term in terms if isinstance(term, Rows)]
+    sums = [term.values for term in terms if isinstance(term, Summed)]
+    if len(sums) == len(terms):
+        values = torch.stack(sums).sum(0) if len(sums) > 1 else sums[0]
+        total.add_(values.to(total.dtype).square_().sum(0).view(total.shape))
+    elif len(outers) == len(terms):
+        _outer_squares(outers, total.view(outers[0].left.shape[2], -1))
+    elif len(rows) == len(terms):
+        _, ids, values = _combined(rows, total)
+        total.index_add_(0, ids, values.square_())
+    elif len(outers) + len(rows) == len(terms):
+        _tied_squares(outers, rows, total)
+    else:
+        _general_squares(terms, total)
+
+
+def _outer_squares(terms: Sequence[Outer], total: Tensor) -> None:
+    """Chooses the cheapest exact form; the README of this folder states the rule."""
+    n, _, a = terms[0].left.shape
+    b = terms[0].right.shape[2]
+    if sum(term.left.shape[1] for term in terms) == 1:
+        # one position per example: (gx)² = g²x², so the whole batch is one product
+        left, right = (
+            side[:, 0].to(total.dtype).square() for side in (terms[0].left, terms[0].right)
+        )
+        total.addmm_(left.T, right)
+        return
+    limit = DEVICE_BYTES if total.is_cuda else CACHE_BYTES * torch.get_num_threads()
+    entries = max(1, limit // terms[0].left.element_size())
+    if total.is_cuda or a * b <= SMALL_ENTRIES:
+        size = max(1, entries // (a * b))
+        for start in range(0, n, size):
+            part = slice(start, start + size)
+            products = terms[0].left[part].transpose(1, 2) @ terms[0].right[part]
+            for term in terms[1:]:
+                products.baddbmm_(term.left[part].transpose(1, 2), term.right[part])
+            total.add_(products.to(total.dtype).square_().sum(0))
+        return
+    height = -(-a // -(-a * b // entries))
+    buffer = terms[0].left.new_empty(height, b)
+    for start in range(0, a, height):
+        # a slice of rows small enough that buffer and sum stay in the cache for all examples
+        part = slice(start, start + height)
+        accumulated = total[part]
+        product = buffer[: len(accumulated)]
+        sides = [
+            (term.left[:, :, part].transpose(1, 2).unbind(), term.right.unbind()) for term in terms
+        ]
+        for i in range(n):
+            torch.mm(sides[0][0][i], sides[0][1][i], out=product)
+            for lefts, rights in sides[1:]:
+                product.addmm_(lefts[i], rights[i])
+            accumulated.addcmul_(product, product)
+
+
+def _combined(terms: Sequence[Rows], total: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Adds up what one example gives to one row: examples (u,), rows (u,), values (u, b)."""
+    ids = torch.cat([term.ids for term in terms], dim=1)
+    values = torch.cat([term.values for term in terms], dim=1).flatten(0, 1)
+    keys = ids + torch.arange(len(ids), device=ids.device)[:, None] * len(total)
+    unique, position = torch.unique(keys, return_inverse=True)
+    sums = total.new_zeros(len(unique), values.shape[1])
+    sums.index_add_(0, position.flatten(), values.to(total.dtype))
+    return unique // len(total), unique % len(total), sums
+
+
+def _tied_squares(outers: Sequence[Outer], rows: Sequence[Rows], total: Tensor) -> None:
+    """A table that is read by row and multiplied by: (A + R)², R in few rows of each example.
+
+    Rows with both parts are left out of the products and added for themselves, so that nothing
+    is ever subtracted from a sum of squares.
+    """
+    owners, ids, values = _combined(rows, total)
+    masked = [term.left.clone() for term in outers]
+    for left in masked:
+        left[owners, :, ids] = 0
+    _outer_squares(
+        [Outer(left, term.right) for left, term in zip(masked, outers, strict=True)], total
+    )
+    for i in range(len(outers[0].left)):
+        own = owners == i
+        sums = values[own]
+        for term in outers:
+            sums += term.left[i][:, ids[own]].T @ term.right[i]
+        total.index_add_(0, ids[own], sums.square_())
+
+
+def _general_squares(terms: Sequence[Term], total: Tensor) -> None:
+    buffer = torch.empty_like(total)
+    examples = next(
+        len(term.left if isinstance(term, Outer) else term.values)  # type: ignore[attr-defined]
+        for term in terms
+    )
+    for i in range(examples):
+        buffer.zero_()
+        for term in terms:
+            term.add_gradient(i, buffer)
+        total.addcmul_(buffer, buffer)
