@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from fmerge.fisher.batches import LogProbs, batch_labels, batch_size, differentiating, evaluating
-from fmerge.fisher.engine import SquaredGradients
 from fmerge.fisher.estimators import Estimator, candidate_weights, signs, uniforms
 from fmerge.fisher.fallback import Fallback, square_gradients
 from fmerge.params import Params
@@ -73,6 +72,9 @@ class FisherAccumulator:
             )
             for name, parameter in self._parameters().items()
         }
+        # the rules name transformers' layers, whose import takes seconds that --help has not
+        from fmerge.fisher.engine import SquaredGradients
+
         self._engine = SquaredGradients(module, log_probs, self._parameters(), fallback)
 
     def add(self, batch: Any, indices: Sequence[int] | None = None) -> int:
