@@ -43,7 +43,7 @@ $(RUNS)/%/expert/config.json: $(CONFIGS)/fit.yaml $(CONFIGS)/%.yaml | .venv/inst
 
 $(RUNS)/%/fisher.safetensors: $(RUNS)/%/expert/config.json
 	$(FMERGE) fisher --config $(CONFIGS)/$*.yaml --expert $(RUNS)/$*/expert \
-	  --examples 100 --output $@ --overwrite true
+	  --examples 64 --output $@ --overwrite true
 
 FISHERS := $(LIBRARIES:%=$(RUNS)/%/fisher.safetensors)
 MERGE = $(FMERGE) merge --config $(CONFIGS)/merge.yaml --output $(@D) --overwrite true
@@ -53,10 +53,12 @@ $(RUNS)/average/report.md: $(FISHERS) $(CONFIGS)/merge.yaml
 
 $(RUNS)/fisher_merge/report.md: $(FISHERS) $(CONFIGS)/merge.yaml
 	$(MERGE) --method FisherMerge --references experts \
-	  --optimizer.search AxSearch --optimizer.search.trials 20
+	  --optimizer.search AxSearch --optimizer.search.trials 12 \
+	  --optimizer.search.initial_trials 6
 
 $(RUNS)/df_merge/report.md: $(FISHERS) $(CONFIGS)/merge.yaml
 	$(MERGE) --method DFMerge --references experts \
-	  --optimizer.search AxSearch --optimizer.search.trials 16
+	  --optimizer.search AxSearch --optimizer.search.trials 10 \
+	  --optimizer.search.initial_trials 5
 
 .SECONDARY:

@@ -59,6 +59,7 @@ class Evaluator:
         self.trainer = trainer
         self.module = module
         self.data = data
+        self._passes: dict[str, FisherPass] = {}
         data.trainer = trainer
         data.prepare_data()
         data.setup("validate")
@@ -105,7 +106,11 @@ class Evaluator:
         """
         if body is not None:
             self.write_body(body)
-        one = FisherPass(self.module, task, settings.estimator, settings.samples, settings.seed)
+        if task not in self._passes:
+            self._passes[task] = FisherPass(
+                self.module, task, settings.estimator, settings.samples, settings.seed
+            )
+        one = self._passes[task]
         self._predict(one, task, settings.split, settings.examples, settings.seed, bar)
         return one.estimate
 

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -119,7 +120,7 @@ class MergeRun:
             optimizer.target,
         )
 
-    @property
+    @cached_property
     def _evaluator(self) -> Evaluator:
         if self.data is None:
             raise UserError("there are no data to score on; give --data")

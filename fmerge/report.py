@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -155,8 +156,10 @@ def compare(folders: Sequence[Path]) -> Table:
         A rich table: what the merges are measured against, then the best of each run.
 
     Raises:
-        UserError: If a folder holds no scores, or the runs have other experts.
+        UserError: If there is no folder, one holds no scores, or the runs have other experts.
     """
+    if not folders:
+        raise UserError("name the folders of the merges to compare")
     rows: dict[str, Row] = {}
     for folder in folders:
         path = folder / "scores.json"
@@ -248,7 +251,7 @@ def draw_search(trials: Sequence[Trial], path: Path) -> None:
         figure.savefig(temporary, dpi=120, metadata={"Software": "fmerge"})
 
 
-def main(folders: list[Path]) -> None:
+def main(*folders: Path) -> None:
     """Prints the merges of several runs in one table.
 
     Args:
@@ -258,6 +261,8 @@ def main(folders: list[Path]) -> None:
 
 
 if __name__ == "__main__":
-    from jsonargparse import auto_cli
-
-    auto_cli(main)
+    try:
+        main(*map(Path, sys.argv[1:]))
+    except UserError as error:
+        sys.stderr.write(f"fmerge: error: {error}\n")
+        sys.exit(2)

@@ -11,16 +11,10 @@ from fmerge.errors import UserError, known
 
 TOPICS: dict[str, dict[str, list[str]]] = {
     "sklearn": {
-        "supervised learning": [
-            *("linear_model", "ensemble", "tree", "svm", "neighbors", "naive_bayes.py"),
-            *("neural_network", "gaussian_process", "discriminant_analysis.py"),
-        ],
-        "unsupervised learning": ["cluster", "decomposition", "manifold", "mixture", "covariance"],
-        "data preparation": [
-            *("preprocessing", "impute", "feature_extraction", "feature_selection"),
-            *("compose", "datasets"),
-        ],
-        "evaluation": ["metrics", "model_selection", "inspection", "calibration.py"],
+        "linear models": ["linear_model", "svm"],
+        "trees and ensembles": ["ensemble", "tree"],
+        "metrics": ["metrics"],
+        "model selection": ["model_selection", "calibration.py", "inspection"],
     },
     "sympy": {
         "expressions": ["core", "functions"],
@@ -56,9 +50,9 @@ class DocsTopics(TaskData):
     def __init__(
         self,
         library: str,
-        train: int = 500,
-        validation: int = 50,
-        test: int = 150,
+        train: int = 400,
+        validation: int = 40,
+        test: int = 120,
         seed: int = 0,
     ) -> None:
         if library not in TOPICS:

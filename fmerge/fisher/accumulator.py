@@ -77,6 +77,12 @@ class FisherAccumulator:
 
         self._engine = SquaredGradients(module, log_probs, self._parameters(), fallback)
 
+    def reset(self) -> None:
+        """Begins anew, at the module's present weights; what is known of its layers stays."""
+        self.count = 0
+        for total in self.sums.values():
+            total.zero_()
+
     def add(self, batch: Any, indices: Sequence[int] | None = None) -> int:
         """Adds one batch.
 

@@ -152,5 +152,5 @@ def _isotropic(experts: Sequence[Params], coefficients: Sequence[float]) -> Para
 
 def _norm(fisher: Params) -> float:
     """‖F‖₂ over all parameters; 1 for an all-zero Fisher, which then weighs nothing anyway."""
-    squares: list[Tensor] = [tensor.double().square().sum() for tensor in fisher.values()]
-    return float(torch.stack(squares).sum().sqrt()) or 1.0
+    norms: list[Tensor] = [torch.linalg.vector_norm(tensor).double() for tensor in fisher.values()]
+    return float(torch.linalg.vector_norm(torch.stack(norms))) or 1.0

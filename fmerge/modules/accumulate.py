@@ -55,6 +55,9 @@ class FisherPass(LightningModule):
 
     def on_predict_start(self) -> None:
         """Starts the sums at zero, on the module's device."""
+        if self._accumulator is not None:
+            self._accumulator.reset()  # the same module on other weights needs no new checks
+            return
         with torch.inference_mode(False):
             self._accumulator = FisherAccumulator(
                 self.module.task_model(self.task), self.module.label_log_probs, *self._settings
@@ -91,7 +94,6 @@ class FisherPass(LightningModule):
             accumulator.sums[name] = strategy.reduce(accumulator.sums[name], reduce_op="sum")
         accumulator.count = int(count)
         self.estimate = accumulator.estimate()
-        self._accumulator = None
 
     @property
     def _running(self) -> FisherAccumulator:
