@@ -22,10 +22,10 @@ class FisherSettings:
 
     Attributes:
         estimator: exact: every class, weighted by its probability; sampled: classes drawn from
-            the model; empirical: the true class.
+            the model; empirical: the true class; rademacher: random signs over whole batches.
         split: Split that the examples come from.
         examples: How many examples, chosen at random and then fixed; all of the split if null.
-        samples: Draws per example of ``sampled``.
+        samples: Draws per example of ``sampled``, backward passes of ``rademacher``.
         seed: Seed of the choice and of the draws.
     """
 

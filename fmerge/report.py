@@ -236,10 +236,10 @@ def draw_search(trials: Sequence[Trial], path: Path) -> None:
     figure = Figure(figsize=(6.4, 3.6), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    numbers = [t.index + 1 for t in scored]
+    numbers = [t.index for t in scored]
     axes.plot(numbers, values, "o", color="#4878a8", markersize=4, label="trial")
     axes.step(numbers, best, where="post", color="#c2542d", label="best so far")
-    failed = [t.index + 1 for t in trials if t.objective is None]
+    failed = [t.index for t in trials if t.objective is None]
     if failed and values:
         axes.plot(failed, [min(values)] * len(failed), "x", color="grey", label="failed")
     axes.set_xlabel("trial")

@@ -138,10 +138,11 @@ class FMergeTrainer(Trainer):
             output: File to write, .safetensors or .h5.
             task: Which of the data's tasks, if it has several.
             estimator: exact: every class, weighted by its probability; sampled: classes drawn
-                from the model; empirical: the true class.
+                from the model; empirical: the true class; rademacher: random signs over whole
+                batches, unbiased for exact, for any architecture at little cost.
             split: Split that the examples come from.
             examples: How many examples, chosen at random; all of the split if left out.
-            samples: Draws per example of the sampled estimator.
+            samples: Draws per example of sampled; backward passes of rademacher.
             seed: Seed of the choice and of the draws.
             overwrite: Replace the output file if it exists.
 

@@ -23,7 +23,7 @@ class FisherPass(LightningModule):
         module: The task module, whose weights are where the Fisher is taken.
         task: The task, whose shared body and head are differentiated.
         estimator: Which answers enter.
-        samples: Draws per example of ``sampled``.
+        samples: Draws per example of ``sampled``, backward passes of ``rademacher``.
         seed: Seed of those draws.
 
     Attributes:
