@@ -106,6 +106,8 @@ def one_line(message: str, options: list[str]) -> str:
     if required := re.search(r"arguments are required: (.+)", message):
         names = [f"--{name.partition('.')[2] or name}" for name in required[1].split(", ")]
         return f"{', '.join(names)}: required but not given; --help tells what it takes"
+    if valueless := re.search(r"argument (\S+): expected one argument", message):
+        return f"{valueless[1]}: needs a value, such as true; --help tells what it takes"
     if unrecognized := re.search(r"unrecognized arguments: (\S+)", message):
         name = unrecognized[1].partition("=")[0]
         close = difflib.get_close_matches(name, options, n=1)

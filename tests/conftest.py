@@ -27,3 +27,11 @@ def _closed_network(monkeypatch):
 def zoo(tmp_path_factory) -> tiny.Zoo:
     """A base, experts of two tasks and their data files, shared and never changed."""
     return tiny.make_zoo(tmp_path_factory.mktemp("zoo"))
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Prints the figures that tests recorded, whichever process they ran in."""
+    for report in terminalreporter.getreports("passed"):
+        for name, value in report.user_properties:
+            if name == "figure":
+                terminalreporter.write_line(value)

@@ -129,7 +129,7 @@ def definition(zoo, task, expert, estimator, weights=None):
 
 
 @pytest.mark.parametrize("estimator", ["exact", "sampled"])
-def test_two_processes_give_the_fisher_of_one(zoo, tmp_path, estimator):
+def test_two_processes_give_the_fisher_of_one(zoo, tmp_path, estimator, record_property):
     """13 examples in batches of 4: the last batches are uneven, and no example counts twice."""
     config = data_config(zoo, tmp_path, "colour")
     found = {}
@@ -147,10 +147,12 @@ def test_two_processes_give_the_fisher_of_one(zoo, tmp_path, estimator):
         )
         found[processes], provenance = read_fisher(output)
         assert provenance["examples"] == 13
-    assert relative_error(found[2], found[1]) < 1e-6
+    error = relative_error(found[2], found[1])
+    record_property("figure", f"{estimator} Fisher of 2 processes: relative error {error:.1e} of 1")
+    assert error < 1e-6
 
 
-def test_mixed_precision_is_close(zoo, tmp_path, capsys):
+def test_mixed_precision_is_close(zoo, tmp_path, record_property):
     config = data_config(zoo, tmp_path, "colour")
     found = {}
     for precision in ("32-true", "bf16-mixed"):
@@ -161,8 +163,7 @@ def test_mixed_precision_is_close(zoo, tmp_path, capsys):
         )
         found[precision] = read_fisher(output)[0]
     error = relative_error(found["bf16-mixed"], found["32-true"])
-    with capsys.disabled():
-        print(f"\nbf16-mixed Fisher: relative error against float32 {error:.4f}")
+    record_property("figure", f"Fisher under bf16-mixed: relative error {error:.4f} of float32")
     assert 1e-5 < error < 0.05
     run(
         *["fit", "--config", config, "--model.path", zoo.base, "--output", tmp_path / "fit"],

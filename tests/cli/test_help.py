@@ -82,6 +82,7 @@ def test_a_printed_configuration_runs_as_it_is(zoo, tmp_path, capsys):
             "--estimator: unknown value 'magic'; known: exact, sampled, empirical",
         ),
         (["fisher", "--expert=x"], "--output: required but not given"),
+        (["merge", "--overwrite"], "--overwrite: needs a value, such as true"),
         (["merge", "--config=absent.yaml"], "absent.yaml"),
         (["fisher", "--expert=x", "--output=o.h5", "--examples=many"], "--examples: "),
     ],
