@@ -59,7 +59,7 @@ class Evaluator:
         self.trainer = trainer
         self.module = module
         self.data = data
-        self._passes: dict[str, FisherPass] = {}
+        self._passes: dict[tuple[str, Estimator, int, int], FisherPass] = {}
         data.trainer = trainer
         data.prepare_data()
         data.setup("validate")
@@ -106,11 +106,10 @@ class Evaluator:
         """
         if body is not None:
             self.write_body(body)
-        if task not in self._passes:
-            self._passes[task] = FisherPass(
-                self.module, task, settings.estimator, settings.samples, settings.seed
-            )
-        one = self._passes[task]
+        key = (task, settings.estimator, settings.samples, settings.seed)
+        if key not in self._passes:
+            self._passes[key] = FisherPass(self.module, *key)
+        one = self._passes[key]
         self._predict(one, task, settings.split, settings.examples, settings.seed, bar)
         return one.estimate
 

@@ -30,7 +30,7 @@ class MergeRun:
 
     Args:
         trainer: The Trainer whose passes score.
-        module: The live module, which has adopted the ensemble's models.
+        module: The live module; it must adopt the ensemble's models before ``run``.
         data: The tasks; None where nothing shall be scored.
         ensemble: Base, experts and Fishers.
         method: The formula.

@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.trainer import call
 from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
@@ -27,6 +26,7 @@ from fmerge.store import (
     check_new_file,
     check_new_folder,
     load_classifier,
+    load_lightning,
     load_tokenizer,
     write_fisher,
     write_text,
@@ -264,8 +264,7 @@ class FMergeTrainer(Trainer):
         best = getattr(self.checkpoint_callback, "best_model_path", "")
         if self.is_global_zero:
             if best:
-                state = torch.load(best, map_location="cpu", weights_only=True)["state_dict"]
-                model.load_state_dict(state)
+                model.load_state_dict(load_lightning(Path(best))["state_dict"])
             model.float()
             model.save(output / "expert")
             Console().print(f"Expert: {output / 'expert'}", soft_wrap=True, highlight=False)

@@ -7,7 +7,12 @@ from fmerge.store.atomic import (
     replacing_file,
     write_text,
 )
-from fmerge.store.checkpoints import load_classifier, load_tokenizer, save_classifiers
+from fmerge.store.checkpoints import (
+    load_classifier,
+    load_lightning,
+    load_tokenizer,
+    save_classifiers,
+)
 from fmerge.store.fishers import check_fisher_path, read_fisher, write_fisher
 
 __all__ = [
@@ -16,6 +21,7 @@ __all__ = [
     "check_new_file",
     "check_new_folder",
     "load_classifier",
+    "load_lightning",
     "load_tokenizer",
     "read_fisher",
     "replacing_file",

@@ -180,14 +180,14 @@ def _read_lightning(
     prefix = f"models.{task}."
     state = {
         name.removeprefix(prefix): tensor
-        for name, tensor in _load(path)["state_dict"].items()
+        for name, tensor in load_lightning(path)["state_dict"].items()
         if name.startswith(prefix)
     }
     return hyperparameters["path"], tasks[task], state
 
 
 def _hyperparameters(path: Path) -> dict[str, Any]:
-    found: dict[str, Any] = _load(path).get("hyper_parameters", {})
+    found: dict[str, Any] = load_lightning(path).get("hyper_parameters", {})
     if not found.get("path") or not found.get("tasks"):
         raise UserError(
             f"{path}: is no checkpoint of 'fmerge fit': its hyper-parameters are missing"
@@ -195,7 +195,18 @@ def _hyperparameters(path: Path) -> dict[str, Any]:
     return found
 
 
-def _load(path: Path) -> dict[str, Any]:
+def load_lightning(path: Path) -> dict[str, Any]:
+    """Reads a Lightning checkpoint, on the CPU, running nothing that is in it.
+
+    Args:
+        path: The ``.ckpt``.
+
+    Returns:
+        Its content, ``state_dict`` among it.
+
+    Raises:
+        UserError: If it is missing, damaged, of another kind, or would run code.
+    """
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     try:
