@@ -5,14 +5,14 @@ import sys
 import warnings
 from typing import Any
 
-from lightning.pytorch import Trainer
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from fmerge.data import MultiTask
 from fmerge.errors import UserError
 from fmerge.merge_optimizer import MergeOptimizer
-from fmerge.modules import TaskModule
 from fmerge.parser import FMergeParser
 from fmerge.trainer import FMergeTrainer
 
@@ -114,7 +114,7 @@ def main(args: list[str] | None = None) -> None:
     warnings.filterwarnings("ignore", ".*treespec, LeafSpec.*")
     try:
         FMergeCLI(
-            TaskModule,
+            LightningModule,
             MultiTask,
             trainer_class=FMergeTrainer,
             trainer_defaults={"logger": False, "enable_model_summary": False},
@@ -137,4 +137,8 @@ def main(args: list[str] | None = None) -> None:
         if cause is None:
             raise
         sys.stderr.write(f"fmerge: error: {cause}\n")
+        sys.exit(2)
+    except MisconfigurationException as error:
+        reason = " ".join(str(error).split())
+        sys.stderr.write(f"fmerge: error: --trainer: {reason}\n")
         sys.exit(2)

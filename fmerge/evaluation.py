@@ -7,16 +7,26 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from torch import Tensor, distributed
 
 from fmerge.data import MultiTask, Split
 from fmerge.errors import UserError
-from fmerge.fisher import Estimator, FisherEstimate
-from fmerge.modules import FisherPass, HeadInputs, TaskModule, TextClassifier, probe_accuracy
+from fmerge.fisher import Errors, Estimator, Fallback, FisherEstimate
+from fmerge.modules import (
+    Estimation,
+    FisherPass,
+    HeadInputs,
+    Saving,
+    TaskModule,
+    TextClassifier,
+    probe_accuracy,
+)
 from fmerge.params import Params, write_params
 
 
-@dataclass
+@dataclass(frozen=True)
 class FisherSettings:
     """How a diagonal Fisher is estimated.
 
@@ -27,6 +37,11 @@ class FisherSettings:
         examples: How many examples, chosen at random and then fixed; all of the split if null.
         samples: Draws per example of ``sampled``, backward passes of ``rademacher``.
         seed: Seed of the choice and of the draws.
+        until: Stop when the relative standard error of the Fisher's total, estimated from the
+            batches so far, is below this; 0.05 is 5%. At most ``examples`` are used.
+        standard_error: Estimate that relative standard error without stopping by it.
+        fallback: What is done about parameters that no rule covers: exact differentiation
+            example by example, by vmap or a loop, or an error that names them.
     """
 
     estimator: Estimator = "exact"
@@ -34,16 +49,29 @@ class FisherSettings:
     examples: int | None = None
     samples: int = 1
     seed: int = 0
+    until: float | None = None
+    standard_error: bool = False
+    fallback: Fallback = "vmap"
 
     def __post_init__(self) -> None:
         """Checks the numbers.
 
         Raises:
-            UserError: If one is below 1.
+            UserError: If one is out of its range.
         """
         for name, value in (("examples", self.examples), ("samples", self.samples)):
             if value is not None and value < 1:
                 raise UserError(f"{name}: is {value}, but a Fisher needs at least 1")
+        if self.until is not None and not 0 < self.until < 1:
+            raise UserError(f"until: is {self.until}, but a relative error lies between 0 and 1")
+
+    @property
+    def estimation(self) -> Estimation:
+        """The part of it that a pass over given examples needs."""
+        errors: Errors | None = "total" if self.standard_error or self.until else None
+        return Estimation(
+            self.estimator, self.samples, self.seed, self.fallback, errors, self.until
+        )
 
 
 class Evaluator:
@@ -51,25 +79,33 @@ class Evaluator:
 
     Args:
         trainer: The Trainer, whose ``validate``, ``test`` and ``predict`` are used.
-        module: The task module; its weights are changed by the passes that take a body.
+        module: The task module; its weights are changed by the passes that take a body. Any
+            LightningModule with ``label_log_probs`` will do for a Fisher at its own weights.
         data: The tasks.
     """
 
-    def __init__(self, trainer: Trainer, module: TaskModule, data: MultiTask) -> None:
+    def __init__(self, trainer: Trainer, module: LightningModule, data: MultiTask) -> None:
         self.trainer = trainer
         self.module = module
         self.data = data
-        self._passes: dict[tuple[str, Estimator, int, int], FisherPass] = {}
+        self._passes: dict[tuple[str, Estimation], FisherPass] = {}
         data.trainer = trainer
         data.prepare_data()
         data.setup("validate")
+        if isinstance(module, TaskModule):
+            module.add_metrics(data.labels, data.metrics)
 
     def write_body(self, body: Params) -> None:
         """Copies a body into the live module, whose tasks all share it.
 
         Args:
             body: Body tensors by name.
+
+        Raises:
+            TypeError: If the module is none that shares a body.
         """
+        if not isinstance(self.module, TaskModule):
+            raise TypeError(f"{type(self.module).__name__} is no TaskModule: it shares no body")
         write_params(self.module.task_model(next(iter(self.data.tasks))), body)
 
     def score(self, body: Params, split: Split, tasks: Sequence[str]) -> dict[str, float]:
@@ -81,17 +117,25 @@ class Evaluator:
             tasks: Which tasks.
 
         Returns:
-            Task name to accuracy in [0, 1].
+            Task name to the mean of its metrics.
         """
         self.write_body(body)
         run = self.trainer.test if split == "test" else self.trainer.validate
         with _silent(self.trainer):
             results = run(self.module, dataloaders=self.data.loaders(split, tasks), verbose=False)
         metrics: dict[str, float] = {key: value for one in results for key, value in one.items()}
-        return {task: metrics[f"{task}/accuracy"] for task in tasks}
+        return {
+            task: mean({key: one for key, one in metrics.items() if key.startswith(f"{task}/")})
+            for task in tasks
+        }
 
     def fisher(
-        self, task: str, settings: FisherSettings, body: Params | None = None, bar: bool = False
+        self,
+        task: str,
+        settings: FisherSettings,
+        body: Params | None = None,
+        bar: bool = False,
+        saving: Saving | None = None,
     ) -> FisherEstimate:
         """Estimates a task's diagonal Fisher.
 
@@ -100,17 +144,26 @@ class Evaluator:
             settings: Estimator and examples.
             body: Where to take it; at the module's present weights when None.
             bar: Whether to show Lightning's progress bar.
+            saving: Where unfinished sums are kept; nowhere when None.
 
         Returns:
             The Fisher over body and head.
         """
         if body is not None:
             self.write_body(body)
-        key = (task, settings.estimator, settings.samples, settings.seed)
+        key = (task, settings.estimation)
         if key not in self._passes:
             self._passes[key] = FisherPass(self.module, *key)
         one = self._passes[key]
-        self._predict(one, task, settings.split, settings.examples, settings.seed, bar)
+        one.saving = saving
+        # errors are estimated from the batches, which are random draws only in random order
+        shuffled = key[1].errors is not None
+        loader = self.data.loaders(
+            settings.split, [task], settings.examples, settings.seed, shuffled
+        )[task]
+        examples, size = len(loader.dataset), loader.batch_size or 1  # type: ignore[arg-type]
+        one.common_batches = -(-(examples // self.trainer.world_size) // size)
+        self._predict(one, loader, keep=False, bar=bar)
         return one.estimate
 
     def probe(self, module: TextClassifier, task: str, body: Params) -> float:
@@ -127,21 +180,15 @@ class Evaluator:
         self.write_body(body)
         splits: tuple[Split, ...] = ("train", "validation", "test")
         return probe_accuracy({
-            split: self._gather(self._predict(HeadInputs(module, task), task, split))
+            split: self._gather(
+                self._predict(HeadInputs(module, task), self.data.loaders(split, [task])[task])
+            )
             for split in splits
         })
 
     def _predict(
-        self,
-        module: LightningModule,
-        task: str,
-        split: Split,
-        examples: int | None = None,
-        seed: int = 0,
-        bar: bool = False,
+        self, module: LightningModule, loader: Any, keep: bool = True, bar: bool = False
     ) -> Any:
-        loader = self.data.loaders(split, [task], examples, seed)[task]
-        keep = not isinstance(module, FisherPass)
         with _silent(self.trainer, on=not bar):
             return self.trainer.predict(module, dataloaders=loader, return_predictions=keep)
 
@@ -153,6 +200,30 @@ class Evaluator:
         parts: list[Any] = [None] * self.trainer.world_size
         distributed.all_gather_object(parts, mine)
         return [piece for part in parts for piece in part]
+
+
+def check_strategy(trainer: Trainer) -> None:
+    """Refuses strategies under which a Fisher or a merge would be wrong or lost.
+
+    Args:
+        trainer: The Trainer.
+
+    Raises:
+        UserError: If its strategy splits parameters over processes, or starts processes whose
+            results do not come back.
+    """
+    strategy = trainer.strategy
+    name = type(strategy).__name__.removesuffix("Strategy")
+    if isinstance(strategy, FSDPStrategy | DeepSpeedStrategy | ModelParallelStrategy):
+        raise UserError(
+            f"--trainer.strategy: {name} splits a parameter over processes, so that no process "
+            "sees an example's whole gradient or a whole merge; use ddp or a single device"
+        )
+    if isinstance(strategy.launcher, _MultiProcessingLauncher):
+        raise UserError(
+            f"--trainer.strategy: {name} runs in spawned or forked processes, whose results do "
+            "not come back; use ddp"
+        )
 
 
 @contextmanager
@@ -170,10 +241,10 @@ def _silent(trainer: Trainer, on: bool = True) -> Iterator[None]:
 
 
 def mean(scores: Mapping[str, float]) -> float:
-    """Averages the tasks' scores, unweighted.
+    """Averages scores, unweighted.
 
     Args:
-        scores: Task name to score.
+        scores: Name to score.
 
     Returns:
         Their mean.

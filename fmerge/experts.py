@@ -5,13 +5,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from torch import nn
+
 from fmerge.errors import UserError, known
 from fmerge.methods import MergeMethod
-from fmerge.params import Params, check_finite, check_same_layout, fingerprint, params_of, select
-from fmerge.store import load_classifier, load_tokenizer, read_fisher
+from fmerge.modules import TaskModule
+from fmerge.params import Params, check_finite, check_same_layout, fingerprint, params_of
+from fmerge.store import load_tokenizer, read_fisher
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass
@@ -32,7 +35,7 @@ class Ensemble:
     """What a merge starts from; every dictionary is by expert, the target's first.
 
     Attributes:
-        models: The classifiers; their heads are used as they are.
+        models: The networks; their heads are used as they are.
         bodies: The experts' bodies θₘ, all of one layout.
         base: The base's body θ₀, where one was given.
         fishers: The experts' diagonal Fishers over the body, where they were given.
@@ -41,7 +44,7 @@ class Ensemble:
         base_source: Where the base was read from.
     """
 
-    models: Mapping[str, "PreTrainedModel"]
+    models: Mapping[str, nn.Module]
     bodies: Mapping[str, Params]
     base: Params | None
     fishers: Mapping[str, Params] | None
@@ -76,6 +79,7 @@ def load_ensemble(
     experts: Mapping[str, Expert],
     base: str | None,
     method: MergeMethod,
+    module: TaskModule,
     labels: Mapping[str, Sequence[str]] | None = None,
 ) -> Ensemble:
     """Reads everything a merge needs and checks it before any long work.
@@ -84,10 +88,11 @@ def load_ensemble(
         experts: Task name to expert, the target's first.
         base: Where the base is; needed by methods on task vectors.
         method: What the merge will compute.
+        module: Reads the networks and knows what their tasks share.
         labels: Task name to class names, where the data are known.
 
     Returns:
-        The ensemble; the bodies are copies that no live module shares.
+        The ensemble; the bodies are not those of the networks that ``module`` will run on.
 
     Raises:
         UserError: If experts and tasks differ, the base is missing, layouts differ, a tensor is
@@ -106,21 +111,24 @@ def load_ensemble(
         )
     fisher_files = _fisher_files(experts)
     models = {
-        name: load_classifier(expert.path, name, None if labels is None else labels[name])
+        name: module.read(expert.path, name, None if labels is None else labels[name])
         for name, expert in experts.items()
     }
-    bodies = {name: _body(model) for name, model in models.items()}
+    bodies = {name: module.body(model) for name, model in models.items()}
+    first = next(iter(bodies))  # the live network's weights will change
+    bodies[first] = {name: tensor.clone() for name, tensor in bodies[first].items()}
     reference, reference_name = next(iter(bodies.values())), next(iter(experts.values())).path
     origin = None
     if base is not None:
-        origin = _body(load_classifier(base, "base", fresh_head=True))
+        origin = module.body(module.read(base, "base", fresh_head=True))
         check_finite(origin, base)
         reference, reference_name = origin, f"the base {base}"
     for name, expert in experts.items():
         check_same_layout(reference, bodies[name], reference_name, expert.path)
         check_finite(params_of(models[name]), expert.path)
     fishers = {
-        name: _fisher(file, models[name], experts[name].path) for name, file in fisher_files.items()
+        name: _fisher(file, models[name], experts[name].path, list(bodies[name]))
+        for name, file in fisher_files.items()
     }
     sources = {name: expert.path for name, expert in experts.items()}
     tokenizer = load_tokenizer(next(iter(sources.values())))
@@ -137,12 +145,7 @@ def _fisher_files(experts: Mapping[str, Expert]) -> dict[str, Path]:
     return files
 
 
-def _body(model: "PreTrainedModel") -> Params:
-    body = select(params_of(model), model.base_model_prefix + ".")
-    return {name: tensor.clone() for name, tensor in body.items()}
-
-
-def _fisher(file: Path, model: "PreTrainedModel", source: str) -> Params:
+def _fisher(file: Path, model: nn.Module, source: str, body: Sequence[str]) -> Params:
     values, provenance = read_fisher(file)
     check_same_layout(params_of(model), values, source, str(file))
     if provenance.get("model_sha256") != fingerprint(params_of(model)):
@@ -150,4 +153,4 @@ def _fisher(file: Path, model: "PreTrainedModel", source: str) -> Params:
             f"{file}: is the Fisher of another model ({provenance.get('model', 'unknown')}), "
             f"not of {source}; compute it with 'fmerge fisher --expert {source}'"
         )
-    return select(values, model.base_model_prefix + ".")
+    return {name: values[name] for name in body}

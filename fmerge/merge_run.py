@@ -16,7 +16,7 @@ from fmerge.evaluation import Evaluator, FisherSettings
 from fmerge.experts import Ensemble
 from fmerge.merge_optimizer import MergeOptimizer, Merger
 from fmerge.methods import Average, MergeMethod
-from fmerge.modules import TextClassifier
+from fmerge.modules import TaskModule, TextClassifier
 from fmerge.params import Params, params_of, write_params
 from fmerge.report import AVERAGE, BASE, EXPERTS, MERGE, PROBE, MergeReport, Row, draw_search
 from fmerge.search import Search
@@ -41,7 +41,7 @@ class MergeRun:
     def __init__(
         self,
         trainer: Trainer,
-        module: TextClassifier,
+        module: TaskModule,
         data: MultiTask | None,
         ensemble: Ensemble,
         method: MergeMethod,
@@ -81,8 +81,9 @@ class MergeRun:
         self.data.check_splits("validation", "test")
         if estimated:
             self.data.check_splits(self.settings.split)
-        if self.references == "all" and self.ensemble.base is not None:
-            self.data.check_splits("train")  # for the refitted heads
+        heads = isinstance(self.module, TextClassifier)
+        if self.references == "all" and self.ensemble.base is not None and heads:
+            self.data.check_splits("train")  # to refit them
 
     def run(self, optimizer: MergeOptimizer, search: Search, output: Path) -> MergeReport:
         """Runs the search, then tests and saves the best; the first process writes.
@@ -161,8 +162,11 @@ class MergeRun:
         evaluator, base, names = self._evaluator, self.ensemble.base, self.ensemble.names
         if base is None:
             return []
-        probes = {task: evaluator.probe(self.module, task, base) for task in names}
-        return [Row(BASE, evaluator.score(base, "test", names)), Row(PROBE, probes)]
+        rows = [Row(BASE, evaluator.score(base, "test", names))]
+        if isinstance(self.module, TextClassifier):  # a text-to-text model has no heads to refit
+            probes = {task: evaluator.probe(self.module, task, base) for task in names}
+            rows.append(Row(PROBE, probes))
+        return rows
 
     def _save(self, body: Params, folder: Path) -> None:
         # precisions such as bf16-true have rounded the live weights: write them all anew

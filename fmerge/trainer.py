@@ -9,26 +9,22 @@ from lightning.pytorch.trainer import call
 from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
 from rich.console import Console
 
-from fmerge import __version__
 from fmerge.data import MultiTask, Split
 from fmerge.errors import UserError
-from fmerge.evaluation import Evaluator, FisherSettings
+from fmerge.evaluation import FisherSettings, check_strategy
 from fmerge.experts import Expert, load_ensemble, target_first
-from fmerge.fisher import Estimator, FisherEstimate
+from fmerge.fisher import Estimator, Fallback, FisherEstimate
+from fmerge.fisher_run import FisherRun
 from fmerge.merge_optimizer import MergeOptimizer
 from fmerge.merge_run import MergeRun, References, show, start_run
 from fmerge.methods import Average, MergeMethod
-from fmerge.modules import TextClassifier
-from fmerge.params import check_finite, fingerprint, params_of
-from fmerge.report import MergeReport, fisher_table
+from fmerge.modules import TaskModule
+from fmerge.report import MergeReport
 from fmerge.store import (
     check_fisher_path,
     check_new_file,
     check_new_folder,
-    load_classifier,
     load_lightning,
-    load_tokenizer,
-    write_fisher,
     write_text,
 )
 
@@ -68,7 +64,7 @@ class FMergeTrainer(Trainer):
             # written once data and weights have proved readable
             self.callbacks.append(_OnTrainStart(lambda: self._write_config(output)))  # type: ignore[attr-defined]
         super().fit(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path)
-        if output is not None and isinstance(model, TextClassifier):
+        if output is not None and isinstance(model, TaskModule):
             self._save_experts(model, output)
 
     def validate(  # type: ignore[override]
@@ -119,20 +115,25 @@ class FMergeTrainer(Trainer):
         self,
         model: LightningModule,
         datamodule: LightningDataModule,
-        expert: str,
+        expert: str | None = None,
+        *,
         output: Path,
         task: str | None = None,
         estimator: Estimator = "exact",
         split: Split = "train",
         examples: int | None = None,
         samples: int = 1,
+        until: float | None = None,
+        standard_error: bool = False,
+        fallback: Fallback = "vmap",
         seed: int = 0,
+        save_every: float = 60.0,
         overwrite: bool = False,
     ) -> FisherEstimate:
         """Estimate the diagonal Fisher of one expert on one task.
 
         Args:
-            model: The kind of model.
+            model: The kind of model; or a LightningModule of your own with label_log_probs.
             datamodule: The data of the task.
             expert: The fine-tuned model: Hugging Face folder, hub id or Lightning .ckpt.
             output: File to write, .safetensors or .h5.
@@ -143,7 +144,14 @@ class FMergeTrainer(Trainer):
             split: Split that the examples come from.
             examples: How many examples, chosen at random; all of the split if left out.
             samples: Draws per example of sampled; backward passes of rademacher.
+            until: Stop when the relative standard error of the Fisher's total is below this;
+                0.05 is 5%.
+            standard_error: Print that standard error without stopping by it.
+            fallback: What is done about parameters that no rule covers: exact differentiation
+                example by example, by vmap or a loop, or an error that names them.
             seed: Seed of the choice and of the draws.
+            save_every: Seconds between savings of the unfinished sums; an interrupted command
+                goes on from there when it is given again.
             overwrite: Replace the output file if it exists.
 
         Returns:
@@ -153,37 +161,13 @@ class FMergeTrainer(Trainer):
         if self.is_global_zero:
             check_fisher_path(output)
             check_new_file(output, overwrite)
-        module, data = _classifier(model), _tasks(datamodule)
-        task = data.only_task(task)
-        settings = FisherSettings(estimator, split, examples, samples, seed)
-        data.check_splits(split)
-        classifier = load_classifier(expert, task, data.labels[task])
-        weights = params_of(classifier)
-        check_finite(weights, expert)
-        model_sha256 = fingerprint(weights)
-        module.adopt({task: classifier}, load_tokenizer(expert))
-        evaluator = Evaluator(self, module, data)
-        estimate = evaluator.fisher(task, settings, bar=True)
-        if self.is_global_zero:
-            provenance = {
-                "fmerge": __version__,
-                "model": expert,
-                "model_sha256": model_sha256,
-                "task": task,
-                "split": split,
-                "examples": estimate.count,
-                "estimator": estimator,
-                "samples": samples,
-                "seed": seed,
-                "precision": str(self.precision),
-            }
-            write_fisher(output, estimate.values, provenance)
-            title = f"Fisher of {task}: {estimator}, {estimate.count} {split} examples"
-            console = Console()
-            console.print(fisher_table(estimate.values, title))
-            console.print(f"Fisher: {output}", soft_wrap=True, highlight=False)
-        self.strategy.barrier("the Fisher is written")
-        return estimate
+        check_strategy(self)
+        data = _tasks(datamodule)
+        settings = FisherSettings(
+            estimator, split, examples, samples, seed, until, standard_error, fallback
+        )
+        run = FisherRun(self, model, data, data.only_task(task), settings, output, save_every)
+        return run.run(expert)
 
     def merge(
         self,
@@ -225,7 +209,8 @@ class FMergeTrainer(Trainer):
         settings = FisherSettings(split="validation", examples=30) if fisher is None else fisher
         if self.is_global_zero:
             check_new_folder(output, overwrite)
-        module = _classifier(model)
+        check_strategy(self)
+        module = _task_module(model)
         data = _tasks(datamodule) if datamodule is not None else None
         data = data if data is not None and data.tasks else None
         optimizer = self._merge_optimizer()
@@ -234,6 +219,7 @@ class FMergeTrainer(Trainer):
             target_first(experts, optimizer.target),
             base,
             method,
+            module,
             None if data is None else data.labels,
         )
         run = MergeRun(self, module, data, ensemble, method, settings, references)
@@ -260,7 +246,7 @@ class FMergeTrainer(Trainer):
         if self.resolved_config is not None:
             write_text(output / "config.yaml", self.resolved_config)
 
-    def _save_experts(self, model: TextClassifier, output: Path) -> None:
+    def _save_experts(self, model: TaskModule, output: Path) -> None:
         best = getattr(self.checkpoint_callback, "best_model_path", "")
         if self.is_global_zero:
             if best:
@@ -279,10 +265,11 @@ class _OnTrainStart(Callback):
         self._action()
 
 
-def _classifier(model: LightningModule) -> TextClassifier:
-    if not isinstance(model, TextClassifier):
+def _task_module(model: LightningModule) -> TaskModule:
+    if not isinstance(model, TaskModule):
         raise UserError(
-            f"--model: {type(model).__name__} has no shared body and heads; use TextClassifier"
+            f"--model: {type(model).__name__} does not say what its tasks share, so it cannot be "
+            "merged; use TextClassifier, or derive it from fmerge.modules.TaskModule"
         )
     return model
 

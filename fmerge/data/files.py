@@ -5,10 +5,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from fmerge.data.hub import BUILDERS, read_rows
 from fmerge.data.tasks import Example, Split, TaskData
 from fmerge.errors import UserError, known
-
-_BUILDERS = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 
 
 class TextFiles(TaskData):
@@ -44,8 +43,8 @@ class TextFiles(TaskData):
         for path in self._files.values():
             if not path.is_file():
                 raise UserError(f"{path}: no such file")
-            if path.suffix not in _BUILDERS:
-                raise UserError(f"{path}: has an unknown ending; known: {known(_BUILDERS)}")
+            if path.suffix not in BUILDERS:
+                raise UserError(f"{path}: has an unknown ending; known: {known(BUILDERS)}")
 
     @cached_property
     def labels(self) -> list[str]:
@@ -84,18 +83,5 @@ class TextFiles(TaskData):
         return {split: self._read(path) for split, path in self._files.items()}
 
     def _read(self, path: Path) -> list[dict[str, Any]]:
-        import datasets
-
-        datasets.disable_progress_bars()
-        try:
-            table = datasets.load_dataset(
-                _BUILDERS[path.suffix], data_files=str(path), split="train"
-            )
-        except (datasets.exceptions.DatasetGenerationError, ValueError) as error:
-            raise UserError(f"{path}: not readable as {path.suffix} ({error})") from error
-        for column in self._columns.values():
-            if column not in table.column_names:
-                raise UserError(
-                    f"{path}: has no column '{column}'; its columns: {known(table.column_names)}"
-                )
+        table = read_rows(str(path), "train", columns=list(self._columns.values()))
         return [{key: row[name] for key, name in self._columns.items()} for row in table]

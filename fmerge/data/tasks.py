@@ -1,5 +1,7 @@
 """One task's examples, and several tasks side by side as a LightningDataModule."""
 
+import hashlib
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -8,7 +10,7 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from fmerge.errors import UserError, known
 
@@ -19,12 +21,18 @@ Collate = Callable[..., dict[str, Any]]
 
 
 class TaskData(ABC):
-    """The examples of one classification task."""
+    """The examples of one task.
+
+    Attributes:
+        metrics: Names of what is measured; the task's score is their mean.
+    """
+
+    metrics: Sequence[str] = ("accuracy",)
 
     @property
     @abstractmethod
     def labels(self) -> list[str]:
-        """Names of the classes, in the order of the label numbers."""
+        """Names of the classes, in the order of the label numbers; none where examples differ."""
 
     @abstractmethod
     def examples(self, split: Split) -> Sequence[Example]:
@@ -34,7 +42,8 @@ class TaskData(ABC):
             split: Which one.
 
         Returns:
-            Mappings with ``text`` (string), optionally ``text_pair``, and ``label`` (number).
+            Mappings with ``text`` (string), ``label`` (number) and, where the task has them,
+            ``text_pair`` (string) or ``choices`` (the example's own answers, strings).
         """
 
 
@@ -71,12 +80,17 @@ class MultiTask(LightningDataModule):
         self.tasks = tasks or {}
         self.batch_size = batch_size
         self.num_workers = num_workers
-        self._cache: dict[tuple[str, Split, int | None, int], DataLoader[Example]] = {}
+        self._cache: dict[tuple[Any, ...], DataLoader[Example]] = {}
 
     @property
     def labels(self) -> dict[str, list[str]]:
         """Task name to the names of its classes."""
         return {name: task.labels for name, task in self.tasks.items()}
+
+    @property
+    def metrics(self) -> dict[str, Sequence[str]]:
+        """Task name to the names of its metrics."""
+        return {name: task.metrics for name, task in self.tasks.items()}
 
     def only_task(self, name: str | None = None) -> str:
         """Settles on one task.
@@ -107,6 +121,20 @@ class MultiTask(LightningDataModule):
         for name in self.tasks:
             for split in splits:
                 self._read(name, split)
+
+    def fingerprint(self, task: str, split: Split) -> str:
+        """Hashes a task's examples.
+
+        Args:
+            task: The task.
+            split: Which examples.
+
+        Returns:
+            The SHA-256 digest in hexadecimal of what they are, in their order.
+        """
+        examples = [dict(one) for one in self._read(task, split)]
+        text = json.dumps(examples, sort_keys=True, default=str)
+        return hashlib.sha256(text.encode()).hexdigest()
 
     def train_dataloader(self) -> dict[str, DataLoader[Example]]:
         """Makes shuffled loaders; Lightning draws a batch of every task for each step.
@@ -147,6 +175,7 @@ class MultiTask(LightningDataModule):
         tasks: Sequence[str] | None = None,
         examples: int | None = None,
         seed: int = 0,
+        shuffled: bool = False,
     ) -> dict[str, DataLoader[Example]]:
         """Makes loaders that give every example once, in a fixed order, under DDP too.
 
@@ -155,20 +184,23 @@ class MultiTask(LightningDataModule):
             tasks: Which tasks; all when None.
             examples: How many examples of each, chosen at random; all when None.
             seed: Seed of that choice.
+            shuffled: Whether the order is random, by the same seed, or by length, which spares
+                padding.
 
         Returns:
             Task name to loader, in order; the same objects when asked again.
         """
         names = list(self.tasks if tasks is None else tasks)
-        return {name: self._loader(name, split, examples, seed) for name in names}
+        return {name: self._loader(name, split, examples, seed, shuffled) for name in names}
 
     def _loader(
-        self, name: str, split: Split, examples: int | None, seed: int
+        self, name: str, split: Split, examples: int | None, seed: int, shuffled: bool
     ) -> DataLoader[Example]:
-        key = (name, split, examples, seed)
+        key = (name, split, examples, seed, shuffled)
         if key not in self._cache:
-            # neighbours of one length need less padding; the order changes no score
-            chosen = sorted(self._choose(name, split, examples, seed), key=_length)
+            chosen = self._choose(name, split, examples, seed)
+            if not shuffled:  # neighbours of one length; the order changes no score
+                chosen.sort(key=_length)
             dataset = _Examples(chosen)
             self._cache[key] = self._make(name, dataset, self._unrepeated(dataset))
         return self._cache[key]
@@ -187,8 +219,6 @@ class MultiTask(LightningDataModule):
 
     def _choose(self, name: str, split: Split, examples: int | None, seed: int) -> list[Example]:
         available = self._read(name, split)
-        if examples is None or examples >= len(available):
-            return list(available)
         order = torch.randperm(len(available), generator=torch.Generator().manual_seed(seed))
         return [available[i] for i in order[:examples].tolist()]
 
@@ -210,8 +240,24 @@ class MultiTask(LightningDataModule):
     def _collate(self, examples: Sequence[Example], task: str) -> dict[str, Any]:
         if self.trainer is None:
             raise RuntimeError("MultiTask makes batches only when a Trainer uses it")
-        collate: Collate = self.trainer.lightning_module.collate  # type: ignore[assignment]
+        collate: Collate = getattr(self.trainer.lightning_module, "collate", plain_batch)
         return collate(examples, task)
+
+
+def plain_batch(examples: Sequence[Example], task: str) -> dict[str, Any]:
+    """Makes a batch for a module that has no ``collate`` of its own.
+
+    Args:
+        examples: n examples, whose values torch can stack or list.
+        task: The task's name.
+
+    Returns:
+        The examples' fields, ``label`` renamed to ``labels`` (n,), and ``task``.
+    """
+    batch: dict[str, Any] = default_collate(list(examples))
+    if "label" in batch:
+        batch["labels"] = batch.pop("label")
+    return {**batch, "task": task}
 
 
 def _length(example: Example) -> int:

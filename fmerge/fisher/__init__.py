@@ -1,11 +1,19 @@
 """Diagonal Fishers, per example and exactly, of any module with log-likelihoods of answers."""
 
-from fmerge.fisher.accumulator import FisherAccumulator, FisherEstimate, estimate_fisher
+from fmerge.fisher.accumulator import (
+    Errors,
+    FisherAccumulator,
+    FisherEstimate,
+    estimate_fisher,
+)
 from fmerge.fisher.estimators import ESTIMATORS, Estimator, candidate_weights
+from fmerge.fisher.fallback import Fallback
 
 __all__ = [
     "ESTIMATORS",
+    "Errors",
     "Estimator",
+    "Fallback",
     "FisherAccumulator",
     "FisherEstimate",
     "candidate_weights",

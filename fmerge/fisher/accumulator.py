@@ -1,8 +1,9 @@
 """Sums of squared per-example gradients, batch by batch, and the estimate made of them."""
 
-from collections.abc import Callable, Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +11,14 @@ from torch import Tensor, nn
 from fmerge.fisher.batches import LogProbs, batch_labels, batch_size, differentiating, evaluating
 from fmerge.fisher.estimators import Estimator, candidate_weights, signs, uniforms
 from fmerge.fisher.fallback import Fallback, square_gradients
+from fmerge.fisher.spread import Spread, total_of
 from fmerge.params import Params
+
+Errors = Literal["total", "entries"]
+"""Of what standard errors are estimated."""
+
+_HALF_SCALE = 2.0**12
+"""What gradients are multiplied by in float16, which has no numbers below 6e-8."""
 
 
 @dataclass(frozen=True)
@@ -20,10 +28,15 @@ class FisherEstimate:
     Attributes:
         values: F by parameter name, of the parameter's shape, at least float32, on the CPU.
         count: N, the number of examples it is a mean over.
+        relative_error: Standard error of the sum of all entries, relative to that sum, by the
+            variance between batches; None where it was not asked for.
+        standard_errors: Standard error of every entry by parameter name; None likewise.
     """
 
     values: Params
     count: int
+    relative_error: float | None = None
+    standard_errors: Params | None = None
 
 
 class FisherAccumulator:
@@ -41,10 +54,13 @@ class FisherAccumulator:
         labels: From a batch to the true answers (n,), for ``empirical``.
         fallback: What is done about parameters that no rule covers: exact differentiation
             example by example, by ``vmap`` or a ``loop``, or an ``error`` that names them.
+        errors: Whether the standard error of the ``total`` is estimated too, or those of all
+            ``entries``, which takes two more copies of the sums.
 
     Attributes:
         sums: The sums so far by parameter name, at least float32, on the parameter's device.
         count: Examples so far.
+        spread: What the standard errors are computed from.
     """
 
     def __init__(
@@ -56,6 +72,7 @@ class FisherAccumulator:
         seed: int = 0,
         labels: Callable[[Any], Tensor] = batch_labels,
         fallback: Fallback = "vmap",
+        errors: Errors | None = None,
     ) -> None:
         self.module = module
         self.log_probs = log_probs
@@ -64,14 +81,12 @@ class FisherAccumulator:
         self.seed = seed
         self.labels = labels
         self.count = 0
-        self.sums: Params = {
-            name: torch.zeros(
-                parameter.shape,
-                dtype=torch.promote_types(parameter.dtype, torch.float32),
-                device=parameter.device,
-            )
-            for name, parameter in self._parameters().items()
-        }
+        self.sums = self._zeros()
+        self.spread: Spread | None = None
+        if errors is not None:
+            self.spread = Spread(self._zeros() if errors == "entries" else None)
+        self._scratch: Params | None = None
+        self._scale = 1.0
         # the rules name transformers' layers, whose import takes seconds that --help has not
         from fmerge.fisher.engine import SquaredGradients
 
@@ -80,8 +95,38 @@ class FisherAccumulator:
     def reset(self) -> None:
         """Begins anew, at the module's present weights; what is known of its layers stays."""
         self.count = 0
-        for total in self.sums.values():
-            total.zero_()
+        _clear(self.sums)
+        if self.spread is not None:
+            _clear(self.spread.squares or {})
+            self.spread = Spread(self.spread.squares)
+
+    def state(self) -> Params:
+        """Gives all that a pass is made of so far, to be saved between two batches.
+
+        Returns:
+            Names to tensors, some of which share memory with the sums.
+        """
+        state = {f"sums.{name}": value for name, value in self.sums.items()}
+        state["count"] = torch.tensor(self.count)
+        if self.spread is not None:
+            state["spread"] = self.spread.numbers()
+            squares = self.spread.squares or {}
+            state |= {f"squares.{name}": value for name, value in squares.items()}
+        return state
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Goes on from a saved state, to the same sums bit for bit.
+
+        Args:
+            state: What ``state`` gave in a pass of the same module and settings.
+        """
+        self.count = int(state["count"])
+        for name, total in self.sums.items():
+            total.copy_(state[f"sums.{name}"])
+        if self.spread is not None:
+            self.spread.set_numbers(state["spread"])
+            for name, square in (self.spread.squares or {}).items():
+                square.copy_(state[f"squares.{name}"])
 
     def add(self, batch: Any, indices: Sequence[int] | None = None) -> int:
         """Adds one batch.
@@ -104,12 +149,7 @@ class FisherAccumulator:
         if len(indices) != n:
             raise ValueError(f"got {len(indices)} indices for a batch of {n} examples")
         with evaluating(self.module), torch.enable_grad():
-            if self.estimator == "rademacher":
-                self._add_signed(batch, indices)
-            else:
-                self._engine.add(
-                    batch, n, lambda values: self._weights(batch, indices, values), self.sums
-                )
+            self._add(batch, n, indices)
         self.count += n
         return n
 
@@ -125,7 +165,66 @@ class FisherAccumulator:
         if self.count == 0:
             raise ValueError("no example was added: the Fisher of nothing is not defined")
         values = {name: (total / self.count).cpu() for name, total in self.sums.items()}
-        return FisherEstimate(values, self.count)
+        if self.spread is None:
+            return FisherEstimate(values, self.count)
+        errors = None if self.spread.squares is None else self.spread.errors(self.sums)
+        return FisherEstimate(values, self.count, self.spread.relative_error(), errors)
+
+    def _zeros(self) -> Params:
+        return {
+            name: torch.zeros(
+                parameter.shape,
+                dtype=torch.promote_types(parameter.dtype, torch.float32),
+                device=parameter.device,
+            )
+            for name, parameter in self._parameters().items()
+        }
+
+    def _add(self, batch: Any, n: int, indices: Sequence[int]) -> None:
+        """Adds a batch to the sums; to sums of its own first, where those are needed."""
+        half = self._in_half()
+        entries = self.spread is not None and self.spread.squares is not None
+        if not half and not entries:
+            before = total_of(self.sums) if self.spread is not None else 0.0
+            self._add_squares(batch, n, indices, self.sums)
+            if self.spread is not None:
+                self.spread.add(n, total_of(self.sums) - before)
+            return
+        if self._scratch is None:
+            self._scratch = self._zeros()
+            self._scale = _HALF_SCALE if half else 1.0
+        own = self._scratch
+        self._add_squares(batch, n, indices, _clear(own))
+        while half and not math.isfinite(total_of(own)):
+            if self._scale <= 1:
+                raise ValueError("gradients overflow float16; use bf16-mixed or 32-true precision")
+            self._scale /= 4
+            self._add_squares(batch, n, indices, _clear(own))
+        for name, value in own.items():
+            self.sums[name].add_(value)
+        if self.spread is not None:
+            self.spread.add(n, total_of(own), own if entries else None)
+
+    def _add_squares(self, batch: Any, n: int, indices: Sequence[int], sums: Params) -> None:
+        square = self._scale**2
+        if self.estimator == "rademacher":
+            self._add_signed(batch, indices, sums)
+        else:
+            self._engine.add(
+                batch, n, lambda values: self._weights(batch, indices, values) * square, sums
+            )
+        if square != 1:
+            for value in sums.values():
+                value.div_(square)
+
+    def _in_half(self) -> bool:
+        """Whether gradients are float16, and may therefore vanish or overflow."""
+        parameter = next(iter(self._parameters().values()), None)
+        if parameter is None:
+            return False
+        kind = parameter.device.type
+        cast = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.float16
+        return cast or parameter.dtype == torch.float16
 
     def _parameters(self) -> dict[str, nn.Parameter]:
         return {n: p for n, p in self.module.named_parameters() if p.requires_grad}
@@ -135,15 +234,15 @@ class FisherAccumulator:
         draws = uniforms(indices, self.samples, self.seed) if self.estimator == "sampled" else None
         return candidate_weights(log_likelihoods, self.estimator, labels, draws)
 
-    def _add_signed(self, batch: Any, indices: Sequence[int]) -> None:
+    def _add_signed(self, batch: Any, indices: Sequence[int], sums: Params) -> None:
         """Adds 1/K Σₖ (∂ Σₙ꜀ ε √p ℓ / ∂θ)², of the whole batch: unbiased, since E[ε ε'] = 0."""
         parameters = self._parameters()
         with differentiating(parameters.values(), self.module.parameters()):
             log_likelihoods = self.log_probs(batch)
             roots = candidate_weights(log_likelihoods, self.estimator).sqrt()
             random = signs(indices, self.samples, roots.shape[1], self.seed).to(roots)
-            seeds = [random[:, k] * roots for k in range(self.samples)]
-            square_gradients(log_likelihoods, seeds, parameters, self.sums, 1 / self.samples)
+            seeds = [random[:, k] * roots * self._scale for k in range(self.samples)]
+            square_gradients(log_likelihoods, seeds, parameters, sums, 1 / self.samples)
 
 
 def estimate_fisher(
@@ -155,6 +254,8 @@ def estimate_fisher(
     seed: int = 0,
     labels: Callable[[Any], Tensor] = batch_labels,
     fallback: Fallback = "vmap",
+    errors: Errors | None = None,
+    until: float | None = None,
 ) -> FisherEstimate:
     r"""Estimates a diagonal Fisher without a Trainer.
 
@@ -172,11 +273,28 @@ def estimate_fisher(
         labels: From a batch to the true answers (n,), for ``empirical``.
         fallback: What is done about parameters that no rule covers: exact differentiation
             example by example, by ``vmap`` or a ``loop``, or an ``error`` that names them.
+        errors: Whether the standard error of the ``total`` is estimated too, or those of all
+            ``entries``.
+        until: Stop when the relative standard error of the total is below this; the batches
+            must come in random order.
 
     Returns:
-        F by parameter name, and the number of examples.
+        F by parameter name, the number of examples, and the standard errors asked for.
     """
-    accumulator = FisherAccumulator(module, log_probs, estimator, samples, seed, labels, fallback)
+    if until is not None and errors is None:
+        errors = "total"
+    accumulator = FisherAccumulator(
+        module, log_probs, estimator, samples, seed, labels, fallback, errors
+    )
     for batch in batches:
         accumulator.add(batch)
+        if until is not None and accumulator.spread is not None:
+            if accumulator.spread.enough(until):
+                break
     return accumulator.estimate()
+
+
+def _clear(sums: Params) -> Params:
+    for value in sums.values():
+        value.zero_()
+    return sums

@@ -1,8 +1,16 @@
 """LightningModules: task modules, and the Fisher pass around one."""
 
-from fmerge.modules.accumulate import FisherPass
+from fmerge.modules.accumulate import Estimation, FisherPass, Saving
 from fmerge.modules.base import TaskModule
 from fmerge.modules.classification import TextClassifier
 from fmerge.modules.probe import HeadInputs, probe_accuracy
 
-__all__ = ["FisherPass", "HeadInputs", "TaskModule", "TextClassifier", "probe_accuracy"]
+__all__ = [
+    "Estimation",
+    "FisherPass",
+    "HeadInputs",
+    "Saving",
+    "TaskModule",
+    "TextClassifier",
+    "probe_accuracy",
+]

@@ -1,15 +1,57 @@
 """The Fisher pass as a LightningModule, to be run by the public ``Trainer.predict``."""
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, final
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities import rank_zero_info
 from lightning_utilities.core.apply_func import apply_to_collection
-from torch import Tensor
+from torch import Tensor, nn
 
-from fmerge.fisher import Estimator, FisherAccumulator, FisherEstimate
+from fmerge.fisher import Errors, Estimator, Fallback, FisherAccumulator, FisherEstimate
+from fmerge.fisher.batches import batch_size
 from fmerge.modules.base import TaskModule
+from fmerge.store import read_partial, write_partial
+
+
+@dataclass(frozen=True)
+class Estimation:
+    """How a pass estimates.
+
+    Attributes:
+        estimator: Which answers enter.
+        samples: Draws per example of ``sampled``, backward passes of ``rademacher``.
+        seed: Seed of those draws.
+        fallback: What is done about parameters that no rule covers.
+        errors: Of what standard errors are estimated; ``until`` needs the total's.
+        until: Relative standard error of the total at which the pass stops.
+    """
+
+    estimator: Estimator = "exact"
+    samples: int = 1
+    seed: int = 0
+    fallback: Fallback = "vmap"
+    errors: Errors | None = None
+    until: float | None = None
+
+
+@dataclass(frozen=True)
+class Saving:
+    """Where a pass keeps what it has so far, so that it can go on after an interruption.
+
+    Attributes:
+        path: A file of this process's own.
+        belongs_to: Plain values that tell this pass from others.
+        seconds: Time between two savings.
+    """
+
+    path: Path
+    belongs_to: Mapping[str, Any]
+    seconds: float = 60.0
 
 
 @final
@@ -20,68 +62,98 @@ class FisherPass(LightningModule):
     alone; the sums and the count are added over the processes at the end.
 
     Args:
-        module: The task module, whose weights are where the Fisher is taken.
+        module: The module, whose weights are where the Fisher is taken: a task module, or any
+            LightningModule with ``label_log_probs(batch)`` (n, c).
         task: The task, whose shared body and head are differentiated.
-        estimator: Which answers enter.
-        samples: Draws per example of ``sampled``, backward passes of ``rademacher``.
-        seed: Seed of those draws.
+        settings: How the pass estimates.
 
     Attributes:
         estimate: The Fisher, once the pass has ended.
+        common_batches: How many batches every process has at least, for ``until``.
+        saving: Where unfinished sums are kept, if anywhere.
     """
 
     estimate: FisherEstimate
 
-    def __init__(
-        self, module: TaskModule, task: str, estimator: Estimator, samples: int, seed: int
-    ) -> None:
+    def __init__(self, module: LightningModule, task: str, settings: Estimation) -> None:
         super().__init__()
         self.module = module
         self.task = task
-        self._settings: tuple[Estimator, int, int] = (estimator, samples, seed)
+        self.settings = settings
+        self.common_batches = 0
+        self.saving: Saving | None = None
         self._accumulator: FisherAccumulator | None = None
+        self._done = 0
+        self._saved_at = 0.0
+        self._enough = False
 
-    def collate(self, examples: Sequence[Mapping[str, Any]], task: str) -> dict[str, Any]:
-        """Makes a batch as the task module does.
+    @property
+    def collate(self) -> Callable[[Sequence[Mapping[str, Any]], str], dict[str, Any]]:
+        """The module's own way to make a batch.
 
-        Args:
-            examples: n examples.
-            task: The task's name.
-
-        Returns:
-            The batch.
+        Raises:
+            AttributeError: If it has none.
         """
-        return self.module.collate(examples, task)
+        made: Callable[..., dict[str, Any]] = self.module.collate  # type: ignore[assignment]
+        return made
 
     def on_predict_start(self) -> None:
-        """Starts the sums at zero, on the module's device."""
-        if self._accumulator is not None:
-            self._accumulator.reset()  # the same module on other weights needs no new checks
-            return
+        """Starts the sums at zero, on the module's device, or where a killed pass left them."""
         with torch.inference_mode(False):
-            self._accumulator = FisherAccumulator(
-                self.module.task_model(self.task), self.module.label_log_probs, *self._settings
-            )
+            if self._accumulator is None:
+                self._accumulator = self._make()
+            else:
+                self._accumulator.reset()  # the same module needs no new checks
+            self._done, self._enough = 0, False
+            self._resume(self._accumulator)
+        self._saved_at = time.monotonic()
+
+    def _make(self) -> FisherAccumulator:
+        module, settings = self.module, self.settings
+        network: nn.Module = module
+        if isinstance(module, TaskModule):
+            network = module.task_model(self.task)
+        log_probs: Callable[[Any], Tensor] = module.label_log_probs  # type: ignore[assignment]
+        return FisherAccumulator(
+            network,
+            log_probs,
+            settings.estimator,
+            settings.samples,
+            settings.seed,
+            fallback=settings.fallback,
+            errors=settings.errors,
+        )
 
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> int:
         """Adds a batch.
 
         Args:
             batch: One batch of the task.
-            batch_idx: Not used.
+            batch_idx: Its position.
             dataloader_idx: Not used.
 
         Returns:
-            The number of examples.
+            The number of examples added.
+
+        Raises:
+            StopIteration: If the Fisher is known well enough, which ends the Trainer's loop.
         """
+        if batch_idx < self._done:
+            return 0
+        if self._enough:
+            raise StopIteration
         accumulator = self._running
         with torch.inference_mode(False), torch.enable_grad():
             # tensors made in inference mode cannot be saved for a backward pass
             batch = apply_to_collection(batch, Tensor, torch.clone)
             # the unrepeated sampler deals the examples out to the processes in turn
             ranks, rank = self.trainer.world_size, self.trainer.global_rank
-            n, seen = len(batch["labels"]), accumulator.count
-            return accumulator.add(batch, [rank + (seen + i) * ranks for i in range(n)])
+            n, seen = batch_size(batch), accumulator.count
+            accumulator.add(batch, [rank + (seen + i) * ranks for i in range(n)])
+            self._done = batch_idx + 1
+            self._save_now_and_then(accumulator)
+            self._enough = self._is_enough(accumulator)
+        return n
 
     def on_predict_epoch_end(self) -> None:
         """Adds sums and counts over the processes and forms the estimate."""
@@ -93,7 +165,42 @@ class FisherPass(LightningModule):
         for name in sorted(accumulator.sums):
             accumulator.sums[name] = strategy.reduce(accumulator.sums[name], reduce_op="sum")
         accumulator.count = int(count)
+        if (spread := accumulator.spread) is not None:
+            spread.set_numbers(self._reduced(spread.numbers()))
+            for square in (spread.squares or {}).values():
+                square.copy_(strategy.reduce(square, reduce_op="sum"))
         self.estimate = accumulator.estimate()
+
+    def _is_enough(self, accumulator: FisherAccumulator) -> bool:
+        until, spread = self.settings.until, accumulator.spread
+        # processes stop together, so they ask only while each still has a batch
+        if until is None or spread is None or self._done > self.common_batches:
+            return False
+        everywhere = type(spread)()
+        everywhere.set_numbers(self._reduced(spread.numbers()))
+        return everywhere.enough(until)
+
+    def _reduced(self, numbers: Tensor) -> Tensor:
+        kind = torch.float32 if self.device.type == "mps" else torch.float64
+        moved = numbers.to(self.device, kind)
+        summed: Tensor = self.trainer.strategy.reduce(moved, reduce_op="sum")
+        return summed.cpu()
+
+    def _resume(self, accumulator: FisherAccumulator) -> None:
+        if self.saving is None:
+            return
+        state = read_partial(self.saving.path, self.saving.belongs_to)
+        if state is not None:
+            self._done = int(state.pop("done"))
+            accumulator.restore(state)
+            rank_zero_info(f"{self.saving.path}: going on after batch {self._done}")
+
+    def _save_now_and_then(self, accumulator: FisherAccumulator) -> None:
+        if self.saving is None or time.monotonic() - self._saved_at < self.saving.seconds:
+            return
+        state = accumulator.state() | {"done": torch.tensor(self._done)}
+        write_partial(self.saving.path, self.saving.belongs_to, state)
+        self._saved_at = time.monotonic()
 
     @property
     def _running(self) -> FisherAccumulator:

@@ -2,13 +2,16 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
-from torchmetrics.classification import MulticlassAccuracy
+
+from fmerge.modules.metrics import make_metric
+from fmerge.params import Params
 
 
 class TaskModule(LightningModule, ABC):
@@ -20,7 +23,7 @@ class TaskModule(LightningModule, ABC):
 
     def __init__(self) -> None:
         super().__init__()
-        self.accuracy = nn.ModuleDict()
+        self.metrics = nn.ModuleDict()
         self.val_loss = MeanMetric()
 
     @abstractmethod
@@ -57,15 +60,69 @@ class TaskModule(LightningModule, ABC):
             A module whose parameter names are those of Fisher files and checkpoints.
         """
 
-    def add_metrics(self, labels: Mapping[str, Sequence[str]]) -> None:
+    @abstractmethod
+    def read(
+        self,
+        source: str,
+        task: str,
+        labels: Sequence[str] | None = None,
+        fresh_head: bool = False,
+    ) -> nn.Module:
+        """Reads a network of the kind that this module runs, in float32 on the CPU.
+
+        Args:
+            source: A Hugging Face folder, a hub id, or a Lightning ``.ckpt`` of a fit.
+            task: Which of a checkpoint's heads to take, where it has several.
+            labels: The task's class names in order; those of the source when None.
+            fresh_head: Start a new head where the source has none; otherwise refuse.
+
+        Returns:
+            The network.
+        """
+
+    @abstractmethod
+    def adopt(self, models: Mapping[str, Any], tokenizer: Any) -> None:
+        """Takes over networks of one architecture; the tasks share the first one's body.
+
+        Args:
+            models: Task name to network.
+            tokenizer: The tokenizer they share.
+        """
+
+    @abstractmethod
+    def body(self, model: nn.Module) -> Params:
+        """Picks what the tasks share, and a merge therefore merges.
+
+        Args:
+            model: A network that ``read`` gave.
+
+        Returns:
+            The shared parameters by their names in ``model``, sharing its memory.
+        """
+
+    @abstractmethod
+    def save(self, folder: Path) -> None:
+        """Writes the live networks as Hugging Face folders.
+
+        Args:
+            folder: Where.
+        """
+
+    def add_metrics(
+        self, labels: Mapping[str, Sequence[str]], metrics: Mapping[str, Sequence[str]]
+    ) -> None:
         """Makes the metrics of each task.
 
         Args:
-            labels: Task name to the names of its classes.
+            labels: Task name to the names of its classes, none where they differ by example.
+            metrics: Task name to names of metrics; accuracy where a task is not in it.
         """
-        for task, names in labels.items():
-            # micro: the share of examples that are right; torchmetrics' default averages classes
-            self.accuracy[task] = MulticlassAccuracy(len(names), average="micro").to(self.device)
+        self.metrics = nn.ModuleDict({
+            task: nn.ModuleDict({
+                name: make_metric(name, len(names)) for name in metrics.get(task, ("accuracy",))
+            })
+            for task, names in labels.items()
+        }).to(self.device)
 
     def training_step(self, batch: Mapping[str, Mapping[str, Any]], batch_idx: int) -> Tensor:
         """Computes the mean over tasks of the cross-entropy −ℓ[n, yₙ].
@@ -109,28 +166,46 @@ class TaskModule(LightningModule, ABC):
         self._score(batch)
 
     def on_validation_epoch_end(self) -> None:
-        """Logs ``<task>/accuracy``, and their mean as ``val/score`` with ``val/loss``."""
+        """Logs ``<task>/<metric>``, the tasks' mean as ``val/score``, and ``val/loss``."""
         self._log_scores("val")
 
     def on_test_epoch_end(self) -> None:
-        """Logs ``<task>/accuracy``, and their mean as ``test/score`` with ``test/loss``."""
+        """Logs ``<task>/<metric>``, the tasks' mean as ``test/score``, and ``test/loss``."""
         self._log_scores("test")
+
+    def predictions(self, log_likelihoods: Tensor) -> Tensor:
+        """Turns log-likelihoods into what the metrics compare with the labels.
+
+        Args:
+            log_likelihoods: ℓ (n, c).
+
+        Returns:
+            The likeliest candidates (n,).
+        """
+        return log_likelihoods.argmax(dim=1)
 
     def _score(self, batch: Mapping[str, Any]) -> None:
         log_likelihoods = self.label_log_probs(batch)
         labels = batch["labels"]
-        self.accuracy[batch["task"]].update(log_likelihoods.argmax(dim=1), labels)  # type: ignore[operator]
+        predictions = self.predictions(log_likelihoods)
+        for metric in self.metrics[batch["task"]].values():  # type: ignore[operator]
+            metric.update(predictions, labels)
         losses = nn.functional.nll_loss(log_likelihoods, labels, reduction="none")
         self.val_loss.update(losses)
 
     def _log_scores(self, stage: str) -> None:
         scores: dict[str, Tensor] = {}
-        for task, metric in self.accuracy.items():
-            if metric.update_called:
-                scores[f"{task}/accuracy"] = metric.compute()  # type: ignore[operator]
-                metric.reset()  # type: ignore[operator]
-        mean = torch.stack(list(scores.values())).mean()
+        tasks = []
+        for task, metrics in self.metrics.items():
+            own = {}
+            for name, metric in metrics.items():  # type: ignore[operator]
+                if metric.update_called:
+                    own[f"{task}/{name}"] = metric.compute()
+                    metric.reset()
+            if own:
+                scores |= own
+                tasks.append(torch.stack(list(own.values())).mean())
         loss = self.val_loss.compute()
         self.val_loss.reset()
         self.log_dict({**scores, f"{stage}/loss": loss})
-        self.log(f"{stage}/score", mean, prog_bar=True)
+        self.log(f"{stage}/score", torch.stack(tasks).mean(), prog_bar=True)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from fmerge.errors import UserError
 from fmerge.modules.base import TaskModule
+from fmerge.params import Params, params_of, select
 from fmerge.store import load_classifier, load_tokenizer, save_classifiers
 
 if TYPE_CHECKING:
@@ -63,7 +64,8 @@ class TextClassifier(TaskModule):
         if self.models:
             return
         trainer = self._trainer
-        labels = self.tasks or trainer.datamodule.labels  # type: ignore[union-attr]
+        data = trainer.datamodule  # type: ignore[union-attr]
+        labels = self.tasks or data.labels
         if not self.path:
             raise UserError(
                 "--model.path: is not set; give a Hugging Face folder, a hub id or "
@@ -74,18 +76,51 @@ class TextClassifier(TaskModule):
             {task: self._load(self.path, task, names, training) for task, names in labels.items()},
             load_tokenizer(self.path),
         )
+        if data is not None:
+            self.add_metrics(labels, data.metrics)
 
     def _load(
         self, path: str, task: str, labels: Sequence[str], training: bool
     ) -> "PreTrainedModel":
         try:
-            return load_classifier(path, task, labels, fresh_head=training)
+            return self.read(path, task, labels, fresh_head=training)
         except UserError as error:
             if training:
                 raise
             # a checkpoint restored later may still bring the head that is lacking here
             self._untrained = error
-            return load_classifier(path, task, labels, fresh_head=True)
+            return self.read(path, task, labels, fresh_head=True)
+
+    def read(
+        self,
+        source: str,
+        task: str,
+        labels: Sequence[str] | None = None,
+        fresh_head: bool = False,
+    ) -> "PreTrainedModel":
+        """Reads a sequence classifier.
+
+        Args:
+            source: A Hugging Face folder, a hub id, or a Lightning ``.ckpt`` of a fit.
+            task: Which of a Lightning checkpoint's heads to take.
+            labels: The task's class names in order; those of the source when None.
+            fresh_head: Start a new head where the source has none; otherwise refuse.
+
+        Returns:
+            The classifier, in float32 on the CPU.
+        """
+        return load_classifier(source, task, labels, fresh_head)
+
+    def body(self, model: nn.Module) -> Params:
+        """Picks everything but the head.
+
+        Args:
+            model: A Hugging Face classifier.
+
+        Returns:
+            The parameters below its ``base_model_prefix``, sharing its memory.
+        """
+        return select(params_of(model), f"{model.base_model_prefix}.")
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Notes that trained heads have come from a checkpoint.
@@ -128,8 +163,7 @@ class TextClassifier(TaskModule):
             for task, model in models.items()
         }
         self.hparams["tasks"] = self.tasks
-        self.accuracy = nn.ModuleDict()
-        self.add_metrics(self.tasks)
+        self.add_metrics(self.tasks, {})
 
     def task_model(self, task: str) -> "PreTrainedModel":
         """Finds the classifier of one task, whose body all tasks share.

@@ -97,7 +97,7 @@ def test_label_numbers_are_taken_as_they_are(tmp_path):
 
 def test_unreadable_files_are_refused(tmp_path):
     (tmp_path / "x.json").write_text("{")
-    with pytest.raises(UserError, match="x.json: not readable as .json"):
+    with pytest.raises(UserError, match="x.json: cannot read its train split"):
         TextFiles(train=str(tmp_path / "x.json")).examples("train")
     (tmp_path / "x.txt").write_text("a")
     with pytest.raises(UserError, match="unknown ending; known: .csv, .json, .jsonl, .parquet"):

@@ -1,0 +1,148 @@
+"""One Fisher from an expert and its data to a file."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from rich.console import Console
+
+from fmerge import __version__
+from fmerge.data import MultiTask
+from fmerge.errors import UserError
+from fmerge.evaluation import Evaluator, FisherSettings
+from fmerge.fisher import FisherEstimate
+from fmerge.modules import Saving, TaskModule
+from fmerge.params import check_finite, fingerprint, params_of
+from fmerge.report import fisher_table
+from fmerge.store import load_lightning, load_tokenizer, write_fisher
+
+
+class FisherRun:
+    """The Fisher of one expert on one task, saved now and then, so that it can be gone on with.
+
+    Args:
+        trainer: The Trainer whose prediction pass is used.
+        module: The kind of model; a LightningModule with ``label_log_probs`` if no task module.
+        data: The data.
+        task: The task.
+        settings: Estimator and examples.
+        output: The file to write.
+        save_every: Seconds between two savings of what is unfinished.
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        module: LightningModule,
+        data: MultiTask,
+        task: str,
+        settings: FisherSettings,
+        output: Path,
+        save_every: float,
+    ) -> None:
+        self.trainer = trainer
+        self.module = module
+        self.data = data
+        self.task = task
+        self.settings = settings
+        self.output = output
+        self.save_every = save_every
+
+    def run(self, expert: str | None) -> FisherEstimate:
+        """Reads the expert, makes the pass and writes the Fisher in the first process.
+
+        Args:
+            expert: Where the weights are; those the module was made with when None.
+
+        Returns:
+            The Fisher, by parameter name, and the number of examples used.
+        """
+        self.data.check_splits(self.settings.split)
+        provenance = self._provenance(expert, self._load(expert))
+        saving = Saving(
+            self._unfinished(self.trainer.global_rank),
+            {
+                **provenance,
+                "examples": self.settings.examples,
+                "until": self.settings.until,
+                "batch_size": self.data.batch_size,
+                "processes": self.trainer.world_size,
+                "data_sha256": self.data.fingerprint(self.task, self.settings.split),
+            },
+            self.save_every,
+        )
+        evaluator = Evaluator(self.trainer, self.module, self.data)
+        estimate = evaluator.fisher(self.task, self.settings, bar=True, saving=saving)
+        if self.trainer.is_global_zero:
+            self._write(estimate, provenance)
+        self.trainer.strategy.barrier("the Fisher is written")
+        saving.path.unlink(missing_ok=True)
+        return estimate
+
+    def _load(self, expert: str | None) -> str:
+        """Fills the module with the expert's weights; returns their hash."""
+        if isinstance(self.module, TaskModule):
+            if expert is None:
+                raise UserError("--expert: required but not given; name the fine-tuned model")
+            model = self.module.read(expert, self.task, self.data.labels[self.task])
+            weights = params_of(model)
+            check_finite(weights, expert)
+            digest = fingerprint(weights)
+            self.module.adopt({self.task: model}, load_tokenizer(expert))
+            return digest
+        own: Callable[..., Any] | None = getattr(self.module, "label_log_probs", None)
+        if own is None:
+            raise UserError(
+                f"--model: {type(self.module).__name__} has no label_log_probs(batch), which gives "
+                "the log-likelihoods (n, c) of the candidate answers; add it, or use TextClassifier"
+            )
+        if expert is not None:
+            _restore(self.module, expert)
+        weights = params_of(self.module)
+        check_finite(weights, expert or type(self.module).__name__)
+        return fingerprint(weights)
+
+    def _provenance(self, expert: str | None, digest: str) -> dict[str, Any]:
+        settings = self.settings
+        return {
+            "fmerge": __version__,
+            "model": expert or type(self.module).__name__,
+            "model_sha256": digest,
+            "task": self.task,
+            "split": settings.split,
+            "estimator": settings.estimator,
+            "samples": settings.samples,
+            "seed": settings.seed,
+            "precision": str(self.trainer.precision),
+        }
+
+    def _unfinished(self, rank: int) -> Path:
+        name = f"{self.output.stem}.unfinished-{rank}-of-{self.trainer.world_size}.safetensors"
+        return self.output.with_name(name)
+
+    def _write(self, estimate: FisherEstimate, provenance: dict[str, Any]) -> None:
+        provenance = {**provenance, "examples": estimate.count}
+        if estimate.relative_error is not None:
+            provenance["relative_standard_error"] = estimate.relative_error
+        write_fisher(self.output, estimate.values, provenance)
+        settings, console = self.settings, Console()
+        title = f"Fisher of {self.task}: {settings.estimator}, {estimate.count} {settings.split}"
+        console.print(fisher_table(estimate.values, f"{title} examples"))
+        if estimate.relative_error is not None:
+            share = 100 * estimate.relative_error
+            console.print(f"Standard error of the total: {share:.1f}%", highlight=False)
+        console.print(f"Fisher: {self.output}", soft_wrap=True, highlight=False)
+
+
+def _restore(module: LightningModule, expert: str) -> None:
+    """Loads a Lightning checkpoint of the module's own class."""
+    if not expert.endswith(".ckpt"):
+        raise UserError(
+            f"--expert {expert}: a {type(module).__name__} is read from a Lightning .ckpt"
+        )
+    try:
+        module.load_state_dict(load_lightning(Path(expert))["state_dict"])
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{expert}: does not fit {type(module).__name__}: {reason}") from error

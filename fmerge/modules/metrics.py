@@ -1,0 +1,73 @@
+"""torchmetrics by name, right on merged models whose predictions have collapsed to one answer."""
+
+from collections.abc import Callable
+from typing import Final
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.classification import (
+    BinaryF1Score,
+    MulticlassAccuracy,
+    MulticlassMatthewsCorrCoef,
+)
+from torchmetrics.regression import PearsonCorrCoef, SpearmanCorrCoef
+
+from fmerge.errors import UserError, known
+
+
+class _Matthews(MulticlassMatthewsCorrCoef):
+    """Matthews' correlation, zero for constant predictions or labels, as its definition says.
+
+    torchmetrics gives a constant predictor a small correlation instead (its issue 3355).
+    """
+
+    def compute(self) -> Tensor:
+        table = self.confmat
+        constant = (table.sum(0) > 0).sum() < 2 or (table.sum(1) > 0).sum() < 2
+        return torch.zeros((), device=table.device) if constant else super().compute()
+
+
+class _Pearson(PearsonCorrCoef):
+    """Pearson's correlation, zero where a side is constant instead of not a number."""
+
+    def compute(self) -> Tensor:
+        return super().compute().nan_to_num(0.0)
+
+
+class _Spearman(SpearmanCorrCoef):
+    """Spearman's correlation, zero where a side is constant instead of not a number."""
+
+    def compute(self) -> Tensor:
+        return super().compute().nan_to_num(0.0)
+
+
+METRICS: Final[dict[str, Callable[[int], Metric]]] = {
+    # micro: the share of examples that are right; torchmetrics' default averages classes
+    "accuracy": lambda classes: MulticlassAccuracy(classes or None, average="micro"),
+    "f1": lambda classes: BinaryF1Score(),
+    "matthews": lambda classes: _Matthews(classes),
+    "pearson": lambda classes: _Pearson(),
+    "spearman": lambda classes: _Spearman(),
+}
+"""Name of a metric to what makes it for a number of classes; all are better when higher."""
+
+
+def make_metric(name: str, classes: int) -> Metric:
+    """Makes a metric.
+
+    Args:
+        name: One of ``METRICS``.
+        classes: Number of classes; 0 where every example has candidates of its own.
+
+    Returns:
+        The metric; updated with predictions (n,) and labels (n,).
+
+    Raises:
+        UserError: If the name is unknown, or the metric needs other classes.
+    """
+    if name not in METRICS:
+        raise UserError(f"unknown metric '{name}'; known: {known(METRICS)}")
+    if name == "f1" and classes != 2:
+        raise UserError(f"metric 'f1': needs two classes, but the task has {classes}")
+    return METRICS[name](classes)

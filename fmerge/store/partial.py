@@ -1,0 +1,61 @@
+"""Unfinished work on disk: tensors, and what they belong to."""
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from fmerge.params import Params
+from fmerge.store.atomic import replacing_file
+
+_KEY = "fmerge.unfinished"
+_LOG = logging.getLogger(__name__)
+
+
+def write_partial(path: Path, belongs_to: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Writes tensors whole or not at all.
+
+    Args:
+        path: Where; what is there is replaced.
+        belongs_to: Plain values that say of what work they are a part.
+        tensors: Names to tensors, on any device.
+    """
+    with replacing_file(path) as temporary:
+        kept = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        save_file(kept, temporary, metadata={_KEY: json.dumps(belongs_to, sort_keys=True)})
+
+
+def read_partial(path: Path, belongs_to: Mapping[str, Any]) -> Params | None:
+    """Reads tensors back, if they belong to the same work.
+
+    Args:
+        path: Where ``write_partial`` put them.
+        belongs_to: What work is being done now.
+
+    Returns:
+        Names to tensors; None where there is no such file, or where it belongs to other work,
+        which is logged with the first difference.
+    """
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            found = json.loads((file.metadata() or {}).get(_KEY, "{}"))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        _LOG.warning("%s: not readable (%s); beginning anew", path, error)
+        return None
+    expected = json.loads(json.dumps(belongs_to))
+    for key in {**expected, **found}:
+        if expected.get(key) != found.get(key):
+            _LOG.warning(
+                "%s: is of other work (%s was %s, is %s); beginning anew",
+                path, key, found.get(key), expected.get(key),
+            )  # fmt: skip
+            return None
+    return tensors
