@@ -15,7 +15,7 @@ from fmerge.fisher import FisherEstimate
 from fmerge.modules import Saving, TaskModule
 from fmerge.params import check_finite, fingerprint, params_of
 from fmerge.report import fisher_table
-from fmerge.store import load_lightning, load_tokenizer, write_fisher
+from fmerge.store import load_lightning, load_tokenizer, remove_partial, write_fisher
 
 
 class FisherRun:
@@ -77,7 +77,7 @@ class FisherRun:
         if self.trainer.is_global_zero:
             self._write(estimate, provenance)
         self.trainer.strategy.barrier("the Fisher is written")
-        saving.path.unlink(missing_ok=True)
+        remove_partial(saving.path)
         return estimate
 
     def _load(self, expert: str | None) -> str:

@@ -29,10 +29,10 @@ def read_rows(
         token: Access token of the hub, for private data sets.
 
     Returns:
-        A ``datasets.Dataset`` with at least one row.
+        A ``datasets.Dataset``.
 
     Raises:
-        UserError: If the source cannot be read, or lacks the split, a column, or any row.
+        UserError: If the source cannot be read, or lacks the split or a column.
     """
     where = f"{source}/{name}" if name else source
     table = _read(source, split, name, token, where)
@@ -41,8 +41,6 @@ def read_rows(
         raise UserError(
             f"{where}: has no column '{missing[0]}'; its columns: {known(table.column_names)}"
         )
-    if len(table) == 0:
-        raise UserError(f"{where}: its {split} split is empty")
     return table
 
 

@@ -205,10 +205,12 @@ class _Function(nn.Module):
     def __init__(self, module: nn.Module, log_probs: LogProbs) -> None:
         super().__init__()
         self.module = module
-        self.log_probs = log_probs
+        # not an attribute of its own: if it is the module, its weights would be swapped twice
+        # by functional_call, and only once be given back
+        self._log_probs = (log_probs,)
 
     def forward(self, batch: Any) -> Tensor:
-        return self.log_probs(batch)
+        return self._log_probs[0](batch)
 
 
 def _wide(tensor: Tensor) -> torch.dtype:

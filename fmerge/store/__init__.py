@@ -14,7 +14,7 @@ from fmerge.store.checkpoints import (
     save_classifiers,
 )
 from fmerge.store.fishers import check_fisher_path, read_fisher, write_fisher
-from fmerge.store.partial import read_partial, write_partial
+from fmerge.store.partial import read_partial, remove_partial, write_partial
 
 __all__ = [
     "append_line",
@@ -26,6 +26,7 @@ __all__ = [
     "load_tokenizer",
     "read_fisher",
     "read_partial",
+    "remove_partial",
     "replacing_file",
     "save_classifiers",
     "write_fisher",

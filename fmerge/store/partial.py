@@ -30,6 +30,16 @@ def write_partial(path: Path, belongs_to: Mapping[str, Any], tensors: Mapping[st
         save_file(kept, temporary, metadata={_KEY: json.dumps(belongs_to, sort_keys=True)})
 
 
+def remove_partial(path: Path) -> None:
+    """Removes what is not needed any more, and what a kill left of its writing.
+
+    Args:
+        path: Where ``write_partial`` put it, if it did.
+    """
+    for leftover in (path, *path.parent.glob(f".{path.name}.*")):
+        leftover.unlink(missing_ok=True)
+
+
 def read_partial(path: Path, belongs_to: Mapping[str, Any]) -> Params | None:
     """Reads tensors back, if they belong to the same work.
 

@@ -128,50 +128,6 @@ def definition(zoo, task, expert, estimator, weights=None):
     )
 
 
-@pytest.mark.parametrize("estimator", ["exact", "sampled"])
-def test_two_processes_give_the_fisher_of_one(zoo, tmp_path, estimator, record_property):
-    """13 examples in batches of 4: the last batches are uneven, and no example counts twice."""
-    config = data_config(zoo, tmp_path, "colour")
-    found = {}
-    for processes in (1, 2):
-        output = tmp_path / f"fisher_{processes}.safetensors"
-        in_process(
-            *["fisher", "--config", config, "--expert", zoo.experts["colour"]],
-            *["--split", "validation", "--output", output, "--estimator", estimator],
-            *[
-                "--trainer.devices",
-                processes,
-                "--trainer.strategy",
-                "ddp" if processes > 1 else "auto",
-            ],
-        )
-        found[processes], provenance = read_fisher(output)
-        assert provenance["examples"] == 13
-    error = relative_error(found[2], found[1])
-    record_property("figure", f"{estimator} Fisher of 2 processes: relative error {error:.1e} of 1")
-    assert error < 1e-6
-
-
-def test_mixed_precision_is_close(zoo, tmp_path, record_property):
-    config = data_config(zoo, tmp_path, "colour")
-    found = {}
-    for precision in ("32-true", "bf16-mixed"):
-        output = tmp_path / f"{precision}.safetensors"
-        run(
-            *["fisher", "--config", config, "--expert", zoo.experts["colour"], "--output", output],
-            *["--trainer.precision", precision],
-        )
-        found[precision] = read_fisher(output)[0]
-    error = relative_error(found["bf16-mixed"], found["32-true"])
-    record_property("figure", f"Fisher under bf16-mixed: relative error {error:.4f} of float32")
-    assert 1e-5 < error < 0.05
-    run(
-        *["fit", "--config", config, "--model.path", zoo.base, "--output", tmp_path / "fit"],
-        *["--trainer.precision", "bf16-mixed", "--trainer.max_epochs", "1"],
-    )
-    assert (tmp_path / "fit" / "expert" / "model.safetensors").is_file()
-
-
 def test_the_saved_merge_is_the_formula_and_its_scores(zoo, tmp_path):
     output = tmp_path / "merge"
     run(

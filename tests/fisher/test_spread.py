@@ -1,0 +1,136 @@
+"""Standard errors from batches: unbiased, right at the limits, and a pass that stops by them."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from fmerge.fisher import FisherAccumulator, estimate_fisher
+from tests.compare import assert_same
+
+
+class Line(nn.Module):
+    """ℓ = w·x of one candidate, so that example n's squared gradient is x², known by hand."""
+
+    def __init__(self, size=3):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(size, dtype=torch.float64))
+
+    def forward(self, batch):
+        return (batch["x"] @ self.weight)[:, None]
+
+
+def batches(x, size):
+    return [{"x": part} for part in x.split(size)]
+
+
+def draws(n, seed=0, size=3):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(n, size, generator=generator, dtype=torch.float64)
+
+
+def test_batches_of_one_give_the_textbook_standard_error_of_a_mean():
+    x, module = draws(50), Line()
+    found = estimate_fisher(module, batches(x, 1), module, errors="entries")
+    squares = x.square()
+    assert_same(found.values, {"weight": squares.mean(0)})
+    assert_same(found.standard_errors, {"weight": squares.std(0) / math.sqrt(50)})
+    totals = squares.sum(1)
+    expected = float(totals.std() / math.sqrt(50) / totals.mean())
+    assert found.relative_error == pytest.approx(expected, rel=1e-9)
+
+
+def test_uneven_batches_give_an_unbiased_variance():
+    """Over many data sets the mean squared standard error is the variance of the estimates."""
+    module, estimates, claimed = Line(), [], []
+    for seed in range(1500):
+        found = estimate_fisher(module, batches(draws(23, seed), 4), module, errors="entries")
+        estimates.append(found.values["weight"])
+        claimed.append(found.standard_errors["weight"].square())
+    true = torch.stack(estimates).var(0)
+    assert_same({"": torch.stack(claimed).mean(0)}, {"": true}, rtol=0.1)
+
+
+def test_errors_of_the_total_do_not_change_the_sums():
+    x, module = draws(20), Line()
+    plain = estimate_fisher(module, batches(x, 3), module)
+    assert_same(plain.values, {"weight": x.square().mean(0)})
+    for errors in ("total", "entries"):
+        found = estimate_fisher(module, batches(x, 3), module, errors=errors)
+        assert_same(found.values, plain.values)
+        assert found.relative_error > 0
+    assert plain.relative_error is None and plain.standard_errors is None
+
+
+def test_a_single_batch_knows_nothing_of_its_error():
+    module = Line()
+    found = estimate_fisher(module, batches(draws(5), 5), module, errors="entries")
+    assert found.relative_error == math.inf
+    assert bool((found.standard_errors["weight"] == math.inf).all())
+
+
+def test_a_pass_stops_once_the_total_is_known_well_enough():
+    x, module = draws(4000), Line()
+    found = estimate_fisher(module, batches(x, 10), module, until=0.05)
+    assert found.relative_error < 0.05
+    # the total of 3 squares has relative spread √(2/3): 267 examples for 5%, give or take
+    assert 150 < found.count < 450 and found.count % 10 == 0
+    whole = estimate_fisher(module, batches(x[: found.count - 10], 10), module, errors="total")
+    assert whole.relative_error >= 0.05  # one batch fewer was not enough
+    everything = estimate_fisher(module, batches(x[:100], 10), module, until=0.001)
+    assert everything.count == 100
+
+
+def test_a_restored_accumulator_goes_on_bit_for_bit():
+    x, module = draws(40), Line()
+    whole = FisherAccumulator(module, module, errors="entries")
+    for batch in batches(x, 4):
+        whole.add(batch)
+    first = FisherAccumulator(module, module, errors="entries")
+    for batch in batches(x[:16], 4):
+        first.add(batch)
+    second = FisherAccumulator(module, module, errors="entries")
+    second.restore({name: tensor.clone() for name, tensor in first.state().items()})
+    for batch in batches(x[16:], 4):
+        second.add(batch)
+    found, expected = second.estimate(), whole.estimate()
+    assert found.count == expected.count == 40
+    assert torch.equal(found.values["weight"], expected.values["weight"])
+    assert torch.equal(found.standard_errors["weight"], expected.standard_errors["weight"])
+    assert found.relative_error == expected.relative_error
+    whole.reset()
+    assert whole.spread.batches == 0 and not whole.spread.squares["weight"].any()
+
+
+@pytest.mark.parametrize("estimator", ["exact", "rademacher"])
+def test_float16_gradients_neither_vanish_nor_overflow(estimator):
+    """Gradients of 2⁻²⁶ are zero in float16, those of 2²⁰ infinite: the scale follows."""
+    torch.manual_seed(0)
+    for size in (2.0**-26, 1.0, 2.0**10):
+        layer = nn.Linear(8, 1, bias=False)
+        x = torch.randn(6, 8).half().float()
+
+        def log_probs(batch, layer=layer, size=size):
+            with torch.autocast("cpu", dtype=torch.float16):
+                return layer(batch["x"]).float() * size
+
+        with torch.autocast("cpu", dtype=torch.float16):
+            accumulator = FisherAccumulator(layer, log_probs, estimator)
+            for start in range(6):
+                accumulator.add({"x": x[start : start + 1]})
+        expected = {"weight": (x * size).square().mean(0, keepdim=True)}
+        assert_same(accumulator.estimate().values, expected, rtol=5e-3)
+
+
+def test_gradients_beyond_float16_are_refused():
+    layer = nn.Linear(2, 1, bias=False)
+
+    def log_probs(batch):
+        with torch.autocast("cpu", dtype=torch.float16):
+            return layer(batch["x"]).float() * 2.0**30
+
+    with torch.autocast("cpu", dtype=torch.float16):
+        accumulator = FisherAccumulator(layer, log_probs)
+        with pytest.raises(ValueError, match="overflow float16; use bf16-mixed"):
+            accumulator.add({"x": torch.ones(1, 2)})
