@@ -27,29 +27,30 @@ _AMPERE: Final = (8, 0)  # before it, no bfloat16 and less shared memory than a 
 _LOG = logging.getLogger(__name__)
 
 
-@triton.jit  # type: ignore[untyped-decorator]  # Triton has no type information
+@triton.jit(do_not_specialize=["n", "t"])  # type: ignore[untyped-decorator]  # Triton has no types
 def _add_squares(
     left: tl.tensor,
     right: tl.tensor,
     total: tl.tensor,
-    n: int,
-    t: int,
-    a: int,
-    b: int,
-    left_n: int,
-    left_t: int,
-    left_a: int,
-    right_n: int,
-    right_t: int,
-    right_b: int,
-    total_a: int,
-    total_b: int,
+    n: tl.tensor,
+    t: tl.tensor,
+    a: tl.tensor,
+    b: tl.tensor,
+    left_n: tl.tensor,
+    left_t: tl.tensor,
+    left_a: tl.tensor,
+    right_n: tl.tensor,
+    right_t: tl.tensor,
+    right_b: tl.tensor,
+    total_a: tl.tensor,
+    total_b: tl.tensor,
     SIDE: tl.constexpr,
     TOKENS: tl.constexpr,
 ) -> None:
     """Adds one tile (SIDE, SIDE) of the squares: it is read and written once, without atomics.
 
-    Offsets are 64-bit throughout: n·t·a passes 2³¹ for the vocabulary of a language model.
+    Offsets are 64-bit, since n·t·a may pass 2³¹. No step is annotated ``int``: Triton would then
+    pass it in 32 bits, and forget that it is one or a multiple of 16.
     """
     across = tl.cdiv(b, SIDE)
     tile = tl.program_id(0)
@@ -193,7 +194,6 @@ def _proved(device: torch.device, dtype: torch.dtype, side: int) -> bool:
     except Exception as reason:  # of a compiler, a linker or a driver: any kind
         _LOG.warning("batched products are used, since the Triton kernel fails: %s", reason)
         return False
-    # float32 sums of 71 products, whose inputs are as they are
     if not torch.allclose(total.double(), expected, rtol=1e-3, atol=1e-3):
         _LOG.warning("batched products are used, since the Triton kernel gives wrong numbers")
         return False

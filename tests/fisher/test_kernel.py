@@ -49,37 +49,60 @@ def test_uses_are_added_before_the_square(interpreted):
     assert_same({"uses": interpreted["two uses"]}, {"uses": expected})
 
 
-@pytest.mark.parametrize("capability", [80, 90])
-@pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
-@pytest.mark.parametrize("side", [32, 64, 128])
-def test_every_tile_compiles_with_matrix_units_for_half_precision_alone(
-    capability, dtype, side, tmp_path, monkeypatch
-):
-    """Ampere and Hopper, without either: the interpreter runs what no compiler accepts."""
-    import triton
+@pytest.fixture
+def compiled(monkeypatch, tmp_path):
+    """Compiles what a call would launch, for a GPU that is not here."""
     from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
+    from triton.runtime import driver
 
     from fmerge.fisher import kernel
 
+    function, results = kernel._add_squares, []
+
+    class Recording:
+        def __getitem__(self, grid):
+            return lambda *arguments, **options: results.append(
+                function.warmup(*arguments, grid=grid, **options)
+            )
+
+    def compile_for(capability, left, right, side):
+        absent = SimpleNamespace(
+            get_current_target=lambda: GPUTarget("cuda", capability, 32),
+            get_current_device=lambda: f"absent {capability}",
+            get_current_stream=lambda device: 0,
+        )
+        monkeypatch.setattr(driver, "_active", absent)
+        total = torch.empty(left.shape[2], right.shape[2], device="meta")
+        kernel.add_squares(left, right, total, side)
+        return results[-1]
+
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    names = kernel._add_squares.arg_names
-    constants = {"SIDE": side, "TOKENS": 32 if dtype == "fp32" else 64}
-    constants |= {"left_a": 1, "right_b": 1, "total_b": 1}
-    aligned = ["left", "right", "total", "left_n", "left_t", "right_n", "right_t", "total_a"]
-    signature = dict.fromkeys(names, "i32") | dict.fromkeys(constants, "constexpr")
-    signature |= {"left": f"*{dtype}", "right": f"*{dtype}", "total": "*fp32"}
-    source = ASTSource(
-        kernel._add_squares,
-        signature,
-        {(names.index(name),): value for name, value in constants.items()},
-        {(names.index(name),): [["tt.divisibility", 16]] for name in [*aligned, "a", "b"]},
-    )
-    options = {"num_warps": 8 if side == 128 else 4, "num_stages": 3}
-    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
-    assert compiled.metadata.shared <= 99 * 2**10  # the least of any GPU since Ampere
-    assert ("mma" in compiled.asm["ptx"]) == (dtype != "fp32")
-    assert "tf32" not in compiled.asm["ptx"]
+    monkeypatch.setattr(kernel, "_add_squares", Recording())
+    return compile_for
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("side", [32, 64, 128])
+def test_every_tile_compiles_with_matrix_units_for_half_precision_alone(
+    compiled, capability, dtype, side
+):
+    """Ampere and Hopper, without either: the interpreter runs what no compiler accepts."""
+    left, right = (torch.empty(4, 128, size, dtype=dtype, device="meta") for size in (768, 3072))
+    result = compiled(capability, left, right, side)
+    ptx = result.asm["ptx"]
+    assert result.metadata.shared <= 99 * 2**10  # the least of any GPU since Ampere
+    assert ("mma" in ptx) == (dtype != torch.float32)
+    assert "tf32" not in ptx
+    assert "cp.async" in ptx  # inputs are read while earlier ones are multiplied
+
+
+def test_steps_in_memory_are_constants_if_one_and_64_bit_if_large(compiled):
+    right = torch.empty(3, 2, 48, device="meta")
+    left = torch.empty_strided((3, 2, 40), (2**33, 2**32, 1), device="meta")
+    signature = compiled(80, left, right, 32).src.signature
+    found = [signature[name] for name in ("left_n", "left_t", "left_a", "right_n")]
+    assert found == ["i64", "i64", "constexpr", "i32"]
 
 
 @pytest.mark.parametrize(
