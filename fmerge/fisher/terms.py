@@ -3,6 +3,8 @@
 Letters: n example, t token (any position inside an example), a and b the two sides of a matrix.
 """
 
+import functools
+import importlib.util
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -213,6 +215,11 @@ def _outer_squares(terms: Sequence[Outer], total: Tensor) -> None:
         )
         total.addmm_(left.T, right)
         return
+    if total.is_cuda and _has_triton():
+        from fmerge.fisher.kernel import add_if_faster  # here, since it imports Triton
+
+        if add_if_faster([term.left for term in terms], [term.right for term in terms], total):
+            return
     limit = DEVICE_BYTES if total.is_cuda else CACHE_BYTES * torch.get_num_threads()
     entries = max(1, limit // terms[0].left.element_size())
     if total.is_cuda or a * b <= SMALL_ENTRIES:
@@ -239,6 +246,11 @@ def _outer_squares(terms: Sequence[Outer], total: Tensor) -> None:
             for lefts, rights in sides[1:]:
                 product.addmm_(lefts[i], rights[i])
             accumulated.addcmul_(product, product)
+
+
+@functools.cache
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
 
 
 def _combined(terms: Sequence[Rows], total: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,0 +1,145 @@
+"""The models of the benchmarks, with a batch and ℓ each."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    T5Config,
+    T5ForConditionalGeneration,
+)
+
+Batch = dict[str, Tensor]
+LogProbs = Callable[[Batch], Tensor]
+
+FEW = 2  # examples of the comparison with the oracle, and of the slow contestants' turns
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is measured; of a size that is None, each case has its own."""
+
+    device: str = "cpu"
+    precision: str = "32-true"
+    batch: int | None = None
+    tokens: int | None = None
+
+    def autocast(self) -> torch.autocast:
+        """Gives the context that contestants run in."""
+        return torch.autocast(self.device, torch.bfloat16, enabled=self.precision == "bf16-mixed")
+
+
+@dataclass
+class Case:
+    """A model, a batch and ℓ."""
+
+    name: str
+    model: nn.Module
+    batch: Batch
+    build: Callable[[nn.Module], LogProbs]
+
+    def __post_init__(self) -> None:
+        self.log_probs = self.build(self.model)
+
+    def few(self) -> Batch:
+        """Gives the first examples alone."""
+        return {key: value[:FEW] for key, value in self.batch.items()}
+
+    def to(self, device: str) -> "Case":
+        """Moves the model and the batch."""
+        self.model.to(device)
+        self.batch = {key: value.to(device) for key, value in self.batch.items()}
+        return self
+
+
+def minilm(n: int = 16, t: int = 64) -> Case:
+    """MiniLM's size: 6 layers of 384, 3 labels."""
+    torch.manual_seed(0)
+    config = BertConfig(
+        hidden_size=384,
+        num_hidden_layers=6,
+        num_attention_heads=12,
+        intermediate_size=1536,
+        vocab_size=30522,
+        num_labels=3,
+    )
+    model = BertForSequenceClassification(config).eval()
+    ids = torch.randint(1000, 20000, (n, t))
+    batch = {
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        "labels": torch.arange(n) % 3,
+    }
+    return Case(f"MiniLM, {n} x {t}", model, batch, classifier_log_probs)
+
+
+def classifier_log_probs(model: nn.Module) -> LogProbs:
+    """Log-probabilities of a classifier's labels (n, c)."""
+
+    def log_probs(batch: Batch) -> Tensor:
+        mask = batch.get("attention_mask")
+        result: Tensor = model(input_ids=batch["input_ids"], attention_mask=mask).logits
+        return result.log_softmax(1)
+
+    return log_probs
+
+
+def t5(n: int = 16, t: int = 64) -> Case:
+    """The size of t5-small, its embedding tied, to answers of 8 tokens."""
+    return text_to_text("t5-small", n, t, width=512, layers=6)
+
+
+def t5_base(n: int = 64, t: int = 128) -> Case:
+    """The size of t5-base, its embedding tied, to answers of 8 tokens."""
+    return text_to_text("t5-base", n, t, width=768, layers=12)
+
+
+def text_to_text(name: str, n: int, t: int, width: int, layers: int) -> Case:
+    """A T5 of heads of 64 and feed-forward layers four times as wide."""
+    torch.manual_seed(0)
+    config = T5Config(
+        d_model=width,
+        d_ff=4 * width,
+        num_layers=layers,
+        num_heads=width // 64,
+        d_kv=64,
+        vocab_size=32128,
+        decoder_start_token_id=0,
+    )
+    model = T5ForConditionalGeneration(config).eval()
+    ids = torch.randint(1, 32000, (n, t))
+    batch = {
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        "targets": torch.randint(1, 32000, (n, 8)),
+        "labels": torch.zeros(n, dtype=torch.long),
+    }
+    return Case(f"{name}, {n} x {t} to 8", model, batch, answer_log_probs)
+
+
+def answer_log_probs(model: nn.Module) -> LogProbs:
+    """Length-normalised log-likelihood of one answer each (n, 1)."""
+
+    def log_probs(batch: Batch) -> Tensor:
+        logits: Tensor = model(
+            input_ids=batch["input_ids"],
+            attention_mask=batch.get("attention_mask"),
+            labels=batch["targets"],
+        ).logits
+        tokens = logits.log_softmax(-1).gather(-1, batch["targets"][..., None])
+        return tokens.squeeze(-1).mean(1, keepdim=True)
+
+    return log_probs
+
+
+CASES = {"minilm": minilm, "t5": t5, "t5-base": t5_base}
+
+
+def make(key: str, settings: Settings) -> Case:
+    """Makes a case of the sizes and on the device that are asked for."""
+    sizes = {"n": settings.batch, "t": settings.tokens}
+    given = {name: size for name, size in sizes.items() if size is not None}
+    return CASES[key](**given).to(settings.device)
