@@ -1,11 +1,10 @@
 """One merge from its inputs to its folder."""
 
 import json
-import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from lightning.pytorch import Trainer
 from rich.console import Console
@@ -17,10 +16,10 @@ from fmerge.experts import Ensemble
 from fmerge.merge_optimizer import MergeOptimizer, Merger
 from fmerge.methods import Average, MergeMethod
 from fmerge.modules import TaskModule, TextClassifier
-from fmerge.params import Params, params_of, write_params
+from fmerge.params import Params, fingerprint, params_of, write_params
 from fmerge.report import AVERAGE, BASE, EXPERTS, MERGE, PROBE, MergeReport, Row, draw_search
-from fmerge.search import Search
-from fmerge.store import append_line, write_text
+from fmerge.search import Search, Trial
+from fmerge.store import RunFolder, write_text
 
 References = Literal["all", "experts"]
 
@@ -85,18 +84,44 @@ class MergeRun:
         if self.references == "all" and self.ensemble.base is not None and heads:
             self.data.check_splits("train")  # to refit them
 
-    def run(self, optimizer: MergeOptimizer, search: Search, output: Path) -> MergeReport:
+    def inputs(self) -> dict[str, Any]:
+        """Tells the models and the data of this run from others.
+
+        Returns:
+            Hashes by expert and by task.
+        """
+        models = {name: fingerprint(params_of(one)) for name, one in self.ensemble.models.items()}
+        base = self.ensemble.base
+        data = self.data
+        return {
+            "expert": models,
+            "base": None if base is None else fingerprint(base),
+            "data": {}
+            if data is None
+            else {task: data.fingerprint(task, "validation") for task in data.tasks},
+        }
+
+    def run(
+        self,
+        optimizer: MergeOptimizer,
+        search: Search,
+        folder: RunFolder,
+        done: Sequence[Mapping[str, Any]] = (),
+    ) -> MergeReport:
         """Runs the search, then tests and saves the best; the first process writes.
 
         Args:
             optimizer: Runs the trials.
             search: A started search.
-            output: The run's folder.
+            folder: The run's folder.
+            done: Records of the trials of an interrupted run; those of the first process count.
 
         Returns:
             What was kept, with the rows of the table: none without data.
         """
         self.trainer.strategy.setup_environment()
+        for record in self.trainer.strategy.broadcast(list(done)):
+            search.replay(Trial.from_record(record))
         merger = Merger(
             self.method, self.ensemble.base, self.ensemble.bodies, self._fisher, self._fishers()
         )
@@ -105,11 +130,11 @@ class MergeRun:
             search,
             merger,
             self._validate,
-            lambda record: append_line(output / "trials.jsonl", json.dumps(record)),
+            folder.append,
         )
         body = merger.assemble(best.coefficients)
         rows = self._rows(body)
-        self._save(body, output / "merged")
+        self._save(body, folder.path / "merged")
         return MergeReport(
             type(self.method).__name__,
             type(search).__name__,
@@ -175,18 +200,6 @@ class MergeRun:
             write_params(self.module.task_model(name), head | body)
         if self.trainer.is_global_zero:
             self.module.save(folder)
-
-
-def start_run(output: Path) -> None:
-    """Begins a run's folder: an empty trial log, and nothing of a run before.
-
-    Args:
-        output: The run's folder.
-    """
-    write_text(output / "trials.jsonl", "")
-    for stale in ("report.md", "scores.json", "search.png"):
-        (output / stale).unlink(missing_ok=True)
-    shutil.rmtree(output / "merged", ignore_errors=True)
 
 
 def show(report: MergeReport, search: Search, output: Path) -> None:

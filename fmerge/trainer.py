@@ -16,11 +16,12 @@ from fmerge.experts import Expert, load_ensemble, target_first
 from fmerge.fisher import Estimator, Fallback, FisherEstimate
 from fmerge.fisher_run import FisherRun
 from fmerge.merge_optimizer import MergeOptimizer
-from fmerge.merge_run import MergeRun, References, show, start_run
+from fmerge.merge_run import MergeRun, References, show
 from fmerge.methods import Average, MergeMethod
 from fmerge.modules import TaskModule
 from fmerge.report import MergeReport
 from fmerge.store import (
+    RunFolder,
     check_fisher_path,
     check_new_file,
     check_new_folder,
@@ -196,7 +197,9 @@ class FMergeTrainer(Trainer):
                 if left out.
             references: What the table compares with: all: the base, the base with refitted heads,
                 the experts and their plain average; experts: the experts alone, which is faster.
-            overwrite: Write into the output folder although it is not empty.
+            overwrite: Begin anew in an output folder that is not empty. Without it, a command
+                that was interrupted goes on after the last finished trial, and more trials can
+                be added to a finished run.
 
         Returns:
             What was kept and the test scores.
@@ -207,8 +210,9 @@ class FMergeTrainer(Trainer):
         output = Path(output)
         method = Average() if method is None else method
         settings = FisherSettings(split="validation", examples=30) if fisher is None else fisher
+        folder, going_on = RunFolder(output, self.resolved_config), False
         if self.is_global_zero:
-            check_new_folder(output, overwrite)
+            going_on = folder.check(overwrite)
         check_strategy(self)
         module = _task_module(model)
         data = _tasks(datamodule) if datamodule is not None else None
@@ -224,14 +228,17 @@ class FMergeTrainer(Trainer):
         )
         run = MergeRun(self, module, data, ensemble, method, settings, references)
         run.check()
+        done: list[dict[str, Any]] = []
+        if self.is_global_zero and going_on:
+            done = folder.resume(run.inputs())
+            Console().print(f"Going on after {len(done)} trials: {output}", soft_wrap=True)
+        elif self.is_global_zero:
+            folder.start(run.inputs())
         module.adopt(ensemble.models, ensemble.tokenizer)
-        if self.is_global_zero:
-            self._write_config(output)
-            start_run(output)
         self.strategy._lightning_module = module
         self.state.fn, self.state.status = TrainerFn.VALIDATING, TrainerStatus.RUNNING
         report: MergeReport = call._call_and_handle_interrupt(
-            self, run.run, optimizer, search, output
+            self, run.run, optimizer, search, folder, done
         )
         if self.is_global_zero:
             show(report, search, output)

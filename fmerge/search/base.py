@@ -44,6 +44,25 @@ class Trial:
         }
         return record | ({"reason": self.reason} if self.reason else {})
 
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> "Trial":
+        """Reads a trial back, to the last digit.
+
+        Args:
+            record: What ``as_record`` gave.
+
+        Returns:
+            The trial.
+        """
+        return cls(
+            record["trial"],
+            record["coefficients"],
+            record["objective"],
+            record["metrics"],
+            record["status"],
+            record.get("reason", ""),
+        )
+
 
 class Search(ABC):
     """Proposes coefficients and is told what they scored. Deterministic for a seed."""
@@ -81,6 +100,14 @@ class Search(ABC):
             trial: The finished trial, with the coefficients that ``ask`` gave.
         """
         self.history.append(trial)
+
+    def replay(self, trial: Trial) -> None:
+        """Takes a trial of an interrupted run, so that the search goes on as that would have.
+
+        Args:
+            trial: The next finished trial, in order.
+        """
+        self.tell(trial)
 
     @property
     def finished(self) -> bool:

@@ -92,6 +92,12 @@ class AxSearch(Search):
                 # a trial marked failed would be proposed again, to the last digit
                 self._client.mark_trial_abandoned(self._pending)
 
+    @override
+    def replay(self, trial: Trial) -> None:
+        with _quiet():
+            self._attach(dict(trial.coefficients))
+        self.tell(trial)
+
     @property
     def _scored(self) -> bool:
         return any(trial.status == "ok" for trial in self.history)

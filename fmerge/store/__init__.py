@@ -1,7 +1,6 @@
 """Everything that touches the disk: checkpoints, Fisher files, atomic writing."""
 
 from fmerge.store.atomic import (
-    append_line,
     check_new_file,
     check_new_folder,
     replacing_file,
@@ -15,9 +14,10 @@ from fmerge.store.checkpoints import (
 )
 from fmerge.store.fishers import check_fisher_path, read_fisher, write_fisher
 from fmerge.store.partial import read_partial, remove_partial, write_partial
+from fmerge.store.runs import RunFolder
 
 __all__ = [
-    "append_line",
+    "RunFolder",
     "check_fisher_path",
     "check_new_file",
     "check_new_folder",

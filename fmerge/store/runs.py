@@ -1,0 +1,148 @@
+"""A merge's folder: its trial log is the search's state, complete after every trial."""
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fmerge.errors import UserError
+from fmerge.store.atomic import append_line, check_new_folder, write_text
+
+_IGNORED = ("output", "overwrite", "config", "trainer.callbacks", "trainer.enable_progress_bar")
+"""What a run may be gone on with although it differs."""
+
+_GROWING = "optimizer.search.init_args.trials"
+_RESULTS = ("report.md", "scores.json", "search.png")
+
+
+class RunFolder:
+    """The folder of one merge.
+
+    Args:
+        path: The folder.
+        config: The resolved configuration as YAML; None where it is not known.
+    """
+
+    def __init__(self, path: Path, config: str | None = None) -> None:
+        self.path = path
+        self.config = config
+        self._log = path / "trials.jsonl"
+        self._inputs = path / "inputs.json"
+
+    def check(self, overwrite: bool) -> bool:
+        """Finds out what to do about what is in the folder.
+
+        Args:
+            overwrite: Whether a run there may be replaced.
+
+        Returns:
+            Whether a run there is to be gone on with: it was begun with this configuration and
+            is not finished, or may make more trials now.
+
+        Raises:
+            UserError: If there is something else and ``overwrite`` is off.
+        """
+        begun = self.path / "config.yaml"
+        if overwrite or self.config is None or not (self._log.is_file() and begun.is_file()):
+            check_new_folder(self.path, overwrite)
+            return False
+        old = _flat(yaml.safe_load(begun.read_text(encoding="utf-8")) or {})
+        new = _flat(yaml.safe_load(self.config) or {})
+        more = old.get(_GROWING) != new.get(_GROWING)
+        if more and (new.get(_GROWING) or 0) > (old.get(_GROWING) or 0):
+            old[_GROWING] = new.get(_GROWING)
+        for key in sorted(old.keys() | new.keys()):
+            if not key.startswith(_IGNORED) and old.get(key) != new.get(key):
+                raise UserError(
+                    f"--output {self.path}: holds a run with another configuration: {key} was "
+                    f"{old.get(key)} and is {new.get(key)}; name another folder, or add "
+                    "--overwrite true"
+                )
+        if (self.path / _RESULTS[0]).is_file() and not more:
+            check_new_folder(self.path, overwrite)  # finished
+        return True
+
+    def start(self, inputs: Mapping[str, Any]) -> None:
+        """Begins a run: an empty trial log, and nothing of a run before.
+
+        Args:
+            inputs: Plain values that tell the experts, the base and the data from others.
+        """
+        for stale in _RESULTS:
+            (self.path / stale).unlink(missing_ok=True)
+        shutil.rmtree(self.path / "merged", ignore_errors=True)
+        write_text(self._log, "")
+        self._describe(inputs)
+
+    def resume(self, inputs: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Goes on with a run.
+
+        Args:
+            inputs: As for ``start``.
+
+        Returns:
+            The records of its finished trials.
+
+        Raises:
+            UserError: If the experts, the base or the data are others now, or the log is damaged.
+        """
+        text = self._inputs.read_text(encoding="utf-8") if self._inputs.is_file() else "{}"
+        before = _flat(json.loads(text))
+        for key, value in _flat(inputs).items():
+            if key in before and before[key] != value:
+                raise UserError(
+                    f"--output {self.path}: its run was begun with another {key}; name another "
+                    "folder, or add --overwrite true"
+                )
+        records = self._records()
+        # a kill may have left half a line behind
+        write_text(self._log, "".join(json.dumps(record) + "\n" for record in records))
+        self._describe(inputs)
+        return records
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Adds a finished trial and waits until it is on the disk.
+
+        Args:
+            record: Plain values.
+        """
+        append_line(self._log, json.dumps(record))
+
+    def _describe(self, inputs: Mapping[str, Any]) -> None:
+        write_text(self._inputs, json.dumps(inputs, indent=1) + "\n")
+        if self.config is not None:
+            write_text(self.path / "config.yaml", self.config)
+
+    def _records(self) -> list[dict[str, Any]]:
+        text = self._log.read_text(encoding="utf-8")
+        whole, _, _ = text.rpartition("\n")
+        records: list[dict[str, Any]] = []
+        for number, line in enumerate(whole.splitlines()):
+            try:
+                record = json.loads(line)
+                right = isinstance(record, dict) and record.get("trial") == number
+            except ValueError:
+                right = False
+            if not right:
+                raise UserError(
+                    f"{self._log}: line {number + 1} is not the record of trial {number}; mend "
+                    "it, or begin anew with --overwrite true"
+                )
+            records.append(record)
+        return records
+
+
+def _flat(tree: Mapping[str, Any]) -> dict[str, Any]:
+    return dict(_leaves(tree, ""))
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, f"{name}.")
+        else:
+            yield name, value
