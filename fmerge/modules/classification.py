@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from fmerge.errors import UserError
 from fmerge.modules.base import TaskModule
-from fmerge.store import load_classifier, load_tokenizer, save_classifiers
+from fmerge.store import load_classifier, load_tokenizer, save_models
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -231,4 +231,4 @@ class TextClassifier(TaskModule):
             raise RuntimeError("the tokenizer is read by configure_model or adopt: call one first")
         models = {task: self.task_model(task) for task in self.models}
         single = {"": next(iter(models.values()))}
-        save_classifiers(folder, single if len(models) == 1 else models, self.tokenizer)
+        save_models(folder, single if len(models) == 1 else models, self.tokenizer)
