@@ -67,8 +67,19 @@ class TaskModule(LightningModule, ABC):
             # micro: the share of examples that are right; torchmetrics' default averages classes
             self.accuracy[task] = MulticlassAccuracy(len(names), average="micro").to(self.device)
 
+    def task_loss(self, batch: Mapping[str, Any]) -> Tensor:
+        """Computes what training lowers: the cross-entropy −ℓ[n, yₙ], if nothing else is said.
+
+        Args:
+            batch: One task's batch.
+
+        Returns:
+            The mean over the batch, a scalar.
+        """
+        return nn.functional.nll_loss(self.label_log_probs(batch), batch["labels"])
+
     def training_step(self, batch: Mapping[str, Mapping[str, Any]], batch_idx: int) -> Tensor:
-        """Computes the mean over tasks of the cross-entropy −ℓ[n, yₙ].
+        """Computes the mean over tasks of their losses.
 
         Args:
             batch: Task name to its batch.
@@ -77,11 +88,7 @@ class TaskModule(LightningModule, ABC):
         Returns:
             The loss, a scalar.
         """
-        losses = [
-            nn.functional.nll_loss(self.label_log_probs(one), one["labels"])
-            for one in batch.values()
-        ]
-        loss = torch.stack(losses).mean()
+        loss = torch.stack([self.task_loss(one) for one in batch.values()]).mean()
         examples = sum(len(one["labels"]) for one in batch.values())
         self.log("train/loss", loss, prog_bar=True, batch_size=examples)
         return loss
