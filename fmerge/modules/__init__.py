@@ -4,5 +4,13 @@ from fmerge.modules.accumulate import FisherPass
 from fmerge.modules.base import TaskModule
 from fmerge.modules.classification import TextClassifier
 from fmerge.modules.probe import HeadInputs, probe_accuracy
+from fmerge.modules.rank_choice import RankChoice
 
-__all__ = ["FisherPass", "HeadInputs", "TaskModule", "TextClassifier", "probe_accuracy"]
+__all__ = [
+    "FisherPass",
+    "HeadInputs",
+    "RankChoice",
+    "TaskModule",
+    "TextClassifier",
+    "probe_accuracy",
+]

@@ -43,9 +43,7 @@ class CutPrompts:
         # only a prompt as long as allowed can have been cut: what it was before tells
         suspects = [i for i, limit in enumerate(limits) if lengths[i] >= limit]
         cut = [
-            i
-            for i in suspects
-            if len(tokenizer(*texts[i], verbose=False)["input_ids"]) > limits[i]
+            i for i in suspects if len(tokenizer(*texts[i], verbose=False)["input_ids"]) > limits[i]
         ]
         first = bool(cut) and not self.cut[task]
         self.cut[task] += len(cut)
@@ -75,4 +73,5 @@ def longest_prompt(
         The smallest of these.
     """
     positions = [getattr(config, "max_position_embeddings", None) for config in configs]
-    return min(max_length, tokenizer.model_max_length, *(p for p in positions if p))
+    limits: list[int] = [max_length, tokenizer.model_max_length, *filter(None, positions)]
+    return min(limits)
