@@ -101,8 +101,8 @@ def t5_config(**options) -> T5Config:
     )
 
 
-def bart_config() -> BartConfig:
-    return BartConfig(
+def bart_config(kind=BartConfig):
+    return kind(
         **TEXT,
         d_model=12,
         encoder_layers=1,

@@ -170,10 +170,20 @@ def _decode(
     logits = model(
         encoder_outputs=BaseModelOutput(last_hidden_state=states.repeat_interleave(c, 0)),
         attention_mask=attention_mask.repeat_interleave(c, 0),
-        decoder_input_ids=model.prepare_decoder_input_ids_from_labels(labels=targets),
+        decoder_input_ids=_shifted(model, targets),
         use_cache=False,
     ).logits
     return logits, targets
+
+
+def _shifted(model: Any, targets: Tensor) -> Tensor:
+    """What the decoder reads: each target's predecessor, and at first a start token."""
+    own = getattr(model, "prepare_decoder_input_ids_from_labels", None)
+    if own is not None:  # some architectures start with a token of the language
+        ids: Tensor = own(labels=targets)
+        return ids
+    start, fill = model.config.decoder_start_token_id, model.config.pad_token_id or 0
+    return F.pad(targets.where(targets != ABSENT, fill)[:, :-1], (1, 0), value=start)
 
 
 def _continue(

@@ -135,9 +135,11 @@ class TaskModule(LightningModule, ABC):
         for task, metric in self.accuracy.items():
             if metric.update_called:
                 scores[f"{task}/accuracy"] = metric.compute()  # type: ignore[operator]
-                metric.reset()  # type: ignore[operator]
         mean = torch.stack(list(scores.values())).mean()
         loss = self.val_loss.compute()
-        self.val_loss.reset()
+        # states made in inference mode, as validate has it, could not be added to in a later fit
+        with torch.inference_mode(False):
+            for metric in (*self.accuracy.values(), self.val_loss):
+                metric.reset()  # type: ignore[operator]
         self.log_dict({**scores, f"{stage}/loss": loss})
         self.log(f"{stage}/score", mean, prog_bar=True)
