@@ -6,15 +6,12 @@ from fmerge.store.atomic import (
     replacing_file,
     write_text,
 )
-from fmerge.store.checkpoints import (
-    load_classifier,
-    load_lightning,
-    load_tokenizer,
-    save_classifiers,
-)
+from fmerge.store.checkpoints import load_classifier
 from fmerge.store.fishers import check_fisher_path, read_fisher, write_fisher
+from fmerge.store.language_models import load_language_model
 from fmerge.store.partial import read_partial, remove_partial, write_partial
 from fmerge.store.runs import RunFolder
+from fmerge.store.sources import load_lightning, load_tokenizer, save_models
 
 __all__ = [
     "RunFolder",
@@ -22,13 +19,14 @@ __all__ = [
     "check_new_file",
     "check_new_folder",
     "load_classifier",
+    "load_language_model",
     "load_lightning",
     "load_tokenizer",
     "read_fisher",
     "read_partial",
     "remove_partial",
     "replacing_file",
-    "save_classifiers",
+    "save_models",
     "write_fisher",
     "write_partial",
     "write_text",
