@@ -1,0 +1,68 @@
+"""Weighted medians of experts."""
+
+from collections.abc import Sequence
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from fmerge.methods.base import MergeMethod, check_positive_sum, wide
+from fmerge.params import Params
+
+
+class FisherMedian(MergeMethod):
+    """Median of the experts weighted by the diagonal Fishers: θ = medₘ(θₘ; λₘFₘ), elementwise.
+
+    The smallest θₘ such that it and the smaller ones hold at least half of Σₘ λₘFₘ. It minimises
+    Σₘ λₘFₘ|θ − θₘ|, where Fisher merging (Matena & Raffel 2022) minimises the squares: one expert
+    that is far off moves it less. Where Σₘ λₘFₘ = 0 the weights are λₘ.
+    """
+
+    fisher_at: ClassVar[Literal["expert", "scaled"] | None] = "expert"
+
+    def merge(
+        self,
+        base: Params | None,
+        experts: Sequence[Params],
+        coefficients: Sequence[float],
+        fishers: Sequence[Params] | None = None,
+    ) -> Params:
+        """Computes the weighted lower median, entry by entry.
+
+        Args:
+            base: Not used.
+            experts: θₘ, of one layout.
+            coefficients: λₘ ≥ 0; only their ratios matter.
+            fishers: Fₘ ≥ 0, of that layout.
+
+        Returns:
+            The median, tensor by tensor: every entry is one of the experts'.
+
+        Raises:
+            ValueError: If there are no Fishers, or the coefficients sum to zero.
+        """
+        if fishers is None:
+            raise ValueError("FisherMedian needs one diagonal Fisher per expert")
+        check_positive_sum(coefficients)
+        merged: Params = {}
+        for name, reference in experts[0].items():
+            values = torch.stack([wide(expert[name]) for expert in experts])
+            weights = torch.stack([
+                coefficient * fisher[name].to(values)
+                for coefficient, fisher in zip(coefficients, fishers, strict=True)
+            ])
+            plain = torch.tensor(coefficients).to(values)
+            plain = plain.reshape(-1, *[1] * reference.dim())
+            weights = torch.where(weights.sum(dim=0) > 0, weights, plain)
+            merged[name] = _lower_median(values, weights).to(reference)
+        return merged
+
+
+def _lower_median(values: Tensor, weights: Tensor) -> Tensor:
+    """Over the first dimension: the first value at which the sorted weights reach half."""
+    ordered, order = values.sort(dim=0, stable=True)
+    reached = weights.gather(0, order).cumsum(dim=0)
+    # M roundings must not push two equal halves apart
+    slack = 1 - 2 * len(values) * torch.finfo(values.dtype).eps
+    below = (reached < reached[-1] / 2 * slack).sum(dim=0, keepdim=True)
+    return ordered.gather(0, below).squeeze(0)
