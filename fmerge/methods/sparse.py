@@ -222,7 +222,8 @@ class Breadcrumbs(SparseMethod):
 
     Model Breadcrumbs (Davari & Belilovsky, ECCV 2024, section 3): θ = θ₀ + s · Σₘ λₘ(maskₘ ∘ τₘ),
     where in each tensor the mask drops a share of the smallest magnitudes, which are noise, and a
-    share of the largest, which are outliers.
+    share of the largest, which are outliers. Entries as small or as large as the last that is kept
+    are kept too.
 
     Args:
         bottom: Share of each tensor's entries, the smallest, that is dropped.
@@ -258,11 +259,16 @@ class Breadcrumbs(SparseMethod):
         """
 
         def thin(m: int, name: str, vector: Tensor) -> Tensor:
-            order = ranks(vector.reshape(1, -1).abs()).reshape(vector.shape)
-            count = vector.numel()
-            low, high = round(self.bottom * count), count - round(self.top * count)
-            kept = (order >= low) & (order < high)
-            return vector * kept
+            magnitudes = vector.abs().reshape(-1)
+            low = round(self.bottom * len(magnitudes))
+            high = len(magnitudes) - round(self.top * len(magnitudes))
+            if low >= high:
+                return torch.zeros_like(vector)
+            smallest, largest = (
+                magnitudes.kthvalue(low + 1).values,
+                magnitudes.kthvalue(high).values,
+            )
+            return vector * ((vector.abs() >= smallest) & (vector.abs() <= largest))
 
         return thin
 
@@ -285,7 +291,7 @@ def _disjoint_mean(vectors: Sequence[Tensor], coefficients: Sequence[float]) -> 
     elected = _sum(vectors, coefficients).sign()
     total, weight = torch.zeros_like(elected), torch.zeros_like(elected)
     for vector, coefficient in zip(vectors, coefficients, strict=True):
-        agrees = ((vector.sign() == elected) & (elected != 0)).to(elected)
+        agrees = (vector.sign() == elected).to(elected)
         total.addcmul_(vector, agrees, value=coefficient)
         weight.add_(agrees, alpha=coefficient)
     return torch.where(weight > 0, total / weight, torch.zeros_like(total))

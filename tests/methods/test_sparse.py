@@ -164,6 +164,14 @@ def test_breadcrumbs_by_hand():
     assert_same(merged, {"w": 0.5 * expected})
 
 
+def test_breadcrumbs_keep_what_equals_the_last_kept():
+    base, expert = {"w": torch.zeros(5)}, {"w": torch.tensor([1.0, -1.0, 1.0, 2.0, -2.0])}
+    assert_same(Breadcrumbs(bottom=0.2, top=0.2).merge(base, [expert], [1.0]), expert)
+    # of one entry, 0.85 rounds to one: nothing is left
+    merged = Breadcrumbs().merge({"w": torch.tensor(1.0)}, [{"w": torch.tensor(3.0)}], [1.0])
+    assert_same(merged, {"w": torch.tensor(1.0)})
+
+
 def test_breadcrumbs_that_drop_nothing_are_task_arithmetic():
     base, experts = random_model(0), [random_model(1), random_model(2)]
     merged = Breadcrumbs(bottom=0.0, top=0.0).merge(base, experts, [0.3, 0.6])
