@@ -191,7 +191,7 @@ class FMergeTrainer(Trainer):
             experts: Task name to expert: a Hugging Face folder, hub id or Lightning .ckpt; or
                 {path: the same, fisher: its Fisher, a file}.
             output: Folder for the merged model, the trials and the report.
-            method: Average, Isotropic, TaskArithmetic, FisherMerge or DFMerge.
+            method: The formula, such as Average, TaskArithmetic, TIES, FisherMerge or DFMerge.
             base: The pretrained model the experts started from; for task vectors and the table.
             fisher: How Fishers that no file gives are estimated; 30 validation examples a task
                 if left out.

@@ -2,6 +2,26 @@
 
 from fmerge.methods.averages import Average, FisherMerge, Isotropic
 from fmerge.methods.base import MergeMethod
+from fmerge.methods.medians import FisherMedian
+from fmerge.methods.sparse import DARE, DELLA, TIES, Breadcrumbs
+from fmerge.methods.spectral import TSVM, IsoC
+from fmerge.methods.spherical import SLERP, Karcher
 from fmerge.methods.task_vectors import DFMerge, TaskArithmetic
 
-__all__ = ["Average", "DFMerge", "FisherMerge", "Isotropic", "MergeMethod", "TaskArithmetic"]
+__all__ = [
+    "DARE",
+    "DELLA",
+    "SLERP",
+    "TIES",
+    "TSVM",
+    "Average",
+    "Breadcrumbs",
+    "DFMerge",
+    "FisherMedian",
+    "FisherMerge",
+    "IsoC",
+    "Isotropic",
+    "Karcher",
+    "MergeMethod",
+    "TaskArithmetic",
+]

@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from fmerge.methods.base import MergeMethod
+from fmerge.methods.base import MergeMethod, check_positive_sum, wide
 from fmerge.params import Params
 
 
@@ -63,8 +63,7 @@ class Isotropic(MergeMethod):
         Raises:
             ValueError: If the coefficients sum to zero.
         """
-        if not sum(coefficients) > 0:
-            raise ValueError(f"the coefficients {list(coefficients)} must have a positive sum")
+        check_positive_sum(coefficients)
         return _isotropic(experts, coefficients)
 
 
@@ -114,8 +113,7 @@ class FisherMerge(MergeMethod):
         """
         if fishers is None:
             raise ValueError("FisherMerge needs one diagonal Fisher per expert")
-        if not sum(coefficients) > 0:
-            raise ValueError(f"the coefficients {list(coefficients)} must have a positive sum")
+        check_positive_sum(coefficients)
         weights = list(coefficients)
         if self.normalize:
             weights = [
@@ -124,18 +122,19 @@ class FisherMerge(MergeMethod):
         fallback = experts[0] if base is None or self.favor_target else base
         merged: Params = {}
         for name, reference in experts[0].items():
-            numerator, denominator = torch.zeros_like(reference), torch.zeros_like(reference)
+            numerator = torch.zeros_like(wide(reference))
+            denominator = torch.zeros_like(numerator)
             for m, (expert, fisher) in enumerate(zip(experts, fishers, strict=True)):
                 floored = m == 0 or not self.favor_target
-                information = fisher[name].to(reference)
+                information = fisher[name].to(numerator)
                 weight = weights[m] * (
                     information.clamp_min(self.floor) if floored else information
                 )
-                numerator.addcmul_(weight, expert[name])
+                numerator.addcmul_(weight, wide(expert[name]))
                 denominator.add_(weight)
-            merged[name] = torch.where(
-                denominator > 0, numerator / denominator, fallback[name].to(reference)
-            )
+            kept = fallback[name].to(numerator)
+            mean = torch.where(denominator > 0, numerator / denominator, kept)
+            merged[name] = mean.to(reference)
         return merged
 
 
@@ -143,10 +142,10 @@ def _isotropic(experts: Sequence[Params], coefficients: Sequence[float]) -> Para
     total = float(sum(coefficients))
     merged: Params = {}
     for name, reference in experts[0].items():
-        mean = torch.zeros_like(reference)
+        mean = torch.zeros_like(wide(reference))
         for expert, coefficient in zip(experts, coefficients, strict=True):
             mean.add_(expert[name], alpha=coefficient / total)
-        merged[name] = mean
+        merged[name] = mean.to(reference)
     return merged
 
 

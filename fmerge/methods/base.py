@@ -4,6 +4,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar, Literal
 
+import torch
+from torch import Tensor
+
+from fmerge.errors import UserError
 from fmerge.params import Params
 
 
@@ -43,3 +47,46 @@ class MergeMethod(ABC):
         Returns:
             New tensors of the experts' layout and dtype.
         """
+
+
+def wide(tensor: Tensor) -> Tensor:
+    """Raises a tensor to the precision that formulas are computed in: float32 at least.
+
+    Args:
+        tensor: Weights or a Fisher, of any floating dtype.
+
+    Returns:
+        The tensor itself where it is float32 or float64, else a float32 copy.
+    """
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def check_within(name: str, value: float, interval: str) -> None:
+    """Proves that a method's parameter lies in its interval.
+
+    Args:
+        name: The parameter.
+        value: What was given.
+        interval: Its bounds as they are written, such as ``(0, 1]`` or ``[0, inf)``.
+
+    Raises:
+        UserError: If it does not; NaN lies in no interval.
+    """
+    low, high = (float(bound) for bound in interval[1:-1].split(","))
+    above = value >= low if interval[0] == "[" else value > low
+    below = value <= high if interval[-1] == "]" else value < high
+    if not (above and below):
+        raise UserError(f"{name}: is {value}, but must lie in {interval}")
+
+
+def check_positive_sum(coefficients: Sequence[float]) -> None:
+    """Proves that a method which divides by Σₘ λₘ can do so.
+
+    Args:
+        coefficients: λₘ.
+
+    Raises:
+        ValueError: If they do not sum to more than zero.
+    """
+    if not sum(coefficients) > 0:
+        raise ValueError(f"the coefficients {list(coefficients)} must have a positive sum")

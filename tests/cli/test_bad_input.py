@@ -212,6 +212,17 @@ def test_merge_refuses_methods_without_what_they_need(zoo, tmp_path, capsys):
     assert not (tmp_path / "o").exists()
 
 
+def test_merge_refuses_parameters_and_experts_that_a_method_cannot_take(zoo, tmp_path, capsys):
+    output = ["--output", tmp_path / "o", "--base", zoo.base, "--optimizer.search", "Fixed"]
+    ties = ["--method", "TIES", "--method.density", "1.5"]
+    line = fails(capsys, "merge", *experts(zoo), *output, *ties)
+    assert line == "fmerge: error: density: is 1.5, but must lie in (0, 1]"
+    assert not (tmp_path / "o").exists()
+    three = [*experts(zoo), f"--experts.third={zoo.experts['colour']}"]
+    line = fails(capsys, "merge", *three, *output, "--method", "SLERP")
+    assert "SLERP merges two experts, but there are 3; use Karcher" in line
+
+
 def test_full_folders_and_existing_files_are_kept(zoo, tmp_path, capsys):
     full = tmp_path / "full"
     full.mkdir()

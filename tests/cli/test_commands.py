@@ -9,8 +9,23 @@ import yaml
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from fmerge.cli import main
-from fmerge.methods import DFMerge, FisherMerge, TaskArithmetic
-from fmerge.store import read_fisher
+from fmerge.methods import (
+    DARE,
+    DELLA,
+    SLERP,
+    TIES,
+    TSVM,
+    Breadcrumbs,
+    DFMerge,
+    FisherMedian,
+    FisherMerge,
+    IsoC,
+    Karcher,
+    MergeMethod,
+    TaskArithmetic,
+)
+from fmerge.params import fingerprint, params_of
+from fmerge.store import read_fisher, write_fisher
 from tests import oracle, tiny
 from tests.cli.run import data_config, experts, in_process
 from tests.compare import assert_same, relative_error
@@ -310,6 +325,51 @@ def test_a_merge_without_data_is_built_and_saved(zoo, tmp_path):
     assert trials(output)[0]["objective"] is None
     assert not (output / "search.png").exists()
     assert "|" not in (output / "report.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "of_base"),
+    [
+        (TIES(density=0.3, scale=0.5), ["density=0.3", "scale=0.5"], True),
+        (DARE(drop=0.3, seed=5, election="ties"), ["drop=0.3", "seed=5", "election=ties"], True),
+        (DELLA(drop=0.4, epsilon=0.1), ["drop=0.4", "epsilon=0.1"], True),
+        (Breadcrumbs(bottom=0.5, top=0.02), ["bottom=0.5", "top=0.02"], True),
+        (SLERP(), [], False),
+        (Karcher(tolerance=1e-8), ["tolerance=1e-8"], False),
+        (TSVM(scale=1.5), ["scale=1.5"], True),
+        (IsoC(), [], True),
+        (FisherMedian(), [], False),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, MergeMethod) else "",
+)
+def test_each_method_merges_what_it_says(zoo, tmp_path, method, options, of_base):
+    tasks, name = list(zoo.experts), type(method).__name__
+    coefficients = {tasks[0]: 0.6, tasks[1]: 0.2}
+    models = [body(zoo.experts[task]) for task in tasks]
+    fishers = [{key: value**2 for key, value in model.items()} for model in models]
+    given = experts(zoo)
+    if method.fisher_at:
+        given = [with_squares_as_fisher(zoo, task, tmp_path) for task in tasks]
+    run(
+        *["merge", *given, "--output", tmp_path / "merge", "--method", name],
+        *[f"--method.{option}" for option in options],
+        *(["--base", zoo.base] if of_base else []),
+        *["--optimizer.search", "Fixed", "--trainer.enable_progress_bar=false"],
+        *["--optimizer.search.coefficients", json.dumps(coefficients)],
+    )
+    expected = method.merge(body(zoo.base), models, list(coefficients.values()), fishers)
+    for task in tasks:
+        assert_same(body(tmp_path / "merge/merged" / task), expected, rtol=0, atol=0)
+
+
+def with_squares_as_fisher(zoo, task, folder):
+    """An expert's option, with a Fisher file that holds the squares of its weights."""
+    model = AutoModelForSequenceClassification.from_pretrained(zoo.experts[task])
+    weights = params_of(model)
+    file = folder / f"{task}.safetensors"
+    provenance = {"model": zoo.experts[task], "model_sha256": fingerprint(weights)}
+    write_fisher(file, {name: weight**2 for name, weight in weights.items()}, provenance)
+    return f"--experts.{task}=" + json.dumps({"path": zoo.experts[task], "fisher": str(file)})
 
 
 @pytest.mark.parametrize("search", ["AxSearch", "Dirichlet"])

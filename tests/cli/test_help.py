@@ -59,7 +59,8 @@ def test_a_printed_configuration_runs_as_it_is(zoo, tmp_path, capsys):
         (["merge", "--methd", "Average"], "--methd: no such option; did you mean --method?"),
         (
             ["merge", "--experts={a: x, b: y}", "--output=o", "--method=Foo"],
-            "--method: unknown class 'Foo'; known: Average, DFMerge, FisherMerge, Isotropic, "
+            "--method: unknown class 'Foo'; known: Average, Breadcrumbs, DARE, DELLA, DFMerge, "
+            "FisherMedian, FisherMerge, IsoC, Isotropic, Karcher, SLERP, TIES, TSVM, "
             "TaskArithmetic",
         ),
         (

@@ -74,7 +74,68 @@ def test_df_merge():
     assert_same(DFMerge().merge(BASE, EXPERTS, [0.5, 0.25], FISHERS), expected)
 
 
+def test_df_merge_tempered():
+    # means 4/3 and 2; F/mean + ½ = (1.25, 0.5, 2.75) and (2, 1.5, 1), squared:
+    # (1.5625, 0.25, 7.5625) and (4, 2.25, 1); τ = (1, 2, −2) and (3, 0, 4), λτ = half and quarter
+    tempered = DFMerge(epsilon=0.0, alpha=2.0, damping=0.5, normalize=True)
+    expected = params(
+        1 + 2 * (1.5625 * 0.5 + 4 * 0.75) / 5.5625,
+        1 + 2 * (0.25 * 1.0) / 2.5,
+        2 + 2 * (7.5625 * -1.0 + 1 * 1.0) / 8.5625,
+    )
+    assert_same(tempered.merge(BASE, EXPERTS, [0.5, 0.25], FISHERS), expected)
+
+
+def test_df_merge_damped():
+    # F + ½·mean, the means 4/3 and 2: (5/3, 2/3, 11/3) and (4, 3, 2)
+    expected = params(
+        1 + 2 * (5 / 3 * 0.5 + 4 * 0.75) / (17 / 3),
+        1 + 2 * (2 / 3 * 1.0) / (11 / 3),
+        2 + 2 * (11 / 3 * -1.0 + 2 * 1.0) / (17 / 3),
+    )
+    damped = DFMerge(epsilon=0.0, damping=0.5)
+    assert_same(damped.merge(BASE, EXPERTS, [0.5, 0.25], FISHERS), expected)
+
+
 # limits
+
+
+def test_df_merge_of_power_zero_is_task_arithmetic_to_the_bit():
+    experts = [{"w": torch.randn(50, generator=torch.Generator().manual_seed(m))} for m in range(4)]
+    fishers = [{"w": expert["w"] ** 2} for expert in experts]
+    coefficients = [0.1, 0.7, 0.3]
+    expected = TaskArithmetic().merge(experts[0], experts[1:], coefficients)
+    merged = DFMerge(alpha=0.0).merge(experts[0], experts[1:], coefficients, fishers[1:])
+    assert_same(merged, expected, rtol=0, atol=0)
+    # and the powers go there
+    near = DFMerge(alpha=1e-7).merge(experts[0], experts[1:], coefficients, fishers[1:])
+    assert_same(near, expected, rtol=1e-4)
+    away = DFMerge(alpha=1.0).merge(experts[0], experts[1:], coefficients, fishers[1:])
+    assert not torch.allclose(away["w"], expected["w"], rtol=1e-2)
+
+
+def test_df_merge_with_damping_goes_from_the_paper_to_task_arithmetic():
+    paper = DFMerge().merge(BASE, EXPERTS, [0.5, 0.25], FISHERS)
+    little = DFMerge(damping=1e-12).merge(BASE, EXPERTS, [0.5, 0.25], FISHERS)
+    assert_same(little, paper)
+    much = DFMerge(damping=1e12, normalize=True).merge(BASE, EXPERTS, [0.5, 0.25], FISHERS)
+    assert_same(much, TaskArithmetic().merge(BASE, EXPERTS, [0.5, 0.25]))
+
+
+@pytest.mark.parametrize("alpha", [0.5, 1.0, 2.0])
+def test_df_merge_normalized_ignores_the_scale_of_a_fisher(alpha):
+    scaled = [{"w": 1e4 * FISHERS[0]["w"]}, FISHERS[1]]
+    method = DFMerge(epsilon=0.0, alpha=alpha, normalize=True)
+    expected = method.merge(BASE, EXPERTS, [0.5, 0.25], FISHERS)
+    assert_same(method.merge(BASE, EXPERTS, [0.5, 0.25], scaled), expected)
+
+
+def test_an_expert_without_information_weighs_nothing_however_damped():
+    none = [params(0.0, 0.0, 0.0), FISHERS[1]]
+    # M = 2 times the second expert's λτ alone
+    expected = params(1 + 2 * 0.75, 1.0, 2 + 2 * 1.0)
+    merged = DFMerge(epsilon=0.0, damping=0.5).merge(BASE, EXPERTS, [0.5, 0.25], none)
+    assert_same(merged, expected)
 
 
 @pytest.mark.parametrize("scale", [1e-12, 1.0, 1e6])

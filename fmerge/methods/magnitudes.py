@@ -1,0 +1,95 @@
+"""Ranks and thresholds of magnitudes, and draws that depend on a key alone."""
+
+import hashlib
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor
+
+_HALF = 16  # bits of a float32 that one histogram sorts by
+
+
+def threshold(vectors: Callable[[], Iterable[Tensor]], density: float) -> float:
+    """Finds the smallest magnitude among the largest ``density`` of all entries, exactly.
+
+    The bits of float32 numbers ≥ 0, read as integers, are in the numbers' order. A histogram of
+    the upper half of the bits finds the bucket of the number sought, one of the lower half
+    inside that bucket finds the number: two passes and no copy of all entries.
+
+    Args:
+        vectors: Gives the tensors, of any shapes, anew on each call.
+        density: Share in (0, 1] of the entries; at least one is taken.
+
+    Returns:
+        The k-th largest magnitude in float32, k = round(density · entries), at least 1.
+    """
+    upper = torch.zeros(1 << _HALF, dtype=torch.int64)
+    for vector in vectors():
+        upper += torch.bincount(_bits(vector) >> _HALF, minlength=1 << _HALF).cpu()
+    wanted = max(1, round(density * int(upper.sum())))
+    bucket, wanted = _from_the_top(upper, wanted)
+    lower = torch.zeros_like(upper)
+    for vector in vectors():
+        bits = _bits(vector)
+        inside = bits[bits >> _HALF == bucket] & ((1 << _HALF) - 1)
+        lower += torch.bincount(inside, minlength=1 << _HALF).cpu()
+    rest, _ = _from_the_top(lower, wanted)
+    return float(torch.tensor(bucket << _HALF | rest, dtype=torch.int32).view(torch.float32))
+
+
+def trim(vector: Tensor, smallest: float) -> Tensor:
+    """Zeroes the entries below a magnitude.
+
+    Args:
+        vector: Any shape.
+        smallest: What ``threshold`` gave: entries of that float32 magnitude are kept.
+
+    Returns:
+        A new tensor of that shape.
+    """
+    return vector * (vector.abs().float() >= smallest)
+
+
+def ranks(magnitudes: Tensor) -> Tensor:
+    """Ranks the entries of each row, 0 the smallest; equal ones by their position.
+
+    Args:
+        magnitudes: Shape (rows, entries).
+
+    Returns:
+        Integers of that shape.
+    """
+    order = magnitudes.argsort(dim=1, stable=True)
+    positions = torch.arange(magnitudes.shape[1], device=magnitudes.device).expand_as(order)
+    return torch.empty_like(order).scatter_(1, order, positions)
+
+
+def sample(vector: Tensor, keep: Tensor, key: str) -> Tensor:
+    """Keeps entries at random and divides them by their probability: unbiased.
+
+    Args:
+        vector: Any shape.
+        keep: Probabilities in (0, 1] of that shape, or one for all.
+        key: What the draws depend on, beside the shape.
+
+    Returns:
+        A new tensor of that shape.
+    """
+    # hash() differs between processes; the CPU draws the same for every device
+    seed = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big")
+    generator = torch.Generator().manual_seed(seed)
+    draws = torch.rand(vector.shape, generator=generator).to(vector.device)
+    keep = keep.to(vector)
+    return torch.where(draws < keep, vector / keep, torch.zeros_like(vector))
+
+
+def _bits(vector: Tensor) -> Tensor:
+    return vector.abs().float().reshape(-1).contiguous().view(torch.int32)
+
+
+def _from_the_top(counts: Tensor, wanted: int) -> tuple[int, int]:
+    """The bucket that holds the ``wanted``-th largest number, and its place inside from the top."""
+    above = counts.flip(0).cumsum(0)
+    passed = int((above < wanted).sum())
+    before = int(above[passed - 1]) if passed else 0
+    return len(counts) - 1 - passed, wanted - before

@@ -1,0 +1,149 @@
+"""Methods on the singular values of task matrices: TSV-M and Iso-C."""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fmerge.methods.base import MergeMethod, check_within, wide
+from fmerge.params import Params
+
+
+class SpectralMethod(MergeMethod):
+    """Merges task matrices by their singular vectors, other tensors by averaging.
+
+    θ = θ₀ + s · Δ with Δ from the matrices λₘτₘ where a tensor has two dimensions, and
+    Δ = Σₘ λₘτₘ / M where it has not. Δ is homogeneous in λ: coefficients that are all equal to
+    the papers' α give the papers' merge with that α.
+    """
+
+    needs_base = True
+
+    def __init__(self, scale: float = 1.0) -> None:
+        check_within("scale", scale, "(0, inf)")
+        self.scale = scale
+
+    @abstractmethod
+    def combine(self, matrices: Sequence[Tensor]) -> Tensor:
+        """Merges the task matrices of one tensor.
+
+        Args:
+            matrices: λₘτₘ, each of shape (o, i), in float32 at least.
+
+        Returns:
+            Δ, shape (o, i).
+        """
+
+    def merge(
+        self,
+        base: Params | None,
+        experts: Sequence[Params],
+        coefficients: Sequence[float],
+        fishers: Sequence[Params] | None = None,
+    ) -> Params:
+        """Computes θ = θ₀ + s · Δ.
+
+        Args:
+            base: θ₀.
+            experts: θₘ, of its layout.
+            coefficients: λₘ.
+            fishers: Not used.
+
+        Returns:
+            The merged tensors.
+
+        Raises:
+            ValueError: If there is no base.
+        """
+        if base is None:
+            raise ValueError(f"{type(self).__name__} needs the base model")
+        merged: Params = {}
+        for name, origin in base.items():
+            start = wide(origin)
+            vectors = [
+                coefficient * (expert[name] - start)
+                for expert, coefficient in zip(experts, coefficients, strict=True)
+            ]
+            change = self.combine(vectors) if start.dim() == 2 else _mean(vectors)
+            merged[name] = (start + self.scale * change).to(origin)
+        return merged
+
+
+class TSVM(SpectralMethod):
+    """Task singular vectors, decorrelated (TSV-M: Gargiulo et al., CVPR 2025, algorithm 1).
+
+    Each task matrix λₘτₘ = UₘΣₘVₘᵀ keeps its ⌊r/M⌋ largest singular values, r = min(o, i). The
+    kept vectors of all tasks, side by side, are replaced by the nearest orthonormal ones,
+    U⊥ = PQᵀ from U = PDQᵀ (V likewise), and Δ = U⊥ΣV⊥ᵀ. Matrices with r < M are averaged.
+
+    Directions whose singular value is rounding noise are left out before, and vectors that
+    several tasks share are divided among them; the paper assumes neither occurs.
+
+    Args:
+        scale: Factor s on the merged task matrix, α of the paper.
+    """
+
+    def combine(self, matrices: Sequence[Tensor]) -> Tensor:
+        """Computes Δ = U⊥ΣV⊥ᵀ; see the class.
+
+        Args:
+            matrices: λₘτₘ, each of shape (o, i).
+
+        Returns:
+            Δ, shape (o, i).
+        """
+        rank = min(matrices[0].shape) // len(matrices)
+        if rank == 0:
+            return _mean(matrices)
+        parts = [_significant(matrix, rank) for matrix in matrices]
+        left, values, right = (torch.cat(part, dim=-1) for part in zip(*parts, strict=True))
+        if not values.numel():
+            return torch.zeros_like(matrices[0])
+        return (_orthonormal(left) * values) @ _orthonormal(right).T
+
+
+class IsoC(SpectralMethod):
+    """Isotropic merging in the common subspace (Iso-C: Marczak et al., ICML 2025, algorithm 1).
+
+    Σₘ λₘτₘ = UΣVᵀ gets a flat spectrum of the same sum: Δ = σ̄ · UVᵀ, σ̄ = Σₖ σₖ / r with
+    r = min(o, i). Directions in which no expert moved get σ̄ too.
+
+    Args:
+        scale: Factor s on the merged task matrix, α of the paper.
+    """
+
+    def combine(self, matrices: Sequence[Tensor]) -> Tensor:
+        """Computes Δ = σ̄ · UVᵀ; see the class.
+
+        Args:
+            matrices: λₘτₘ, each of shape (o, i).
+
+        Returns:
+            Δ, shape (o, i).
+        """
+        total = torch.stack(list(matrices)).sum(dim=0)
+        left, values, right = torch.linalg.svd(total, full_matrices=False)
+        flat: Tensor = values.mean() * (left @ right)
+        return flat
+
+
+def _mean(vectors: Sequence[Tensor]) -> Tensor:
+    return torch.stack(list(vectors)).mean(dim=0)
+
+
+def _significant(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
+    """U (o, k), σ (k), V (i, k) of the k ≤ rank largest singular values above rounding noise."""
+    left, values, right = torch.linalg.svd(matrix, full_matrices=False)
+    noise = torch.finfo(matrix.dtype).eps * max(matrix.shape) * values[0]
+    count = min(rank, int((values > noise).sum()))
+    return left[:, :count], values[:count], right[:count].T
+
+
+def _orthonormal(columns: Tensor) -> Tensor:
+    """The matrix PQᵀ of orthonormal columns that is nearest to PDQᵀ, both (n, k)."""
+    # D is zero in a direction that tasks share twice, where P and Q are arbitrary: left out
+    left, values, right = torch.linalg.svd(columns, full_matrices=False)
+    count = int((values > torch.finfo(columns.dtype).eps * max(columns.shape) * values[0]).sum())
+    nearest: Tensor = left[:, :count] @ right[:count]
+    return nearest

@@ -1,0 +1,174 @@
+"""Methods on the sphere of directions: SLERP of two experts, Karcher mean of any number."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fmerge.methods.base import MergeMethod, check_positive_sum, check_within, wide
+from fmerge.params import Params
+
+_COLINEAR = 1e-6  # sin Ω below which sin(tΩ)/sin Ω loses its digits
+_OPPOSITE = 1e-6  # radians from π within which no shortest arc stands out
+
+
+class SLERP(MergeMethod):
+    """Spherical linear interpolation of two experts, tensor by tensor (Shoemake 1985).
+
+    θ = sin((1 − t)Ω)/sin Ω · θ₁ + sin(tΩ)/sin Ω · θ₂ with t = λ₂ / (λ₁ + λ₂) and Ω the angle
+    between the two tensors, each seen as one vector. Where they are nearly colinear (sin Ω below
+    1e-6), opposite, or zero, it is the straight line (1 − t)θ₁ + tθ₂.
+    """
+
+    def merge(
+        self,
+        base: Params | None,
+        experts: Sequence[Params],
+        coefficients: Sequence[float],
+        fishers: Sequence[Params] | None = None,
+    ) -> Params:
+        """Computes the point at t = λ₂ / (λ₁ + λ₂) of the arc from θ₁ to θ₂.
+
+        Args:
+            base: Not used.
+            experts: θ₁ and θ₂, of one layout.
+            coefficients: λ₁ and λ₂ ≥ 0; only their ratio matters.
+            fishers: Not used.
+
+        Returns:
+            The merged tensors.
+
+        Raises:
+            ValueError: If there are not two experts, or the coefficients sum to zero.
+        """
+        if len(experts) != 2:
+            raise ValueError(f"SLERP merges two experts, but there are {len(experts)}; use Karcher")
+        check_positive_sum(coefficients)
+        t = coefficients[1] / sum(coefficients)
+        first, second = experts
+        return {
+            name: _arc(wide(tensor), wide(second[name]), t).to(tensor)
+            for name, tensor in first.items()
+        }
+
+
+class Karcher(MergeMethod):
+    """Weighted mean on the sphere, tensor by tensor (Karcher 1977, Riemannian centre of mass).
+
+    With directions uₘ = θₘ/‖θₘ‖ and weights wₘ = λₘ/Σλ, the mean direction u minimises
+    Σₘ wₘ ∠(u, uₘ)². It is found by u ← exp_u(Σₘ wₘ log_u(uₘ)), and θ = (Σₘ wₘ‖θₘ‖) · u. Tensors
+    that are zero have no direction; a tensor of one entry is averaged.
+
+    Args:
+        tolerance: The iteration ends when a step is shorter, in radians.
+        max_iterations: Steps after which a merge that still moves is refused.
+    """
+
+    def __init__(self, tolerance: float = 1e-6, max_iterations: int = 100) -> None:
+        check_within("tolerance", tolerance, "(0, inf)")
+        check_within("max_iterations", max_iterations, "[1, inf)")
+        self.tolerance = tolerance
+        self.max_iterations = max_iterations
+
+    def merge(
+        self,
+        base: Params | None,
+        experts: Sequence[Params],
+        coefficients: Sequence[float],
+        fishers: Sequence[Params] | None = None,
+    ) -> Params:
+        """Computes θ = (Σₘ wₘ‖θₘ‖) · u with u the Karcher mean of the directions.
+
+        Args:
+            base: Not used.
+            experts: θₘ, of one layout.
+            coefficients: λₘ ≥ 0; only their ratios matter.
+            fishers: Not used.
+
+        Returns:
+            The merged tensors.
+
+        Raises:
+            ValueError: If the coefficients sum to zero, two directions of a tensor are opposite,
+                or the iteration does not converge.
+        """
+        check_positive_sum(coefficients)
+        weights = torch.tensor(coefficients, dtype=torch.float64)
+        merged: Params = {}
+        for name, reference in experts[0].items():
+            try:
+                mean = self._mean([expert[name] for expert in experts], weights / weights.sum())
+            except ValueError as error:
+                raise ValueError(f"Karcher: tensor '{name}': {error}") from error
+            merged[name] = mean.to(reference)
+        return merged
+
+    def _mean(self, tensors: Sequence[Tensor], weights: Tensor) -> Tensor:
+        # in float64: angles between fine-tuned models are small, and 1 − cos ∠ is their square
+        rows = torch.stack([tensor.reshape(-1).double() for tensor in tensors])
+        weights = weights.to(rows.device)
+        norms = torch.linalg.vector_norm(rows, dim=1)
+        counted = (norms > 0) & (weights > 0)
+        if rows.shape[1] == 1 or not counted.any():
+            return (weights @ rows).reshape(tensors[0].shape)
+        units = rows[counted] / norms[counted, None]
+        share = weights[counted] / weights[counted].sum()
+        direction = self._direction(units @ units.T, share)
+        mean: Tensor = (weights @ norms) * (direction @ units)
+        return mean.reshape(tensors[0].shape)
+
+    def _direction(self, gram: Tensor, weights: Tensor) -> Tensor:
+        """Finds u as a combination c of the uₘ, to which all steps keep: u = Σₘ cₘuₘ.
+
+        Lengths and angles then need the inner products G alone, not the vectors.
+
+        Args:
+            gram: G = ⟨uₘ, uₙ⟩, shape (M, M).
+            weights: wₘ > 0, which sum to one.
+
+        Returns:
+            c, shape (M,).
+
+        Raises:
+            ValueError: If a direction is opposite to the mean, or the steps do not end.
+        """
+        point, step = _unit(weights, gram), math.inf
+        each = torch.eye(len(weights)).to(gram)
+        for _ in range(self.max_iterations):
+            cosines = (gram @ point).clamp(-1, 1)
+            angles = cosines.acos()
+            if angles.max() > math.pi - _OPPOSITE:
+                raise ValueError("the experts point in opposite directions, which have no mean")
+            # log_u(uₘ) = ∠/sin ∠ · (uₘ − cos ∠ · u)
+            stretch = torch.where(angles > 0, angles / angles.sin(), torch.ones_like(angles))
+            tangent = (weights * stretch) @ (each - cosines[:, None] * point)
+            step = math.sqrt(max(0.0, float(tangent @ gram @ tangent)))
+            if step < self.tolerance:
+                return point
+            point = _unit(math.cos(step) * point + math.sin(step) / step * tangent, gram)
+        raise ValueError(
+            f"the mean still moves by {step:.1g} radians after {self.max_iterations} steps; "
+            "raise max_iterations or tolerance"
+        )
+
+
+def _arc(first: Tensor, second: Tensor, t: float) -> Tensor:
+    norms = [torch.linalg.vector_norm(tensor) for tensor in (first, second)]
+    if min(norms) == 0:
+        return torch.lerp(first, second, t)
+    one, two = first / norms[0], second / norms[1]
+    # unlike acos of the inner product, exact for small angles
+    halves = [float(torch.linalg.vector_norm(side)) for side in (one - two, one + two)]
+    angle = 2 * math.atan2(*halves)
+    if math.sin(angle) < _COLINEAR:
+        return torch.lerp(first, second, t)
+    share = [math.sin((1 - t) * angle) / math.sin(angle), math.sin(t * angle) / math.sin(angle)]
+    return share[0] * first + share[1] * second
+
+
+def _unit(point: Tensor, gram: Tensor) -> Tensor:
+    squared = float(point @ gram @ point)
+    if squared < _OPPOSITE**2:
+        raise ValueError("the experts' directions cancel, so that they have no mean")
+    return point / math.sqrt(squared)

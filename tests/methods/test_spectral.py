@@ -1,0 +1,115 @@
+"""TSV-M and Iso-C: diagonal cases by hand, spectra, and how shared directions are divided."""
+
+import pytest
+import torch
+
+from fmerge.methods import TSVM, IsoC, TaskArithmetic
+from tests.compare import assert_same
+
+
+def diagonal(*values):
+    return {"w": torch.diag(torch.tensor(values, dtype=torch.float64))}
+
+
+def gaussian(seed, *shape):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).double()
+
+
+def rank(matrix, k):
+    left, values, right = torch.linalg.svd(matrix, full_matrices=False)
+    return left[:, :k] * values[:k] @ right[:k]
+
+
+ZERO = diagonal(0.0, 0.0, 0.0, 0.0)
+
+
+def test_tsvm_by_hand():
+    # r/M = 2 values each: (8, 6) on axes 1, 2 and (4, 2) on axes 3, 4: already orthogonal.
+    # The second expert's third value, 1 on axis 1, is cut.
+    experts = [diagonal(8.0, 6.0, 0.0, 0.0), diagonal(1.0, 0.0, 4.0, 2.0)]
+    expected = diagonal(4.0, 3.0, 1.0, 0.5)
+    assert_same(TSVM().merge(ZERO, experts, [0.5, 0.25]), expected)
+    doubled = {"w": 2 * expected["w"]}
+    assert_same(TSVM(scale=2.0).merge(ZERO, experts, [0.5, 0.25]), doubled)
+
+
+def test_tsvm_divides_a_shared_direction():
+    # axis 1 belongs to both: U = (e₁ e₂ e₁ e₃), so that U⊥ has e₁/√2 twice, as has V⊥:
+    # (8 + 4)/2 on axis 1
+    experts = [diagonal(8.0, 6.0, 0.0, 0.0), diagonal(4.0, 0.0, 2.0, 0.0)]
+    expected = diagonal(6.0, 6.0, 2.0, 0.0)
+    assert_same(TSVM().merge(ZERO, experts, [1.0, 1.0]), expected)
+
+
+@pytest.mark.parametrize("shape", [(5, 5), (4, 7), (7, 4), (1, 3)])
+def test_tsvm_of_one_expert_is_that_expert(shape):
+    base, expert = {"w": gaussian(0, *shape)}, {"w": gaussian(1, *shape)}
+    assert_same(TSVM().merge(base, [expert], [1.0]), expert)
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_tsvm_of_equal_experts_is_their_leading_part(count):
+    base, expert = {"w": gaussian(0, 6, 8)}, {"w": gaussian(1, 6, 8)}
+    expected = {"w": base["w"] + rank(expert["w"] - base["w"], 6 // count)}
+    assert_same(TSVM().merge(base, [expert] * count, [1.0] * count), expected)
+
+
+def test_tsvm_is_not_disturbed_by_an_expert_that_did_not_move():
+    base, expert = {"w": gaussian(0, 6, 8)}, {"w": gaussian(1, 6, 8)}
+    expected = {"w": base["w"] + rank(expert["w"] - base["w"], 3)}
+    assert_same(TSVM().merge(base, [base, expert], [1.0, 1.0]), expected)
+    assert_same(TSVM().merge(base, [base, base], [1.0, 1.0]), base)
+
+
+def test_tsvm_makes_the_kept_vectors_orthonormal():
+    """The definition by another way: U(UᵀU)^(-1/2), from an eigendecomposition."""
+    base = {"w": torch.zeros(9, 6).double()}
+    experts = [{"w": gaussian(m, 9, 6)} for m in (1, 2, 3)]
+    sides = [], [], []
+    for expert in experts:
+        left, values, right = torch.linalg.svd(0.7 * expert["w"], full_matrices=False)
+        for side, part in zip(sides, (left[:, :2], values[:2], right[:2].T), strict=True):
+            side.append(part)
+    left, values, right = (torch.cat(side, -1) for side in sides)
+
+    def whiten(columns):
+        lengths, axes = torch.linalg.eigh(columns.T @ columns)
+        return columns @ axes @ torch.diag(lengths**-0.5) @ axes.T
+
+    expected = {"w": whiten(left) @ torch.diag(values) @ whiten(right).T}
+    assert_same(TSVM().merge(base, experts, [0.7] * 3), expected)
+
+
+def test_iso_c_by_hand():
+    # 0.5·8 = 4, 0.5·(−6) = −3, 0.25·4 = 1, 0: a sum of 8 over four directions; signs stay
+    experts = [diagonal(8.0, -6.0, 0.0, 0.0), diagonal(0.0, 0.0, 4.0, 0.0)]
+    merged = IsoC(scale=0.5).merge(ZERO, experts, [0.5, 0.25])["w"]
+    assert_same({"w": merged[:3, :3]}, {"w": diagonal(1.0, -1.0, 1.0)["w"]})
+
+
+@pytest.mark.parametrize("shape", [(5, 5), (4, 7), (7, 4)])
+def test_the_spectrum_of_iso_c_is_flat(shape):
+    base = {"w": gaussian(0, *shape)}
+    experts = [{"w": gaussian(m, *shape)} for m in (1, 2, 3)]
+    coefficients = [0.2, 0.5, 0.9]
+    before = torch.linalg.svdvals(
+        TaskArithmetic().merge(base, experts, coefficients)["w"] - base["w"]
+    )
+    change = IsoC().merge(base, experts, coefficients)["w"] - base["w"]
+    assert_same({"s": torch.linalg.svdvals(change)}, {"s": before.mean().expand_as(before)})
+    assert_same(IsoC().merge(base, [base, base], [0.5, 0.5]), base)
+
+
+@pytest.mark.parametrize("method", [TSVM(), IsoC()])
+@pytest.mark.parametrize("shape", [(), (4,), (2, 3, 2)])
+def test_other_tensors_are_averaged(method, shape):
+    base, experts = {"b": gaussian(0, *shape)}, [{"b": gaussian(m, *shape)} for m in (1, 2)]
+    # all coefficients one: the mean of the task vectors, which is the mean of the experts
+    expected = {"b": (experts[0]["b"] + experts[1]["b"]) / 2}
+    assert_same(method.merge(base, experts, [1.0, 1.0]), expected)
+
+
+def test_tsvm_averages_matrices_with_fewer_values_than_experts():
+    base, experts = {"w": gaussian(0, 2, 9)}, [{"w": gaussian(m, 2, 9)} for m in (1, 2, 3)]
+    expected = {"w": sum(expert["w"] for expert in experts) / 3}
+    assert_same(TSVM().merge(base, experts, [1.0] * 3), expected)
