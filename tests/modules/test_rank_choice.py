@@ -276,6 +276,8 @@ class Questions(LightningDataModule):
         super().__init__()
         self.module = module
         self.tasks = {"one": questions([2, 3, 4, 2, 2]), "two": questions([3, 3, 2], seed=4)}
+        self.labels = {"one": [], "two": []}
+        self.metrics = {"one": ["accuracy"], "two": ["accuracy"]}
 
     def loader(self, task):
         collate = self.module.collate

@@ -8,7 +8,6 @@ from safetensors.torch import save_file
 
 from fmerge.errors import UserError
 from fmerge.store import (
-    append_line,
     check_fisher_path,
     check_new_file,
     check_new_folder,
@@ -17,7 +16,7 @@ from fmerge.store import (
     write_fisher,
     write_text,
 )
-from fmerge.store.atomic import replacing_folder
+from fmerge.store.atomic import append_line, replacing_folder
 from tests.compare import assert_same
 
 VALUES = {"bert.w": torch.tensor([[0.5, 0.0], [1e-30, 3.0]]), "classifier.b": torch.ones(3)}
