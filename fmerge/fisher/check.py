@@ -100,11 +100,14 @@ class Check:
                 keep=True,
                 watch=lambda key, g, into=into: project(into, key, g),  # type: ignore[misc]
             )
+        # below one unit in the last place of the largest, a gradient is rounding: a saturated
+        # attention's, say
+        noise = self._coarsest * max((float(g.abs().max()) for g in once.values()), default=0.0)
         changed = False
         sites: list[Use | Source] = [*recording.uses, *recording.sources]
         for site in sites:
             if site.key in once:
-                layout = self._layout(once[site.key], scaled[site.key])
+                layout = self._layout(once[site.key], scaled[site.key], noise)
                 # what was found not to belong once stays so; tiles that look like blocks are
                 if layout != site.layout:
                     self.layouts[site.key] = layout
@@ -142,8 +145,8 @@ class Check:
         # "not <=" so that a NaN is a failure too
         return [p for p in errors if not errors[p] <= tolerance * norms[p] + floor]
 
-    def _layout(self, once: Tensor, scaled: Tensor) -> Layout:
-        limit = self._coarsest**0.5 * float(once.abs().max())
+    def _layout(self, once: Tensor, scaled: Tensor, noise: float) -> Layout:
+        limit = self._coarsest**0.5 * float(once.abs().max()) + noise
         factors = self._factors.to(once)
         repeats = len(once) // self.n
         candidates: dict[Layout, Tensor] = {
