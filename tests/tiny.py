@@ -8,10 +8,15 @@ import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
+from tokenizers.processors import TemplateProcessing
 from transformers import (
     AutoModelForSequenceClassification,
+    BartConfig,
     BertConfig,
+    GPT2Config,
+    LlamaConfig,
     PreTrainedTokenizerFast,
+    T5Config,
 )
 
 WORDS = "red green blue cat dog fish sky sea sun moon tree stone one two three four".split()
@@ -57,6 +62,74 @@ def bert_config(labels=("a", "b", "c"), **options) -> BertConfig:
         "label2id": {label: i for i, label in enumerate(labels)},
     }
     return BertConfig(**(settings | options))
+
+
+SPECIAL = ["[PAD]", "[UNK]", "[EOS]", "[BOS]"]
+
+
+def text_tokenizer(template="$A [EOS]") -> PreTrainedTokenizerFast:
+    """A tokenizer of a model that writes: an end of sequence, added where the template says."""
+    vocabulary = {word: i for i, word in enumerate([*SPECIAL, *WORDS])}
+    words = Tokenizer(WordLevel(vocabulary, unk_token="[UNK]"))
+    words.pre_tokenizer = Whitespace()
+    ends = [(token, vocabulary[token]) for token in ("[EOS]", "[BOS]")]
+    words.post_processor = TemplateProcessing(single=template, special_tokens=ends)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=words,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        eos_token="[EOS]",
+        model_max_length=32,
+    )
+
+
+TEXT = {"vocab_size": len(SPECIAL) + len(WORDS), "pad_token_id": 0, "eos_token_id": 2}
+
+
+def t5_config(**options) -> T5Config:
+    return T5Config(
+        **TEXT,
+        d_model=12,
+        d_ff=16,
+        d_kv=6,
+        num_layers=2,
+        num_heads=2,
+        relative_attention_num_buckets=8,
+        relative_attention_max_distance=16,
+        decoder_start_token_id=0,
+        **options,
+    )
+
+
+def bart_config(kind=BartConfig):
+    return kind(
+        **TEXT,
+        d_model=12,
+        encoder_layers=1,
+        decoder_layers=1,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        encoder_ffn_dim=16,
+        decoder_ffn_dim=16,
+        max_position_embeddings=24,
+        decoder_start_token_id=2,
+    )
+
+
+def gpt2_config() -> GPT2Config:
+    return GPT2Config(**TEXT, n_embd=12, n_layer=2, n_head=2, n_positions=24)
+
+
+def llama_config() -> LlamaConfig:
+    return LlamaConfig(
+        **TEXT,
+        hidden_size=12,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        intermediate_size=16,
+        max_position_embeddings=24,
+    )
 
 
 def classifier(config, seed=0, scale=0.3):

@@ -4,11 +4,13 @@ from fmerge.modules.accumulate import Estimation, FisherPass, Saving
 from fmerge.modules.base import TaskModule
 from fmerge.modules.classification import TextClassifier
 from fmerge.modules.probe import HeadInputs, probe_accuracy
+from fmerge.modules.rank_choice import RankChoice
 
 __all__ = [
     "Estimation",
     "FisherPass",
     "HeadInputs",
+    "RankChoice",
     "Saving",
     "TaskModule",
     "TextClassifier",

@@ -124,8 +124,19 @@ class TaskModule(LightningModule, ABC):
             for task, names in labels.items()
         }).to(self.device)
 
+    def task_loss(self, batch: Mapping[str, Any]) -> Tensor:
+        """Computes what training lowers: the cross-entropy −ℓ[n, yₙ], if nothing else is said.
+
+        Args:
+            batch: One task's batch.
+
+        Returns:
+            The mean over the batch, a scalar.
+        """
+        return nn.functional.nll_loss(self.label_log_probs(batch), batch["labels"])
+
     def training_step(self, batch: Mapping[str, Mapping[str, Any]], batch_idx: int) -> Tensor:
-        """Computes the mean over tasks of the cross-entropy −ℓ[n, yₙ].
+        """Computes the mean over tasks of their losses.
 
         Args:
             batch: Task name to its batch.
@@ -134,11 +145,7 @@ class TaskModule(LightningModule, ABC):
         Returns:
             The loss, a scalar.
         """
-        losses = [
-            nn.functional.nll_loss(self.label_log_probs(one), one["labels"])
-            for one in batch.values()
-        ]
-        loss = torch.stack(losses).mean()
+        loss = torch.stack([self.task_loss(one) for one in batch.values()]).mean()
         examples = sum(len(one["labels"]) for one in batch.values())
         self.log("train/loss", loss, prog_bar=True, batch_size=examples)
         return loss
@@ -197,15 +204,20 @@ class TaskModule(LightningModule, ABC):
         scores: dict[str, Tensor] = {}
         tasks = []
         for task, metrics in self.metrics.items():
-            own = {}
-            for name, metric in metrics.items():  # type: ignore[operator]
-                if metric.update_called:
-                    own[f"{task}/{name}"] = metric.compute()
-                    metric.reset()
+            own = {
+                f"{task}/{name}": metric.compute()
+                for name, metric in metrics.items()  # type: ignore[operator]
+                if metric.update_called
+            }
             if own:
                 scores |= own
                 tasks.append(torch.stack(list(own.values())).mean())
         loss = self.val_loss.compute()
-        self.val_loss.reset()
+        # states made in inference mode, as validate has it, could not be added to in a later fit
+        with torch.inference_mode(False):
+            self.val_loss.reset()
+            for metrics in self.metrics.values():
+                for metric in metrics.values():  # type: ignore[operator]
+                    metric.reset()
         self.log_dict({**scores, f"{stage}/loss": loss})
         self.log(f"{stage}/score", torch.stack(tasks).mean(), prog_bar=True)

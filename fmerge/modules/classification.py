@@ -2,15 +2,17 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from fmerge.errors import UserError
 from fmerge.modules.base import TaskModule
+from fmerge.modules.optimization import Scheduler, adamw
+from fmerge.modules.prompts import CutPrompts, longest_prompt
 from fmerge.params import Params, params_of, select
-from fmerge.store import load_classifier, load_tokenizer, save_classifiers
+from fmerge.store import load_classifier, load_tokenizer, save_models
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -37,7 +39,7 @@ class TextClassifier(TaskModule):
         path: str | None = None,
         learning_rate: float = 5e-5,
         weight_decay: float = 0.01,
-        scheduler: Literal["linear", "cosine", "constant"] = "linear",
+        scheduler: Scheduler = "linear",
         warmup_fraction: float = 0.1,
         max_length: int = 128,
         tasks: dict[str, list[str]] | None = None,
@@ -53,6 +55,7 @@ class TextClassifier(TaskModule):
         self.tasks = tasks
         self.models = nn.ModuleDict()
         self.tokenizer: PreTrainedTokenizerBase | None = None
+        self.prompts = CutPrompts()
         self._untrained: UserError | None = None
 
     def configure_model(self) -> None:
@@ -205,26 +208,23 @@ class TextClassifier(TaskModule):
         """
         if self.tokenizer is None:
             raise RuntimeError("the tokenizer is read by configure_model or adopt: call one first")
+        configs = [self.task_model(name).config for name in self.models]
+        limit = longest_prompt(self.max_length, self.tokenizer, configs)
         pairs = [one["text_pair"] for one in examples] if "text_pair" in examples[0] else None
         encoded = self.tokenizer(
             [one["text"] for one in examples],
             pairs,
             truncation=True,
-            max_length=self._longest(),
+            max_length=limit,
             padding=True,
             return_tensors="pt",
         )
+        keys = ["text"] if pairs is None else ["text", "text_pair"]
+        texts = [[one[key] for key in keys] for one in examples]
+        lengths = encoded["attention_mask"].sum(1).tolist()
+        self.prompts.count(self.tokenizer, texts, lengths, [limit] * len(texts), task)
         labels = torch.tensor([one["label"] for one in examples])
         return {**encoded, "labels": labels, "task": task}
-
-    def _longest(self) -> int:
-        """Tokens an input may have: as many as asked for, but no more than the model takes."""
-        limits = [self.max_length]
-        if self.tokenizer is not None:
-            limits.append(self.tokenizer.model_max_length)
-        for model in self.models.values():
-            limits.append(getattr(model.config, "max_position_embeddings", None) or self.max_length)
-        return min(limits)
 
     def configure_optimizers(self) -> Any:
         """Makes AdamW and its schedule.
@@ -232,24 +232,14 @@ class TextClassifier(TaskModule):
         Returns:
             Lightning's dictionary of an optimizer and a schedule by step.
         """
-        from transformers import get_scheduler
-
-        parameters = list(self.models.parameters())
-        groups: list[dict[str, Any]] = [
-            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": self.weight_decay},
-            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-        ]
-        # Lightning clips no gradients of a fused optimizer under 16-mixed
-        fused = self.trainer.precision != "16-mixed"
-        optimizer = torch.optim.AdamW(groups, lr=self.learning_rate, fused=fused)
-        steps = int(self.trainer.estimated_stepping_batches)
-        kind = "constant_with_warmup" if self.scheduler == "constant" else self.scheduler
-        warmup = int(self.warmup_fraction * steps)
-        schedule = get_scheduler(kind, optimizer, num_warmup_steps=warmup, num_training_steps=steps)
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
-        }
+        return adamw(
+            self.trainer,
+            self.models.parameters(),
+            self.learning_rate,
+            self.weight_decay,
+            self.scheduler,
+            self.warmup_fraction,
+        )
 
     def save(self, folder: Path) -> None:
         """Writes every task's classifier as a Hugging Face folder.
@@ -265,4 +255,4 @@ class TextClassifier(TaskModule):
             raise RuntimeError("the tokenizer is read by configure_model or adopt: call one first")
         models = {task: self.task_model(task) for task in self.models}
         single = {"": next(iter(models.values()))}
-        save_classifiers(folder, single if len(models) == 1 else models, self.tokenizer)
+        save_models(folder, single if len(models) == 1 else models, self.tokenizer)

@@ -9,8 +9,8 @@ from transformers import AutoModelForSequenceClassification
 
 from fmerge.errors import UserError
 from fmerge.params import params_of
-from fmerge.store import load_classifier, load_tokenizer, save_classifiers
-from fmerge.store.checkpoints import package_folder
+from fmerge.store import load_classifier, load_tokenizer, save_models
+from fmerge.store.sources import package_folder
 from tests import tiny
 from tests.compare import assert_same
 
@@ -74,8 +74,8 @@ def test_a_base_gets_a_new_head_only_when_asked(zoo, tmp_path):
 
 def test_saved_folders_are_whole_and_replace_what_was_there(expert, tmp_path):
     folder = tmp_path / "out"
-    save_classifiers(folder, {"a": expert, "b": expert}, tiny.tokenizer())
-    save_classifiers(folder, {"": expert}, tiny.tokenizer())
+    save_models(folder, {"a": expert, "b": expert}, tiny.tokenizer())
+    save_models(folder, {"": expert}, tiny.tokenizer())
     assert {path.name for path in folder.iterdir()} == {
         "config.json",
         "model.safetensors",

@@ -1,0 +1,230 @@
+"""Answer choices: their tokens, and how likely a language model finds them.
+
+Letters: n example, c choice, t token of a prompt, s token of an answer, v vocabulary; rows r = n·c
+keep the choices of an example together.
+"""
+
+import inspect
+from collections.abc import Sequence
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+ABSENT = -100
+
+
+def target_tokens(
+    tokenizer: "PreTrainedTokenizerBase", choices: Sequence[Sequence[str]]
+) -> list[list[list[int]]]:
+    """Tokenizes answers as the targets of a text-to-text model, end of sequence included.
+
+    Args:
+        tokenizer: The model's.
+        choices: The answers of each example.
+
+    Returns:
+        Token ids by example, choice and position.
+    """
+    flat = tokenizer(text_target=list(chain(*choices)))["input_ids"]
+    return _grouped([_ended(ids, tokenizer) for ids in flat], choices)
+
+
+def continuation_tokens(
+    tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[str], choices: Sequence[Sequence[str]]
+) -> list[list[list[int]]]:
+    """Tokenizes answers as what follows a prompt, with an end of sequence if there is such a token.
+
+    A word's tokens depend on the space before it, and in which way on the tokenizer. So an answer's
+    tokens are those that it adds to its prompt's when both are tokenized as one text, with a space
+    between them, unless there is whitespace already.
+
+    Args:
+        tokenizer: The model's.
+        prompts: The prompts without spaces at their end (n,), see ``bare``.
+        choices: The answers of each example.
+
+    Returns:
+        Token ids by example, choice and position.
+    """
+
+    def tokenized(texts: list[str]) -> list[list[int]]:
+        encoded = tokenizer(texts, add_special_tokens=False, verbose=False)
+        ids: list[list[int]] = encoded["input_ids"]
+        return ids
+
+    of_prompts = tokenized(list(prompts))
+    heads, texts, answers = [], [], []
+    for prompt, ids, own in zip(prompts, of_prompts, choices, strict=True):
+        for choice in own:
+            spaced = not prompt or prompt[-1].isspace() or choice[:1].isspace()
+            heads.append(ids)
+            answers.append(choice if spaced else f" {choice}")
+            texts.append(prompt + answers[-1])
+    flat = []
+    for head, whole, answer in zip(heads, tokenized(texts), answers, strict=True):
+        # a tokenizer that merges across the seam leaves the answer no tokens of its own
+        own_ids = whole[len(head) :] if whole[: len(head)] == head else []
+        flat.append(_ended(own_ids or tokenized([answer])[0], tokenizer))
+    return _grouped(flat, choices)
+
+
+def bare(prompt: str) -> str:
+    """Takes the spaces off a prompt's end: they belong to the tokens of the word after them.
+
+    Args:
+        prompt: The prompt of a causal model.
+
+    Returns:
+        The prompt; line breaks at its end stay.
+    """
+    return prompt.rstrip(" ")
+
+
+def padded(rows: Sequence[Sequence[int]], width: int, fill: int) -> Tensor:
+    """Fills rows up on the right.
+
+    Args:
+        rows: Token ids, at most ``width`` a row.
+        width: Length of the filled rows.
+        fill: What with.
+
+    Returns:
+        Token ids (rows, width).
+    """
+    return torch.tensor([[*row, *[fill] * (width - len(row))] for row in rows])
+
+
+def padded_choices(tokens: Sequence[Sequence[Sequence[int]]]) -> Tensor:
+    """Fills answers up to the longest, and examples up to the most choices, with −100.
+
+    Args:
+        tokens: Token ids by example, choice and position.
+
+    Returns:
+        Token ids (n, c, s).
+    """
+    most = max(len(own) for own in tokens)
+    width = max(len(ids) for own in tokens for ids in own)
+    return torch.stack([padded([*own, *[[]] * (most - len(own))], width, ABSENT) for own in tokens])
+
+
+def answer_log_likelihoods(
+    model: "PreTrainedModel", input_ids: Tensor, attention_mask: Tensor, answers: Tensor
+) -> tuple[Tensor, Tensor]:
+    r"""Computes the log-likelihoods of given answers.
+
+    .. math::
+        L_{nc} = \sum_s \log p(y_{ncs} | y_{nc,<s}, x_n)
+
+    Args:
+        model: A text-to-text or causal language model.
+        input_ids: The prompts (n, t), filled up on the right.
+        attention_mask: 1 where there is a token (n, t).
+        answers: Their tokens (n, c, s), −100 where there is none.
+
+    Returns:
+        L (n, c), at least float32, and the numbers of tokens they are sums over (n, c).
+    """
+    score = _decode if model.config.is_encoder_decoder else _continue
+    logits, targets = score(model, input_ids, attention_mask, answers)
+    # half precision has too few bits for a sum over the vocabulary
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    # unlike a gather from log_softmax, it keeps one tensor (r, s, v) for the backward pass
+    losses = F.cross_entropy(
+        logits.flatten(0, 1), targets.flatten(), ignore_index=ABSENT, reduction="none"
+    )
+    sums = -losses.view(targets.shape).sum(1).view(answers.shape[:2])
+    return sums, (answers != ABSENT).sum(2)
+
+
+def mean_log_likelihoods(sums: Tensor, lengths: Tensor) -> Tensor:
+    """Computes ℓ[n,c] = L[n,c] / T[n,c].
+
+    Args:
+        sums: L (n, c).
+        lengths: T (n, c), 0 where an example has no such choice.
+
+    Returns:
+        ℓ (n, c), −∞ where an example has no such choice.
+    """
+    return (sums / lengths.clamp_min(1)).masked_fill(lengths == 0, -torch.inf)
+
+
+def _decode(
+    model: Any, input_ids: Tensor, attention_mask: Tensor, answers: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Encodes each prompt, decodes each answer: logits (r, s, v) and targets (r, s)."""
+    from transformers.modeling_outputs import BaseModelOutput
+
+    encoder = model.get_encoder()
+    states = encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+    # absent choices are run as well: rows of the batch must stay c for each example
+    c = answers.shape[1]
+    targets = answers.flatten(0, 1)
+    logits = model(
+        encoder_outputs=BaseModelOutput(last_hidden_state=states.repeat_interleave(c, 0)),
+        attention_mask=attention_mask.repeat_interleave(c, 0),
+        decoder_input_ids=_shifted(model, targets),
+        use_cache=False,
+    ).logits
+    return logits, targets
+
+
+def _shifted(model: Any, targets: Tensor) -> Tensor:
+    """What the decoder reads: each target's predecessor, and at first a start token."""
+    own = getattr(model, "prepare_decoder_input_ids_from_labels", None)
+    if own is not None:  # some architectures start with a token of the language
+        ids: Tensor = own(labels=targets)
+        return ids
+    start, fill = model.config.decoder_start_token_id, model.config.pad_token_id or 0
+    return F.pad(targets.where(targets != ABSENT, fill)[:, :-1], (1, 0), value=start)
+
+
+def _continue(
+    model: Any, input_ids: Tensor, attention_mask: Tensor, answers: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Runs each answer after its prompt: logits (r, k, v) and targets (r, k)."""
+    # filled up on the right, every token has the position that it has when its text is alone,
+    # whichever way a model counts them
+    _, c, s = answers.shape
+    lengths = attention_mask.sum(1)
+    places = lengths[:, None] + torch.arange(s, device=answers.device)
+    places = places.repeat_interleave(c, 0)
+    present = answers != ABSENT
+    # the longest prompt and the longest answer need not meet: positions may be scarce
+    width = int((lengths[:, None] + present.sum(2)).max())
+    answers, present = answers.flatten(0, 1), present.flatten(0, 1)
+
+    def insert(prompts: Tensor, values: Tensor) -> Tensor:
+        rows = F.pad(prompts, (0, s)).repeat_interleave(c, 0)
+        return rows.scatter(1, places, values)[:, :width]
+
+    # the logits before those of the first answer are of no use, and are most of them
+    kept = width - int(lengths.min()) + 1
+    chosen = "logits_to_keep" in inspect.signature(model.forward).parameters
+    logits = model(
+        input_ids=insert(input_ids, answers.where(present, 0)),
+        attention_mask=insert(attention_mask, present.to(attention_mask.dtype)),
+        use_cache=False,
+        **({"logits_to_keep": kept} if chosen else {}),
+    ).logits[:, -kept:]
+    # a logit is for the token after its own: targets are moved, not logits, which would copy them
+    targets = answers.new_full((len(answers), input_ids.shape[1] + s + 1), ABSENT)
+    targets = targets.scatter(1, places, answers)[:, : width + 1]
+    return logits, targets[:, -kept:]
+
+
+def _ended(ids: list[int], tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+    end: Any = tokenizer.eos_token_id
+    return ids if end is None or ids[-1:] == [end] else [*ids, end]
+
+
+def _grouped(flat: Sequence[list[int]], choices: Sequence[Sequence[str]]) -> list[list[list[int]]]:
+    items = iter(flat)
+    return [[next(items) for _ in own] for own in choices]

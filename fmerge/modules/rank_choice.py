@@ -1,0 +1,296 @@
+"""Text-to-text tasks: the answer is the choice that a language model finds likeliest."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from fmerge.errors import UserError
+from fmerge.modules.answers import (
+    answer_log_likelihoods,
+    bare,
+    continuation_tokens,
+    mean_log_likelihoods,
+    padded,
+    padded_choices,
+    target_tokens,
+)
+from fmerge.modules.base import TaskModule
+from fmerge.modules.optimization import Scheduler, adamw
+from fmerge.modules.prompts import CutPrompts, longest_prompt
+from fmerge.params import Params, params_of
+from fmerge.store import load_language_model, load_tokenizer, save_models
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+class RankChoice(TaskModule):
+    """Rank classification: one text-to-text or causal language model for all tasks, no heads.
+
+    An example is a prompt, ``text``, with any number of ``choices``, and ``label``, the index of
+    the true one. It is trained on the true answers' tokens alone.
+
+    Args:
+        path: Where the weights are: Hugging Face folder, hub id, or ``package:name/folder``
+            inside an installed package. ``fisher`` and ``merge`` take them from the experts.
+        learning_rate: Peak learning rate of AdamW.
+        weight_decay: Weight decay of AdamW, on matrices only.
+        scheduler: How the learning rate goes on after the warm-up.
+        warmup_fraction: Share of the training steps over which the learning rate rises from 0.
+        max_length: Tokens a prompt is cut to, if the model takes as many; answers are never cut.
+    """
+
+    def __init__(
+        self,
+        path: str | None = None,
+        learning_rate: float = 1e-4,
+        weight_decay: float = 0.0,
+        scheduler: Scheduler = "constant",
+        warmup_fraction: float = 0.0,
+        max_length: int = 512,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.path = path
+        self.learning_rate = learning_rate
+        self.weight_decay = weight_decay
+        self.scheduler = scheduler
+        self.warmup_fraction = warmup_fraction
+        self.max_length = max_length
+        self.model: PreTrainedModel | None = None
+        self.tokenizer: PreTrainedTokenizerBase | None = None
+        self.prompts = CutPrompts()
+
+    def configure_model(self) -> None:
+        """Reads the weights from ``path``, once.
+
+        Raises:
+            UserError: If there is no path.
+        """
+        if self.model is not None:
+            return
+        if not self.path:
+            raise UserError(
+                "--model.path: is not set; give a Hugging Face folder, a hub id or "
+                "package:name/folder"
+            )
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        model = self.read(self.path, "")
+        self.adopt(dict.fromkeys(data.tasks, model), load_tokenizer(self.path))
+        self.add_metrics(data.labels, data.metrics)
+
+    def read(
+        self,
+        source: str,
+        task: str,
+        labels: Sequence[str] | None = None,
+        fresh_head: bool = False,
+    ) -> "PreTrainedModel":
+        """Reads a checkpoint in float32 on the CPU.
+
+        Args:
+            source: A Hugging Face folder, a hub id, ``package:name/folder``, or a Lightning
+                ``.ckpt`` of a fit.
+            task: Not used: a language model is the same for every task.
+            labels: Not used.
+            fresh_head: Not used: there are no heads.
+
+        Returns:
+            A text-to-text or causal language model.
+        """
+        return load_language_model(source)
+
+    def adopt(
+        self, models: Mapping[str, "PreTrainedModel"], tokenizer: "PreTrainedTokenizerBase"
+    ) -> None:
+        """Takes over the first of some models, for all tasks.
+
+        Args:
+            models: Task name to model; all but the first only name their tasks.
+            tokenizer: The tokenizer they share.
+        """
+        self.model = next(iter(models.values()))
+        self.model.train()  # from_pretrained leaves eval mode, and Lightning would keep it in fit
+        self.tokenizer = tokenizer
+        self.add_metrics({task: [] for task in models}, {})
+
+    def body(self, model: nn.Module) -> Params:
+        """Reads what a merge merges: everything.
+
+        Args:
+            model: A model that ``read`` gave.
+
+        Returns:
+            Parameter names to tensors that share memory with the model; tied ones once.
+        """
+        return params_of(model)
+
+    def task_model(self, task: str) -> "PreTrainedModel":
+        """Finds the model, which all tasks share.
+
+        Args:
+            task: Not used.
+
+        Returns:
+            A Hugging Face language model.
+        """
+        return self._ready[0]
+
+    def label_log_probs(self, batch: Mapping[str, Any]) -> Tensor:
+        """Computes ℓ[n,c] = 1/T Σₛ log p(yₛ | y₍<ₛ₎, x), the mean over the T tokens of choice c.
+
+        The end of the sequence is one of the tokens. An encoder runs once for each example.
+
+        Args:
+            batch: What ``collate`` made.
+
+        Returns:
+            ℓ (n, c), at least float32, −∞ where an example has fewer choices.
+        """
+        return mean_log_likelihoods(*self._sums(batch, batch["choice_ids"]))
+
+    def task_loss(self, batch: Mapping[str, Any]) -> Tensor:
+        """Computes the cross-entropy of the true answers' tokens.
+
+        Args:
+            batch: One task's batch.
+
+        Returns:
+            The mean over all those tokens of the batch, a scalar.
+        """
+        true = torch.take_along_dim(batch["choice_ids"], batch["labels"][:, None, None], 1)
+        sums, lengths = self._sums(batch, true)
+        return -sums.sum() / lengths.sum()
+
+    def collate(self, examples: Sequence[Mapping[str, Any]], task: str) -> dict[str, Any]:
+        """Tokenizes n prompts and their choices, and fills them up on the right.
+
+        Args:
+            examples: Mappings with ``text``, ``choices`` (at least two strings) and ``label``.
+            task: The task's name.
+
+        Returns:
+            ``input_ids`` and ``attention_mask`` (n, t), ``choice_ids`` (n, c, s) with −100 where
+            there is no token, ``labels`` (n,) and ``task``.
+
+        Raises:
+            UserError: If an example has fewer than two choices, a label that is none of them, or
+                nothing to read in its prompt or a choice.
+        """
+        model, tokenizer = self._ready
+        for example in examples:
+            _check_example(example, task)
+        texts = [example["text"] for example in examples]
+        choices = [list(example["choices"]) for example in examples]
+        limits = [longest_prompt(self.max_length, tokenizer, [model.config])] * len(texts)
+        if model.config.is_encoder_decoder:
+            answers = target_tokens(tokenizer, choices)
+        else:
+            texts = [bare(text) for text in texts]
+            answers = continuation_tokens(tokenizer, texts, choices)
+            limits = self._beside(answers, limits[0])
+        prompts = self._prompt_tokens(texts, limits, task)
+        for ids, own, example in zip(prompts, answers, examples, strict=True):
+            if not ids or not all(own):
+                raise UserError(f"{_named(example, task)} has a prompt or choice without any token")
+        width = max(map(len, prompts))
+        return {
+            "input_ids": padded(prompts, width, tokenizer.pad_token_id or 0),
+            "attention_mask": padded([[1] * len(ids) for ids in prompts], width, 0),
+            "choice_ids": padded_choices(answers),
+            "labels": torch.tensor([example["label"] for example in examples]),
+            "task": task,
+        }
+
+    def configure_optimizers(self) -> Any:
+        """Makes AdamW and its schedule.
+
+        Returns:
+            Lightning's dictionary of an optimizer and a schedule by step.
+        """
+        return adamw(
+            self.trainer,
+            self.parameters(),
+            self.learning_rate,
+            self.weight_decay,
+            self.scheduler,
+            self.warmup_fraction,
+        )
+
+    def save(self, folder: Path) -> None:
+        """Writes the model as a Hugging Face folder.
+
+        Args:
+            folder: Where it shall be.
+        """
+        model, tokenizer = self._ready
+        save_models(folder, {"": model}, tokenizer)
+
+    @property
+    def _ready(self) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
+        if self.model is None or self.tokenizer is None:
+            raise RuntimeError("the model is read by configure_model or adopt: call one first")
+        return self.model, self.tokenizer
+
+    def _sums(self, batch: Mapping[str, Any], answers: Tensor) -> tuple[Tensor, Tensor]:
+        """L (n, c) and T (n, c) of answers (n, c, s)."""
+        model, _ = self._ready
+        return answer_log_likelihoods(model, batch["input_ids"], batch["attention_mask"], answers)
+
+    def _score(self, batch: Mapping[str, Any]) -> None:
+        sums, lengths = self._sums(batch, batch["choice_ids"])
+        labels = batch["labels"]
+        predictions = self.predictions(mean_log_likelihoods(sums, lengths))
+        for metric in self.metrics[batch["task"]].values():  # type: ignore[operator]
+            metric.update(predictions, labels)
+        true = labels[:, None]
+        sums, lengths = sums.gather(1, true), lengths.gather(1, true)
+        self.val_loss.update(-sums / lengths, weight=lengths)  # a mean over tokens, as in training
+
+    def _beside(self, answers: Sequence[Sequence[Sequence[int]]], limit: int) -> list[int]:
+        """Tokens of a prompt that leave room for its longest answer among the positions."""
+        model, _ = self._ready
+        positions = getattr(model.config, "max_position_embeddings", None) or float("inf")
+        longest = [max(map(len, own)) for own in answers]
+        if positions <= max(longest):
+            raise UserError(
+                f"--model: takes {positions} tokens, but an answer alone has {max(longest)}"
+            )
+        return [int(min(limit, positions - length)) for length in longest]
+
+    def _prompt_tokens(
+        self, texts: Sequence[str], limits: Sequence[int], task: str
+    ) -> list[list[int]]:
+        model, tokenizer = self._ready
+        prompts: list[list[int]] = [
+            tokenizer(text, truncation=True, max_length=limit)["input_ids"]
+            for text, limit in zip(texts, limits, strict=True)
+        ]
+        lengths = [len(ids) for ids in prompts]
+        self.prompts.count(tokenizer, [[text] for text in texts], lengths, limits, task)
+        if model.config.is_encoder_decoder:
+            return prompts
+        # some tokenizers end every text, but here the answer follows
+        ends = tokenizer("a")["input_ids"][-1:] == [tokenizer.eos_token_id]
+        return [ids[:-1] for ids in prompts] if ends else prompts
+
+
+def _named(example: Mapping[str, Any], task: str) -> str:
+    return f"task '{task}': the example {str(example.get('text'))[:40]!r}"
+
+
+def _check_example(example: Mapping[str, Any], task: str) -> None:
+    choices, label = example["choices"], example["label"]
+    if isinstance(choices, str) or len(choices) < 2:
+        raise UserError(
+            f"{_named(example, task)} has the choices {choices!r}, but a list of at least 2 is "
+            "needed"
+        )
+    if not 0 <= label < len(choices):
+        raise UserError(
+            f"{_named(example, task)} has label {label}, but its {len(choices)} choices have the "
+            f"numbers 0 to {len(choices) - 1}"
+        )

@@ -1,0 +1,75 @@
+"""Reads text-to-text and causal language models."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from fmerge.errors import UserError
+from fmerge.store.sources import (
+    hyperparameters,
+    is_lightning,
+    load_lightning,
+    local_folder,
+    read_part,
+    read_weights,
+)
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_PREFIX = "model."  # where a task module keeps its one model
+_OTHERS = ("Classification", "MaskedLM", "QuestionAnswering")
+
+
+def load_language_model(source: str) -> "PreTrainedModel":
+    """Reads a language model in float32 on the CPU, with every weight from the source.
+
+    Args:
+        source: A Hugging Face folder, a hub id, ``package:name/folder``, or a Lightning
+            ``.ckpt`` of a fit.
+
+    Returns:
+        An ``AutoModelForSeq2SeqLM`` if the config has an encoder and a decoder, else an
+        ``AutoModelForCausalLM``.
+
+    Raises:
+        UserError: If the source cannot be read, is a model of another kind, or lacks weights.
+    """
+    state: dict[str, Tensor] | None = None
+    folder = source
+    if is_lightning(source):
+        folder, state = _read_lightning(Path(source))
+    config = read_part(
+        source, "config", lambda auto: auto.AutoConfig.from_pretrained(local_folder(folder))
+    )
+    _check_kind(config, source)
+    kind = "AutoModelForSeq2SeqLM" if config.is_encoder_decoder else "AutoModelForCausalLM"
+    model, lacking = read_weights(source, kind, config, folder, state)
+    if lacking:
+        first, wrong = next(iter(sorted(lacking.items())))
+        more = f", and {len(lacking) - 1} more" if len(lacking) > 1 else ""
+        raise UserError(f"{source}: tensor '{first}' is {wrong}{more}")
+    return model
+
+
+def _read_lightning(path: Path) -> tuple[str, dict[str, Tensor]]:
+    folder = hyperparameters(path)["path"]
+    state = {
+        name.removeprefix(_PREFIX): tensor
+        for name, tensor in load_lightning(path)["state_dict"].items()
+        if name.startswith(_PREFIX)
+    }
+    if not state:
+        raise UserError(f"{path}: holds no language model: no tensor is named '{_PREFIX}...'")
+    return folder, state
+
+
+def _check_kind(config: Any, source: str) -> None:
+    # transformers would read an encoder as a causal model whose tokens see those after them
+    for name in config.architectures or []:
+        if any(other in name for other in _OTHERS):
+            raise UserError(
+                f"{source}: is a {name}, which generates no text; give a text-to-text model "
+                "(such as T5) or a causal language model (such as GPT-2)"
+            )
