@@ -66,6 +66,24 @@ class FMergeCLI(LightningCLI):
             parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
             parser.set_defaults(_CHECKPOINT)
 
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parses the command line; a model that it chooses keeps its own defaults.
+
+        Where the class changes, jsonargparse hands the settings of the class before on to it, and
+        would do so with the defaults of TextClassifier. So a first pass finds the class alone.
+
+        Args:
+            parser: The program's parser.
+            args: The command line; the process's own when None.
+        """
+        given = sys.argv[1:] if args is None else args
+        if isinstance(given, list):
+            given = [one for one in given if not str(one).startswith("--print_config")]
+            found = parser.parse_args(given, _skip_validation=True)
+            chosen = found.get(f"{found.subcommand}.model.class_path")
+            self._parser(found.subcommand).set_defaults({"model": {"class_path": chosen}})
+        super().parse_arguments(parser, args)
+
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
         given = config.get("callbacks") or []
         bars = any(

@@ -1,14 +1,20 @@
 """Every shipped configuration runs, with a tiny model in the place of the real one."""
 
+import re
+import shlex
 from pathlib import Path
 
 import pytest
+import yaml
 
 from fmerge.cli import main
 from fmerge.data.docs import TOPICS
+from fmerge.data.template_files import shipped
 from tests import tiny
 
-QUICKSTART = Path(__file__).parents[1] / "configs" / "quickstart"
+CONFIGS = Path(__file__).parents[1] / "configs"
+QUICKSTART = CONFIGS / "quickstart"
+DF_MERGE = CONFIGS / "df_merge"
 LIBRARIES = sorted(
     path.stem for path in QUICKSTART.glob("*.yaml") if path.stem not in {"fit", "merge"}
 )
@@ -55,3 +61,90 @@ def test_merge(zoo, tmp_path, monkeypatch):
         "--trainer.enable_progress_bar=false",
     ])
     assert sorted(path.name for path in Path("out/merged").iterdir()) == LIBRARIES
+
+
+def resolved(monkeypatch, capsys, command, *names) -> dict:
+    """What a command would run with, of configurations that are given one after the other."""
+    monkeypatch.chdir(CONFIGS.parent)
+    capsys.readouterr()
+    given = [part for name in names for part in ("--config", str(DF_MERGE / f"{name}.yaml"))]
+    with pytest.raises(SystemExit) as end:
+        main([command, *given, "--print_config"])
+    assert end.value.code == 0
+    return yaml.safe_load(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("size", ["base", "large"])
+def test_df_merge_trains_as_the_reference(size, monkeypatch, capsys):
+    first = ["model", "large"] if size == "large" else ["model"]
+    one = resolved(monkeypatch, capsys, "fit", *first, "fit", "tasks/paws")
+    assert one["model"] == {
+        "class_path": "fmerge.modules.RankChoice",
+        "init_args": {
+            "path": f"google-t5/t5-{size}",
+            "learning_rate": 1e-4,
+            "weight_decay": 0.0,
+            "scheduler": "constant",
+            "warmup_fraction": 0.0,
+            "max_length": 512,
+        },
+    }
+    trainer = one["trainer"]
+    assert one["data"]["batch_size"] * trainer["accumulate_grad_batches"] == 64
+    assert (trainer["max_steps"], trainer["val_check_interval"]) == (2500, 100)
+    assert trainer["check_val_every_n_epoch"] is None and trainer["precision"] == "bf16-mixed"
+    assert (one["checkpoint"]["monitor"], one["checkpoint"]["mode"]) == ("val/loss", "min")
+    whole = resolved(monkeypatch, capsys, "fit", *first, "fit", "mixture", "tasks/all")
+    assert whole["trainer"]["max_steps"] == 25_000
+    (stopping,) = whole["trainer"]["callbacks"]
+    assert stopping["class_path"].endswith("EarlyStopping")
+    assert stopping["init_args"]["patience"] == 20 and stopping["init_args"]["mode"] == "min"
+    assert stopping["init_args"]["monitor"] == "val/loss"
+
+
+@pytest.mark.parametrize("size", ["base", "large"])
+def test_df_merge_merges_as_the_reference(size, monkeypatch, capsys):
+    last = ["merge", "merge_large"] if size == "large" else ["merge"]
+    found = resolved(monkeypatch, capsys, "merge", "model", "tasks/all", *last)
+    assert found["base"] == f"google-t5/t5-{size}"
+    paths = {task: f"runs/df_merge/t5-{size}/{task}/expert" for task in shipped()}
+    experts = {
+        task: one if isinstance(one, str) else one["path"] for task, one in found["experts"].items()
+    }
+    assert experts == paths
+    assert found["method"]["class_path"].endswith(".DFMerge")
+    settings = found["fisher"].get("init_args", found["fisher"])
+    assert (settings["split"], settings["examples"]) == ("validation", 30)
+    search = found["optimizer"]["search"]["init_args"]
+    assert (search["trials"], search["initial_trials"], search["acquisition"]) == (60, 10, "ei")
+    assert (search["xi"], search["kappa"]) == (0.01, 2.576)
+
+
+@pytest.mark.parametrize("name", [*shipped(), "all", "all_saved"])
+def test_df_merge_tasks_are_the_shipped_templates(name, monkeypatch, capsys):
+    found = resolved(monkeypatch, capsys, "validate", "model", f"tasks/{name}")["data"]["tasks"]
+    assert list(found) == (shipped() if name.startswith("all") else [name])
+    for task, one in found.items():
+        assert one["init_args"]["template"] == task
+        source = one["init_args"]["source"]
+        saved = name == "all_saved" or task == "story_cloze"
+        assert source.startswith(f".dataset/{task}") if saved else source is None
+
+
+def commands(text) -> list[list[str]]:
+    joined = re.sub(r"\\\n(#?) *", " ", text)
+    lines = [line.lstrip("# ") for line in joined.splitlines()]
+    return [shlex.split(line) for line in lines if line.lstrip().startswith("fmerge ")]
+
+
+@pytest.mark.parametrize("name", ["fit", "merge", "mixture", "model"])
+def test_commands_in_headers_can_be_given(name, monkeypatch, capsys):
+    """They parse, with every file they name; weights and data are not touched."""
+    monkeypatch.chdir(CONFIGS.parent)
+    found = commands((DF_MERGE / f"{name}.yaml").read_text())
+    assert found
+    for program, *arguments in found:
+        assert program == "fmerge"
+        with pytest.raises(SystemExit) as end:
+            main([*arguments, "--print_config"])
+        assert end.value.code == 0, capsys.readouterr().err

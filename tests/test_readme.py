@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from transformers import AutoModelForSeq2SeqLM
 
 from fmerge.cli import main
 from fmerge.data.docs import TOPICS
 from tests import tiny
+from tests.data import six
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -58,6 +60,20 @@ def test_a_search_on_files(models):
     quick = "--optimizer.search AxSearch --optimizer.search.trials 3"
     run(block("sh", "mine.yaml").strip() + f" {quick} --optimizer.search.initial_trials 2")
     assert "| this merge |" in (models / "searched/report.md").read_text()
+
+
+def test_prompts(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "prompts.yaml").write_text(block("yaml", "prompts.yaml"))
+    for split in ("dev", "test"):
+        (tmp_path / f"{split}.csv").write_text("thing,colour\nsky,blue\ntree,green\n")
+    AutoModelForSeq2SeqLM.from_config(tiny.t5_config()).save_pretrained("t5")
+    tiny.text_tokenizer().save_pretrained("t5")
+    source = six.saved_folder("winogrande", tmp_path)
+    local = f"--data.tasks.winogrande.init_args.source {source}"
+    run(f"fmerge test --config prompts.yaml --model.path t5 {local}")
+    shown = capsys.readouterr().out
+    assert "colours/accuracy" in shown and "winogrande/accuracy" in shown
 
 
 def test_the_python_example(zoo, tmp_path, monkeypatch, capsys):

@@ -2,6 +2,7 @@
 
 from fmerge.data.docs import DocsTopics
 from fmerge.data.files import TextFiles
+from fmerge.data.prompts import Prompted
 from fmerge.data.tasks import Example, MultiTask, Split, TaskData
 
-__all__ = ["DocsTopics", "Example", "MultiTask", "Split", "TaskData", "TextFiles"]
+__all__ = ["DocsTopics", "Example", "MultiTask", "Prompted", "Split", "TaskData", "TextFiles"]

@@ -76,7 +76,7 @@ def test_a_printed_configuration_runs_as_it_is(zoo, tmp_path, capsys):
         ),
         (
             ["fisher", "--expert=x", "--output=o.h5", "--data.tasks.a=Foo"],
-            "--data.tasks: unknown class 'Foo'; known: DocsTopics, TextFiles",
+            "--data.tasks: unknown class 'Foo'; known: DocsTopics, Prompted, TextFiles",
         ),
         (
             ["fisher", "--expert=x", "--output=o.h5", "--estimator=magic"],
@@ -96,3 +96,24 @@ def test_parsing_errors_are_one_line(arguments, message, capsys, tmp_path, monke
 
 def test_unknown_messages_are_folded_into_one_line():
     assert one_line('Parser key "a.b":\n  something\n   odd', []) == "--a.b: something odd"
+
+
+@pytest.mark.parametrize(
+    ("model", "given", "expected"),
+    [
+        ("RankChoice", [], {"learning_rate": 1e-4, "max_length": 512}),
+        ("RankChoice", ["--model.max_length=7"], {"learning_rate": 1e-4, "max_length": 7}),
+        ("TextClassifier", [], {"learning_rate": 5e-5, "max_length": 128}),
+        (None, ["--model.max_length=7"], {"learning_rate": 5e-5, "max_length": 7}),
+    ],
+)
+def test_a_chosen_model_keeps_its_own_defaults(model, given, expected, tmp_path, capsys):
+    """jsonargparse would hand it those of the default class."""
+    (tmp_path / "model.yaml").write_text(f"model: {{class_path: {model}}}" if model else "{}")
+    for way in (["--config", str(tmp_path / "model.yaml")], ["--model", model]):
+        if model is None and way[0] == "--model":
+            continue
+        with pytest.raises(SystemExit):
+            main(["validate", *way, *given, "--print_config"])
+        settings = yaml.safe_load(capsys.readouterr().out)["model"]["init_args"]
+        assert settings | expected == settings

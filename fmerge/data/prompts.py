@@ -1,0 +1,179 @@
+"""Text-to-text tasks: rows of a data set, and a template that makes prompts of them."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from fmerge.data.hub import BUILDERS, read_rows
+from fmerge.data.rendering import AnswerTemplate, Prompt, PromptsourceTemplate
+from fmerge.data.sandbox import TemplateError
+from fmerge.data.tasks import Example, Split, TaskData
+from fmerge.data.template_files import SPLITS, Fields, check_fields, read_template
+from fmerge.errors import UserError
+
+_HALF = re.compile(r"(first|second) half of (.+)")
+
+
+class Prompted(TaskData):
+    """A text-to-text task: each row of a data set becomes a prompt with choices to rank.
+
+    Shipped templates, of the tasks of Lee et al. (NAACL 2025): paws, qasc, quartz, story_cloze,
+    wiki_qa and winogrande. Their files in ``fmerge/data/templates`` show how to write one; its
+    fields can also be given here, in the place of a template or of single fields of it.
+
+    Templates are Jinja in a sandbox: they read the row's columns and nothing else.
+
+    Args:
+        template: A shipped template's name, or a YAML file: fmerge's own fields, or the
+            templates of promptsource.
+        source: The data set: a hub id, a folder of the hub's layout, a folder that
+            ``save_to_disk`` wrote, or a .csv, .json, .jsonl or .parquet file.
+        name: Which configuration of the data set.
+        splits: train, validation or test to the data set's own split, ``first half of`` or
+            ``second half of`` one (in its order, the second with the odd row), or to a file.
+        text: Jinja of the prompt.
+        choices: A Jinja text for each choice, or one Jinja expression that gives a list.
+        label: Jinja expression of the true choice: its index, from 0, or its text.
+        template_name: Which template of a promptsource file.
+        token: Access token of the hub, for private data sets.
+    """
+
+    def __init__(
+        self,
+        template: str | None = None,
+        source: str | None = None,
+        name: str | None = None,
+        splits: dict[str, str] | None = None,
+        text: str | None = None,
+        choices: list[str] | str | None = None,
+        label: str | None = None,
+        template_name: str | None = None,
+        token: str | None = None,
+    ) -> None:
+        given: dict[str, Any] = {
+            "source": source, "name": name, "splits": splits,
+            "text": text, "choices": choices, "label": label,
+        }  # fmt: skip
+        given = {key: value for key, value in given.items() if value is not None}
+        check_fields(given, "Prompted")
+        self.where = "Prompted" if template is None else f"template {template}"
+        if template is None and template_name is not None:
+            raise UserError("Prompted: template_name is set, but template is not")
+        fields = Fields() if template is None else read_template(template, template_name)
+        given["splits"] = {**fields.splits, **(splits or {})}
+        fields = replace(fields, **given)
+        self.source, self.name = fields.source, fields.name
+        self.splits = self._split_sources(fields)
+        self._one_file = source if not fields.splits else None
+        self._token = token
+        self._prompt = self._compile(fields)
+        self._examples: dict[Split, list[Example]] = {}
+
+    @property
+    def labels(self) -> list[str]:
+        """None: the choices differ by example."""
+        return []
+
+    def examples(self, split: Split) -> Sequence[Example]:
+        """Reads and renders one split, once.
+
+        Args:
+            split: Which one.
+
+        Returns:
+            Mappings with ``text``, ``choices`` and ``label``.
+
+        Raises:
+            UserError: If the split or a column is missing, or a row cannot be rendered.
+        """
+        if split not in self._examples:
+            self._examples[split] = self._read(split)
+        return self._examples[split]
+
+    def _read(self, split: Split) -> list[Example]:
+        if split not in self.splits:
+            raise UserError(f"{self.where}: has no {split} split; set splits.{split}")
+        half, own = _halved(self.splits[split])
+        self._check_one_file(split, own)
+        source, name = (own, None) if _is_file(own) else (str(self.source), self.name)
+        table = read_rows(source, own, name, sorted(self._prompt.columns), self._token)
+        table = table.select_columns(sorted(self._prompt.columns))
+        first, last = halves(len(table))[half] if half else (0, len(table))
+        examples = []
+        for number, row in enumerate(table.select(range(first, last)), start=first + 1):
+            try:
+                examples.append(self._prompt.example(row))
+            except TemplateError as error:
+                raise UserError(f"{self.where}: row {number} of {own}: {error}") from error
+        return examples
+
+    def _split_sources(self, fields: Fields) -> dict[str, str]:
+        """Says where each split is, and finds files that are not there."""
+        splits = dict(fields.splits)
+        if fields.source is not None and _is_file(fields.source):
+            # whatever the splits are called: they are all in this file
+            splits = {
+                key: value.replace(_halved(value)[1], fields.source)
+                for key, value in (splits or dict.fromkeys(SPLITS, "all")).items()
+            }
+        elif fields.source is not None:
+            splits = dict(zip(SPLITS, SPLITS, strict=True)) | splits
+        paths = [_halved(value)[1] for value in splits.values()]
+        if fields.source is None and not (paths and all(map(_is_file, paths))):
+            reason = (
+                f": {fields.obtain}" if fields.obtain else "; name the data, or files as splits"
+            )
+            raise UserError(f"{self.where}: source is not set{reason}")
+        for path in paths:
+            if _is_file(path) and not Path(path).is_file():
+                raise UserError(f"{path}: no such file")
+        return splits
+
+    def _check_one_file(self, split: Split, own: str) -> None:
+        other = next(iter(self._examples), None)
+        if _is_file(own) and own == self._one_file and other is not None:
+            raise UserError(
+                f"{own}: is one file, so it cannot be both the {other} and the {split} split; "
+                f"set splits, such as {{{other}: first half of {own}, {split}: second half of "
+                f"{own}}}"
+            )
+
+    def _compile(self, fields: Fields) -> Prompt:
+        own = {key: value for key, value in asdict(fields).items() if value is not None}
+        try:
+            if "jinja" in own:
+                if more := {"text", "choices", "label"} & set(own):
+                    raise TemplateError(f"is promptsource's: {min(more)} cannot be given beside it")
+                return PromptsourceTemplate(own["jinja"], own["answer_choices"])
+            for key in ("text", "choices", "label"):
+                if key not in own:
+                    raise TemplateError(f"{key} is not set")
+            return AnswerTemplate(own["text"], own["choices"], own["label"])
+        except TemplateError as error:
+            raise UserError(f"{self.where}: {error}") from error
+
+
+def _is_file(path: str) -> bool:
+    return Path(path).suffix in BUILDERS
+
+
+def halves(rows: int) -> dict[str, tuple[int, int]]:
+    """Cuts rows in two as ``train_test_split(test_size=0.5, shuffle=False)`` of datasets does.
+
+    Args:
+        rows: How many there are.
+
+    Returns:
+        ``first`` and ``second`` to the first row and the one after the last; the second half has
+        the odd row.
+    """
+    return {"first": (0, rows // 2), "second": (rows // 2, rows)}
+
+
+def _halved(split: str) -> tuple[str | None, str]:
+    """Reads ``first half of validation`` as ('first', 'validation')."""
+    if found := _HALF.fullmatch(split.strip()):
+        return found[1], found[2]
+    return None, split
