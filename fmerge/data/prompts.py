@@ -37,7 +37,6 @@ class Prompted(TaskData):
         choices: A Jinja text for each choice, or one Jinja expression that gives a list.
         label: Jinja expression of the true choice: its index, from 0, or its text.
         template_name: Which template of a promptsource file.
-        token: Access token of the hub, for private data sets.
     """
 
     def __init__(
@@ -50,7 +49,6 @@ class Prompted(TaskData):
         choices: list[str] | str | None = None,
         label: str | None = None,
         template_name: str | None = None,
-        token: str | None = None,
     ) -> None:
         given: dict[str, Any] = {
             "source": source, "name": name, "splits": splits,
@@ -66,8 +64,7 @@ class Prompted(TaskData):
         fields = replace(fields, **given)
         self.source, self.name = fields.source, fields.name
         self.splits = self._split_sources(fields)
-        self._one_file = source if not fields.splits else None
-        self._token = token
+        self._one_file = None if fields.splits else fields.source
         self._prompt = self._compile(fields)
         self._examples: dict[Split, list[Example]] = {}
 
@@ -98,7 +95,7 @@ class Prompted(TaskData):
         half, own = _halved(self.splits[split])
         self._check_one_file(split, own)
         source, name = (own, None) if _is_file(own) else (str(self.source), self.name)
-        table = read_rows(source, own, name, sorted(self._prompt.columns), self._token)
+        table = read_rows(source, own, name, sorted(self._prompt.columns))
         table = table.select_columns(sorted(self._prompt.columns))
         first, last = halves(len(table))[half] if half else (0, len(table))
         examples = []
@@ -115,8 +112,9 @@ class Prompted(TaskData):
         if fields.source is not None and _is_file(fields.source):
             # whatever the splits are called: they are all in this file
             splits = {
-                key: value.replace(_halved(value)[1], fields.source)
+                key: f"{half} half of {fields.source}" if half else fields.source
                 for key, value in (splits or dict.fromkeys(SPLITS, "all")).items()
+                for half in (_halved(value)[0],)
             }
         elif fields.source is not None:
             splits = dict(zip(SPLITS, SPLITS, strict=True)) | splits

@@ -84,8 +84,13 @@ def test_one_file_is_one_split(tmp_path):
     assert len(data.examples("validation")) == len(data.examples("validation")) == 3
     with pytest.raises(UserError, match=r"both the validation and the test split; set splits, "):
         data.examples("test")
-    halved = Prompted(source=path, splits={"test": "second half of train"}, **OWN)
+    halved = Prompted(source=path, splits={"test": "second half of half"}, **OWN)
     assert len(halved.examples("test")) == 2
+    (tmp_path / "own.yaml").write_text(f"source: {path}")
+    named = Prompted(str(tmp_path / "own.yaml"), **OWN)
+    named.examples("train")
+    with pytest.raises(UserError, match="both the train and the test split"):
+        named.examples("test")
 
 
 def test_a_file_in_the_place_of_a_shipped_source(tmp_path):
