@@ -2,6 +2,17 @@
 
 from fmerge.data.docs import DocsTopics
 from fmerge.data.files import TextFiles
+from fmerge.data.glue import Glue
+from fmerge.data.squad import Squad2
 from fmerge.data.tasks import Example, MultiTask, Split, TaskData
 
-__all__ = ["DocsTopics", "Example", "MultiTask", "Split", "TaskData", "TextFiles"]
+__all__ = [
+    "DocsTopics",
+    "Example",
+    "Glue",
+    "MultiTask",
+    "Split",
+    "Squad2",
+    "TaskData",
+    "TextFiles",
+]

@@ -3,13 +3,17 @@
 from fmerge.modules.accumulate import Estimation, FisherPass, Saving
 from fmerge.modules.base import TaskModule
 from fmerge.modules.classification import TextClassifier
+from fmerge.modules.heads import HeadedModule
 from fmerge.modules.probe import HeadInputs, probe_accuracy
+from fmerge.modules.spans import SpanAnswers
 
 __all__ = [
     "Estimation",
     "FisherPass",
     "HeadInputs",
+    "HeadedModule",
     "Saving",
+    "SpanAnswers",
     "TaskModule",
     "TextClassifier",
     "probe_accuracy",

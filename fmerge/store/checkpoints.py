@@ -1,10 +1,10 @@
-"""Reads and writes classifiers: Hugging Face folders, hub ids and Lightning checkpoints."""
+"""Reads and writes models: Hugging Face folders, hub ids and Lightning checkpoints."""
 
 import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import torch
 from safetensors import SafetensorError
@@ -12,24 +12,37 @@ from torch import Tensor
 
 from fmerge.errors import UserError, known
 from fmerge.store.atomic import replacing_folder
+from fmerge.store.labels import label_order, other_labels, reorder_outputs, set_labels
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+Head = Literal["classification", "question answering"]
+_AUTO: Final[dict[Head, str]] = {
+    "classification": "AutoModelForSequenceClassification",
+    "question answering": "AutoModelForQuestionAnswering",
+}
+
 
 def load_classifier(
-    source: str, task: str, labels: Sequence[str] | None = None, fresh_head: bool = False
+    source: str,
+    task: str,
+    labels: Sequence[str] | None = None,
+    fresh_head: bool = False,
+    head: Head = "classification",
 ) -> "PreTrainedModel":
-    """Reads a sequence classifier in float32 on the CPU.
+    """Reads a classifier, of whole texts or of the positions in them, in float32 on the CPU.
 
     Args:
         source: A Hugging Face folder, a hub id, or a Lightning ``.ckpt`` of a fit.
         task: Which of a Lightning checkpoint's heads to take.
-        labels: The task's label names in order; those of the checkpoint when None.
+        labels: The task's label names, whose order the outputs are put into; those of the
+            checkpoint when None or none.
         fresh_head: Start a new head where the source has none that fits; otherwise refuse.
+        head: What the head is for.
 
     Returns:
-        An ``AutoModelForSequenceClassification`` with every body weight from the source.
+        A Hugging Face model of that head, with every body weight from the source.
 
     Raises:
         UserError: If the source cannot be read, lacks body weights or a head, or its labels are
@@ -40,11 +53,14 @@ def load_classifier(
     if is_lightning(source):
         folder, labels, state = _read_lightning(Path(source), task, labels)
     config = _read(source, "config", lambda auto: auto.AutoConfig.from_pretrained(_local(folder)))
-    if labels is not None:
-        _set_labels(config, labels, source, fresh_head or state is not None)
+    order: list[int] = []
+    if labels:
+        if state is None:
+            order = label_order(config, labels, source, any_labels=fresh_head)
+        set_labels(config, labels)
 
     def read(auto: Any) -> Any:
-        kind = auto.AutoModelForSequenceClassification
+        kind = getattr(auto, _AUTO[head])
         if state is not None:  # the class itself takes tensors, the Auto class wants a folder
             kind = type(kind.from_config(config))
         return kind.from_pretrained(
@@ -57,7 +73,8 @@ def load_classifier(
         )
 
     model, info = _read(source, "weights", read)
-    _check_complete(model, info, source, fresh_head)
+    _check_complete(model, info, source, fresh_head, head)
+    reorder_outputs(model, order, source)
     result: PreTrainedModel = model
     return result
 
@@ -87,7 +104,7 @@ def save_classifiers(
 
     Args:
         folder: Where the folders shall be; what is there is replaced.
-        models: Name of each classifier's folder below it to the classifier; ``""`` puts a
+        models: Name of each model's folder below it to the model; ``""`` puts a
             single one into ``folder`` itself.
         tokenizer: The tokenizer they share.
     """
@@ -175,8 +192,8 @@ def _read_lightning(
     tasks: dict[str, list[str]] = hyperparameters["tasks"]
     if task not in tasks:
         raise UserError(f"{path}: has no head for task '{task}'; it has: {known(tasks)}")
-    if labels is not None and list(labels) != tasks[task]:
-        raise UserError(_other_labels(str(path), labels, tasks[task]))
+    if labels and list(labels) != tasks[task]:
+        raise UserError(other_labels(str(path), labels, tasks[task]))
     prefix = f"models.{task}."
     state = {
         name.removeprefix(prefix): tensor
@@ -220,23 +237,9 @@ def load_lightning(path: Path) -> dict[str, Any]:
     return loaded
 
 
-def _set_labels(config: Any, labels: Sequence[str], source: str, replace: bool) -> None:
-    own = [config.id2label[i] for i in range(config.num_labels)]
-    unnamed = own == [f"LABEL_{i}" for i in range(len(own))]
-    if not replace and own != list(labels) and not (unnamed and len(own) == len(labels)):
-        raise UserError(_other_labels(source, labels, own))
-    config.id2label = dict(enumerate(labels))
-    config.label2id = {label: i for i, label in enumerate(labels)}
-
-
-def _other_labels(source: str, expected: Sequence[str], found: Sequence[str]) -> str:
-    return (
-        f"{source}: its labels are {list(found)}, but the task's are {list(expected)}; "
-        "use an expert of this very task, or list the task's labels in the expert's order"
-    )
-
-
-def _check_complete(model: Any, info: dict[str, Any], source: str, fresh_head: bool) -> None:
+def _check_complete(
+    model: Any, info: dict[str, Any], source: str, fresh_head: bool, head: Head
+) -> None:
     shapes = {key: (tuple(a), tuple(b)) for key, a, b in info["mismatched_keys"]}
     lacking = [*info["missing_keys"], *shapes]
     body = [key for key in lacking if key.startswith(model.base_model_prefix + ".")]
@@ -247,7 +250,7 @@ def _check_complete(model: Any, info: dict[str, Any], source: str, fresh_head: b
         raise UserError(f"{source}: body tensor '{body[0]}' is {detail}{more}")
     if lacking and not fresh_head:
         raise UserError(
-            f"{source}: has no trained classification head ('{sorted(lacking)[0]}' is missing); "
+            f"{source}: has no trained {head} head ('{sorted(lacking)[0]}' is missing); "
             "fine-tune it first with 'fmerge fit'"
         )
 
