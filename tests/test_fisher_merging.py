@@ -54,11 +54,11 @@ def test_every_task_is_fitted_scored_differentiated_and_merged(task, tmp_path, c
     values, provenance = read_fisher(fisher)
     assert provenance["examples"] == 4 and provenance["split"] == "train"
     assert sum(float(value.sum()) for value in values.values()) > 0
-    merge(task, tmp_path, data, output / "expert", fisher)
+    merge_with_donor(task, tmp_path, data, output / "expert")
 
 
-def merge(task, tmp_path, data, expert, fisher):
-    """The expert with a donor whose Fisher is estimated on the expert's task, or is a file."""
+def merge_with_donor(task, tmp_path, data, expert):
+    """Without files both Fishers are estimated on the expert's task, under its head."""
     donor = hub_layout.roberta(tmp_path / "donor", seed=5)
     run(
         *["merge", *data, "--method=FisherMerge", "--output", tmp_path / "merge"],
@@ -110,18 +110,18 @@ def experts(pair) -> list[str]:
 
 @pytest.mark.parametrize("method", ["FisherMerge", "Isotropic"])
 def test_a_body_that_answered_questions_goes_into_a_classifier(pair, tmp_path, method):
+    chosen = ["merge", *config("rte_squad2"), *QUIET, *experts(pair), "--method", method]
+    run(*chosen, "--output", tmp_path / "grid")
+    trials = [json.loads(line) for line in (tmp_path / "grid/trials.jsonl").open()]
+    assert len(trials) == 51 and all(list(one["metrics"]) == ["rte"] for one in trials)
+    weights = {"rte": 0.75, "squad2": 0.25}
     run(
-        *["merge", *config("rte_squad2"), *QUIET, *experts(pair), "--method", method],
-        *["--output", tmp_path / "out"],
+        *[*chosen, "--output", tmp_path / "fixed", "--optimizer.search=Fixed"],
+        *["--optimizer.search.coefficients", json.dumps(weights)],
     )
-    trials = [json.loads(line) for line in (tmp_path / "out/trials.jsonl").open()]
-    assert len(trials) == 51
-    best = max(trials, key=lambda trial: trial["objective"])
-    assert list(best["metrics"]) == ["rte"]
-    weights = [best["coefficients"][name] for name in ("rte", "squad2")]
     bodies = [body(pair / "rte"), body(pair / "squad2", AutoModelForQuestionAnswering)]
-    expected = mean(bodies, weights, pair, method)
-    found = params(tmp_path / "out/merged")
+    expected = mean(bodies, list(weights.values()), pair, method)
+    found = params(tmp_path / "fixed/merged")
     assert_same({name: found[name] for name in expected}, expected)
     own = params(pair / "rte")
     heads = set(own) - set(expected)

@@ -122,7 +122,8 @@ class FisherPass(LightningModule):
         estimator: Weighting = settings.estimator
         if isinstance(module, TaskModule):
             network = module.task_model(self.task)
-            if not module.lists_answers(self.task) and estimator != "rademacher":
+            listed = module.lists_answers(self.task, settings.estimator)
+            if not listed and estimator != "rademacher":
                 estimator = "given"
         log_probs: Callable[[Any], Tensor] = module.label_log_probs  # type: ignore[assignment]
         return FisherAccumulator(
@@ -186,7 +187,9 @@ class FisherPass(LightningModule):
     def _with_answers(self, batch: Any, indices: Sequence[int]) -> Any:
         """Adds drawn answers to a batch of a task whose answers are not listed."""
         module, settings = self.module, self.settings
-        if not isinstance(module, TaskModule) or module.lists_answers(self.task):
+        if not isinstance(module, TaskModule):
+            return batch
+        if module.lists_answers(self.task, settings.estimator):
             return batch
         numbers = uniforms(indices, 2 * settings.samples, settings.seed)
         numbers = numbers.view(len(indices), settings.samples, 2)

@@ -129,11 +129,12 @@ class TaskModule(LightningModule, ABC):
             for task, names in labels.items()
         }).to(self.device)
 
-    def lists_answers(self, task: str) -> bool:
-        """Tells whether ``label_log_probs`` gives all answers that an example can have.
+    def lists_answers(self, task: str, estimator: Estimator) -> bool:
+        """Tells whether ``label_log_probs`` lists all answers that an estimator may weigh.
 
         Args:
             task: The task's name.
+            estimator: How a Fisher is to be estimated.
 
         Returns:
             False where they are too many: a Fisher is then taken over ``draw_answers``.

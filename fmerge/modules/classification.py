@@ -56,7 +56,7 @@ class TextClassifier(HeadedModule):
             ℓ (n, c), at least float32.
         """
         outputs = self._outputs(batch)
-        if self.lists_answers(batch["task"]):
+        if not self._is_regression(batch["task"]):
             return outputs.log_softmax(dim=1)
         distances = batch["labels"].to(outputs)[:, None] - outputs
         if "answers" in batch:
@@ -68,16 +68,20 @@ class TextClassifier(HeadedModule):
         logits: Tensor = self.models[batch["task"]](**model_inputs(batch)).logits
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
-    def lists_answers(self, task: str) -> bool:
+    def lists_answers(self, task: str, estimator: Estimator) -> bool:
         """Tells whether the task has classes.
 
         Args:
             task: The task's name.
+            estimator: Not used.
 
         Returns:
             False for a regression, whose answers are numbers.
         """
-        return len((self.tasks or {}).get(task, ())) != 1
+        return not self._is_regression(task)
+
+    def _is_regression(self, task: str) -> bool:
+        return len((self.tasks or {}).get(task, ())) == 1
 
     def draw_answers(
         self, batch: Mapping[str, Any], estimator: Estimator, uniforms: Tensor
@@ -113,7 +117,7 @@ class TextClassifier(HeadedModule):
         Returns:
             Losses (n,) and predictions (n,).
         """
-        if self.lists_answers(batch["task"]):
+        if not self._is_regression(batch["task"]):
             return super().outcome(batch)
         means = self._outputs(batch)[:, 0]
         return (batch["labels"].to(means) - means).square() / 2, means
