@@ -1,5 +1,6 @@
 """The nine tasks of GLUE."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -123,13 +124,16 @@ class Glue(HiddenTest):
             raise UserError(
                 f"{where} has the labels {list(names)}, expected {list(TASKS[self.task].labels)}"
             )
-        fields = dict(zip(("text", "text_pair"), columns, strict=False))
-        chosen = table.select_columns([*columns, "label"])
-        return [
-            {key: row[column] for key, column in fields.items()}
-            | {"label": self._label(row["label"], f"{where}, row {i}")}
-            for i, row in enumerate(chosen)
-        ]
+        rows = table.select_columns([*columns, "label"])
+        return [self._example(row, f"{where}, row {i}") for i, row in enumerate(rows)]
+
+    def _example(self, row: Mapping[str, Any], where: str) -> Example:
+        columns = TASKS[self.task].columns
+        for column in columns:
+            if row[column] is None:  # as `datasets` fills up a column that one split lacks
+                raise UserError(f"{where}: its '{column}' is missing")
+        texts = dict(zip(("text", "text_pair"), (row[one] for one in columns), strict=False))
+        return texts | {"label": self._label(row["label"], where)}
 
     def _label(self, value: Any, where: str) -> int | float:
         if value is None or value == -1:
