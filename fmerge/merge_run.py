@@ -118,6 +118,7 @@ class MergeRun:
             self.ensemble.base_source,
             rows,
             optimizer.target,
+            self._measure(),
         )
 
     @cached_property
@@ -130,6 +131,10 @@ class MergeRun:
         if self.data is None:
             return {}
         return self._evaluator.score(body, "validation", self.ensemble.tasks)
+
+    def _measure(self) -> str:
+        metrics = [] if self.data is None else list(self.data.metrics.values())
+        return "accuracy" if all(list(one) == ["accuracy"] for one in metrics) else "score"
 
     def _refits(self) -> bool:
         """Whether all heads are of classes: others cannot be refitted by logistic regression."""
@@ -206,7 +211,7 @@ def show(report: MergeReport, search: Search, output: Path) -> None:
     """
     console = Console()
     if report.rows:
-        draw_search(search.history, output / "search.png")
+        draw_search(search.history, output / "search.png", report.measure)
         write_text(output / "scores.json", json.dumps(report.record(), indent=1) + "\n")
         console.print(report.table())
     write_text(output / "report.md", report.markdown())

@@ -4,7 +4,7 @@ from fmerge.modules.accumulate import Estimation, FisherPass, Saving
 from fmerge.modules.base import TaskModule
 from fmerge.modules.classification import TextClassifier
 from fmerge.modules.heads import HeadedModule
-from fmerge.modules.probe import HeadInputs, probe_accuracy
+from fmerge.modules.probe import HeadInputs, probe_score
 from fmerge.modules.spans import SpanAnswers
 
 __all__ = [
@@ -16,5 +16,5 @@ __all__ = [
     "SpanAnswers",
     "TaskModule",
     "TextClassifier",
-    "probe_accuracy",
+    "probe_score",
 ]
