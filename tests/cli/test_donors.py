@@ -3,10 +3,18 @@
 import json
 
 import pytest
+import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
-from transformers import PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    PreTrainedTokenizerFast,
+)
 
+from fmerge.cli import main
+from fmerge.params import fingerprint, params_of
+from fmerge.store import write_fisher
 from tests import hub_layout, tiny
 from tests.cli.run import fails
 
@@ -54,6 +62,29 @@ CASES = {
         "2 experts but 1 Fishers; none is given for rte",
     ),
 }
+
+
+def test_a_donor_needs_the_fisher_of_its_own_body(folders, tmp_path, capsys):
+    body = params_of(AutoModelForQuestionAnswering.from_pretrained(folders / "squad2").roberta)
+    body = {f"roberta.{name}": value for name, value in body.items()}
+    head = {"qa_outputs.weight": torch.ones(2, 16)}
+    own = {}
+    for name in ("rte", "squad2"):
+        expert = params_of(AutoModelForSequenceClassification.from_pretrained(folders / "rte"))
+        values = {k: torch.ones_like(v) for k, v in (expert if name == "rte" else body).items()}
+        hashes = {"model_sha256": fingerprint(expert), "body_sha256": fingerprint(body)}
+        own[name] = tmp_path / f"{name}.safetensors"
+        write_fisher(own[name], values | (head if name == "squad2" else {}), hashes)
+    arguments = [
+        *["merge", "--method=FisherMerge", "--optimizer.search=Fixed"],
+        "--experts.rte=" + json.dumps({"path": str(folders / "rte"), "fisher": str(own["rte"])}),
+    ]
+    other = donor(folders, "squad2", fisher=str(own["squad2"]))
+    main([*arguments, other, "--output", str(tmp_path / "out")])
+    hub_layout.answering_roberta(tmp_path / "stranger", seed=8)
+    stranger = donor(tmp_path, "stranger", fisher=str(own["squad2"]))
+    line = fails(capsys, *arguments, stranger, "--output", tmp_path / "again")
+    assert "squad2.safetensors: is the Fisher of another model" in line
 
 
 @pytest.mark.parametrize("case", CASES)

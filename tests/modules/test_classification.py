@@ -6,7 +6,7 @@ from transformers import AutoModelForSequenceClassification
 
 from fmerge.modules import HeadInputs, TextClassifier, probe_score
 from fmerge.store import load_classifier, load_tokenizer
-from tests import tiny
+from tests import hub_layout, tiny
 
 
 @pytest.fixture
@@ -66,6 +66,16 @@ def test_pairs_are_tokenized_together(module):
     pair = [{"text": "red cat", "text_pair": "blue dog", "label": 0}]
     words = module.tokenizer.convert_ids_to_tokens(module.collate(pair, "colour")["input_ids"][0])
     assert words == ["red", "cat", "blue", "dog"]
+
+
+def test_texts_are_cut_to_the_positions_that_a_roberta_has():
+    """RoBERTa counts its positions from behind that of the padding: 12 of them are 11 tokens."""
+    config = hub_layout.roberta_config(max_position_embeddings=12)
+    module = TextClassifier()
+    module.adopt({"x": tiny.classifier(config)}, tiny.tokenizer())
+    one = module.collate([{"text": " ".join(20 * ["red"]), "label": 0}], "x")
+    assert one["input_ids"].shape == (1, 11)
+    assert module.label_log_probs(one).shape == (1, 2)
 
 
 def test_what_is_used_too_early_is_said():
