@@ -117,14 +117,11 @@ def load_ensemble(
             f"--base: is not set, but {type(method).__name__} needs the pretrained model"
         )
     files = _fisher_files(experts) if method.fisher_at else {}
-    # a donor is read like a base: complete but for a head
     read = {
-        name: module.read(
-            one.path, name, None if labels is None or one.donor else labels[name], one.donor
-        )
+        # a donor like a base: complete but for a head
+        name: module.read(one.path, name, (labels or {}).get(name), fresh_head=one.donor)
         for name, one in experts.items()
     }
-    models = {name: model for name, model in read.items() if not experts[name].donor}
     bodies = {name: module.body(model) for name, model in read.items()}
     first = next(iter(bodies))  # the live network's weights will change
     bodies[first] = {name: tensor.clone() for name, tensor in bodies[first].items()}
@@ -136,10 +133,9 @@ def load_ensemble(
         reference, reference_name = origin, f"the base {base}"
     for name, expert in experts.items():
         check_same_layout(reference, bodies[name], reference_name, expert.path)
-        check_finite(bodies[name] if expert.donor else params_of(models[name]), expert.path)
-    fishers = {
-        name: _fisher(file, read[name], bodies[name], experts[name]) for name, file in files.items()
-    }
+        check_finite(bodies[name] if expert.donor else params_of(read[name]), expert.path)
+    fishers = {n: _fisher(f, read[n], bodies[n], experts[n]) for n, f in files.items()}
+    models = {name: model for name, model in read.items() if not experts[name].donor}
     sources = {name: expert.path for name, expert in experts.items()}
     return Ensemble(models, bodies, origin, fishers or None, _tokenizer(sources), sources, base)
 

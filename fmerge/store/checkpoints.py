@@ -53,10 +53,8 @@ def load_classifier(
     if is_lightning(source):
         folder, labels, state = _read_lightning(Path(source), task, labels)
     config = _read(source, "config", lambda auto: auto.AutoConfig.from_pretrained(_local(folder)))
-    order: list[int] = []
+    order = label_order(config, labels, source, fresh_head) if labels and state is None else []
     if labels:
-        if state is None:
-            order = label_order(config, labels, source, any_labels=fresh_head)
         set_labels(config, labels)
 
     def read(auto: Any) -> Any:
@@ -74,9 +72,7 @@ def load_classifier(
 
     model, info = _read(source, "weights", read)
     _check_complete(model, info, source, fresh_head, head)
-    reorder_outputs(model, order, source)
-    result: PreTrainedModel = model
-    return result
+    return reorder_outputs(model, order, source)
 
 
 def load_tokenizer(source: str) -> "PreTrainedTokenizerBase":

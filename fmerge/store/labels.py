@@ -59,7 +59,9 @@ def set_labels(config: Any, labels: Sequence[str]) -> None:
 
 
 @torch.no_grad()
-def reorder_outputs(model: "PreTrainedModel", order: Sequence[int], source: str) -> None:
+def reorder_outputs(
+    model: "PreTrainedModel", order: Sequence[int], source: str
+) -> "PreTrainedModel":
     """Puts the rows of a classifier's last linear layer into the task's order, in place.
 
     Args:
@@ -67,11 +69,14 @@ def reorder_outputs(model: "PreTrainedModel", order: Sequence[int], source: str)
         order: The present output of each label.
         source: Where the checkpoint is, for the message.
 
+    Returns:
+        The same classifier.
+
     Raises:
         UserError: If the head does not end in a linear layer of that many outputs.
     """
     if list(order) == list(range(len(order))):
-        return
+        return model
     body = set(model.base_model.modules())
     linear = [m for m in model.modules() if isinstance(m, nn.Linear) and m not in body]
     if not linear or linear[-1].out_features != len(order):
@@ -82,6 +87,7 @@ def reorder_outputs(model: "PreTrainedModel", order: Sequence[int], source: str)
         )
     for parameter in linear[-1].parameters():
         parameter.copy_(parameter[list(order)])
+    return model
 
 
 def other_labels(source: str, expected: Sequence[str], found: Sequence[str]) -> str:
