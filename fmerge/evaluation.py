@@ -21,7 +21,7 @@ from fmerge.modules import (
     Saving,
     TaskModule,
     TextClassifier,
-    probe_accuracy,
+    probe_score,
 )
 from fmerge.params import Params, write_params
 
@@ -175,16 +175,17 @@ class Evaluator:
             body: The body whose features are used.
 
         Returns:
-            Accuracy on the test split.
+            The mean of its metrics on the test split.
         """
         self.write_body(body)
         splits: tuple[Split, ...] = ("train", "validation", "test")
-        return probe_accuracy({
+        inputs: dict[str, list[tuple[Tensor, Tensor]]] = {
             split: self._gather(
                 self._predict(HeadInputs(module, task), self.data.loaders(split, [task])[task])
             )
             for split in splits
-        })
+        }
+        return probe_score(inputs, self.data.metrics[task])
 
     def _predict(
         self, module: LightningModule, loader: Any, keep: bool = True, bar: bool = False

@@ -24,18 +24,21 @@ class Expert:
     Attributes:
         path: Hugging Face folder, hub id, or Lightning ``.ckpt``.
         fisher: Its Fisher, a file that ``fmerge fisher`` wrote.
+        donor: Its body alone takes part: it has no task among the data, and its head, of
+            whatever kind, is left out.
     """
 
     path: str
     fisher: Path | None = None
+    donor: bool = False
 
 
 @dataclass(frozen=True)
 class Ensemble:
-    """What a merge starts from; every dictionary is by expert, the target's first.
+    """What a merge starts from; every dictionary is by expert, the target's first, donors last.
 
     Attributes:
-        models: The networks; their heads are used as they are.
+        models: The networks of all but donors; their heads are used as they are.
         bodies: The experts' bodies θₘ, all of one layout.
         base: The base's body θ₀, where one was given.
         fishers: The experts' diagonal Fishers over the body, where they were given.
@@ -57,6 +60,11 @@ class Ensemble:
         """The experts' names, in the order of the coefficients."""
         return list(self.bodies)
 
+    @property
+    def tasks(self) -> list[str]:
+        """The names of those that are no donors: their heads are kept and scored."""
+        return list(self.models)
+
 
 def target_first(experts: Mapping[str, str | Expert], target: str | None) -> dict[str, Expert]:
     """Orders the experts as the methods want them.
@@ -66,13 +74,18 @@ def target_first(experts: Mapping[str, str | Expert], target: str | None) -> dic
         target: The task that is scored alone, if there is one.
 
     Returns:
-        Task name to expert: the target's first, the others as they were.
+        Task name to expert: the target's first, donors last, the others as they were.
+
+    Raises:
+        UserError: If the target is a donor.
     """
     whole = {
         name: Expert(expert) if isinstance(expert, str) else expert
         for name, expert in experts.items()
     }
-    return dict(sorted(whole.items(), key=lambda item: item[0] != target))
+    if target in whole and whole[target].donor:
+        raise UserError(f"--optimizer.target: '{target}' is a donor, which has no task to score")
+    return dict(sorted(whole.items(), key=lambda item: (item[0] != target, item[1].donor)))
 
 
 def load_ensemble(
@@ -98,23 +111,18 @@ def load_ensemble(
         UserError: If experts and tasks differ, the base is missing, layouts differ, a tensor is
             not finite, or a Fisher is missing or belongs to another model.
     """
-    if len(experts) < 2:
-        raise UserError(f"--experts: names {known(experts)}; a merge needs at least two experts")
-    if labels is not None and set(labels) != set(experts):
-        raise UserError(
-            f"--experts: are for {known(experts)}, but the data's tasks are {known(labels)}; "
-            "give each task one expert of the same name"
-        )
+    _check_names(experts, labels)
     if method.needs_base and base is None:
         raise UserError(
             f"--base: is not set, but {type(method).__name__} needs the pretrained model"
         )
-    fisher_files = _fisher_files(experts)
-    models = {
-        name: module.read(expert.path, name, None if labels is None else labels[name])
-        for name, expert in experts.items()
+    files = _fisher_files(experts) if method.fisher_at else {}
+    read = {
+        # a donor like a base: complete but for a head
+        name: module.read(one.path, name, (labels or {}).get(name), fresh_head=one.donor)
+        for name, one in experts.items()
     }
-    bodies = {name: module.body(model) for name, model in models.items()}
+    bodies = {name: module.body(model) for name, model in read.items()}
     first = next(iter(bodies))  # the live network's weights will change
     bodies[first] = {name: tensor.clone() for name, tensor in bodies[first].items()}
     reference, reference_name = next(iter(bodies.values())), next(iter(experts.values())).path
@@ -125,14 +133,44 @@ def load_ensemble(
         reference, reference_name = origin, f"the base {base}"
     for name, expert in experts.items():
         check_same_layout(reference, bodies[name], reference_name, expert.path)
-        check_finite(params_of(models[name]), expert.path)
-    fishers = {
-        name: _fisher(file, models[name], experts[name].path, list(bodies[name]))
-        for name, file in fisher_files.items()
-    }
+        check_finite(bodies[name] if expert.donor else params_of(read[name]), expert.path)
+    fishers = {n: _fisher(f, read[n], bodies[n], experts[n]) for n, f in files.items()}
+    models = {name: model for name, model in read.items() if not experts[name].donor}
     sources = {name: expert.path for name, expert in experts.items()}
-    tokenizer = load_tokenizer(next(iter(sources.values())))
-    return Ensemble(models, bodies, origin, fishers or None, tokenizer, sources, base)
+    return Ensemble(models, bodies, origin, fishers or None, _tokenizer(sources), sources, base)
+
+
+def _check_names(experts: Mapping[str, Expert], labels: Mapping[str, Sequence[str]] | None) -> None:
+    if len(experts) < 2:
+        raise UserError(f"--experts: names {known(experts)}; a merge needs at least two experts")
+    tasks = [name for name, expert in experts.items() if not expert.donor]
+    if not tasks:
+        raise UserError(f"--experts: {known(experts)} are donors; a merge needs one that is none")
+    if labels is not None and set(labels) != set(tasks):
+        raise UserError(
+            f"--experts: are for {known(tasks)}, but the data's tasks are {known(labels)}; "
+            "give each task one expert of the same name, or make an expert without data a donor"
+        )
+
+
+def _tokenizer(sources: Mapping[str, str]) -> "PreTrainedTokenizerBase":
+    """Reads the first expert's tokenizer and proves that the others' numbers mean the same."""
+    (_, first), *rest = sources.items()
+    tokenizer = load_tokenizer(first)
+    vocabulary = tokenizer.get_vocab()
+    for _, source in rest:
+        try:
+            other = load_tokenizer(source).get_vocab()
+        except UserError:
+            continue  # saved without one: the first expert's is used for all
+        if other != vocabulary:
+            differing = sorted(set(other.items()) ^ set(vocabulary.items()))
+            raise UserError(
+                f"{source}: its tokenizer differs from that of {first} in "
+                f"{len({token for token, _ in differing})} tokens, such as '{differing[0][0]}'; "
+                "merge models of one tokenizer only"
+            )
+    return tokenizer
 
 
 def _fisher_files(experts: Mapping[str, Expert]) -> dict[str, Path]:
@@ -145,12 +183,18 @@ def _fisher_files(experts: Mapping[str, Expert]) -> dict[str, Path]:
     return files
 
 
-def _fisher(file: Path, model: nn.Module, source: str, body: Sequence[str]) -> Params:
+def _fisher(file: Path, model: nn.Module, body: Params, expert: Expert) -> Params:
+    """Reads a Fisher of a model's body; a donor's head is of a kind of its own."""
     values, provenance = read_fisher(file)
-    check_same_layout(params_of(model), values, source, str(file))
-    if provenance.get("model_sha256") != fingerprint(params_of(model)):
+    if expert.donor:
+        weights, key = body, "body_sha256"
+        values = {name: value for name, value in values.items() if name in body}
+    else:
+        weights, key = params_of(model), "model_sha256"
+    check_same_layout(weights, values, expert.path, str(file))
+    if provenance.get(key) != fingerprint(weights):
         raise UserError(
             f"{file}: is the Fisher of another model ({provenance.get('model', 'unknown')}), "
-            f"not of {source}; compute it with 'fmerge fisher --expert {source}'"
+            f"not of {expert.path}; compute it with 'fmerge fisher --expert {expert.path}'"
         )
     return {name: values[name] for name in body}

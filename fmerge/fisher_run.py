@@ -80,17 +80,21 @@ class FisherRun:
         remove_partial(saving.path)
         return estimate
 
-    def _load(self, expert: str | None) -> str:
-        """Fills the module with the expert's weights; returns their hash."""
+    def _load(self, expert: str | None) -> dict[str, str]:
+        """Fills the module with the expert's weights; returns their hashes."""
         if isinstance(self.module, TaskModule):
             if expert is None:
                 raise UserError("--expert: required but not given; name the fine-tuned model")
             model = self.module.read(expert, self.task, self.data.labels[self.task])
             weights = params_of(model)
             check_finite(weights, expert)
-            digest = fingerprint(weights)
+            # the body's own, as a donor's head is not read in a merge
+            hashes = {
+                "model_sha256": fingerprint(weights),
+                "body_sha256": fingerprint(self.module.body(model)),
+            }
             self.module.adopt({self.task: model}, load_tokenizer(expert))
-            return digest
+            return hashes
         own: Callable[..., Any] | None = getattr(self.module, "label_log_probs", None)
         if own is None:
             raise UserError(
@@ -101,14 +105,14 @@ class FisherRun:
             _restore(self.module, expert)
         weights = params_of(self.module)
         check_finite(weights, expert or type(self.module).__name__)
-        return fingerprint(weights)
+        return {"model_sha256": fingerprint(weights)}
 
-    def _provenance(self, expert: str | None, digest: str) -> dict[str, Any]:
+    def _provenance(self, expert: str | None, hashes: dict[str, str]) -> dict[str, Any]:
         settings = self.settings
         return {
             "fmerge": __version__,
             "model": expert or type(self.module).__name__,
-            "model_sha256": digest,
+            **hashes,
             "task": self.task,
             "split": settings.split,
             "estimator": settings.estimator,

@@ -80,9 +80,8 @@ class MergeRun:
         self.data.check_splits("validation", "test")
         if estimated:
             self.data.check_splits(self.settings.split)
-        heads = isinstance(self.module, TextClassifier)
-        if self.references == "all" and self.ensemble.base is not None and heads:
-            self.data.check_splits("train")  # to refit them
+        if self.references == "all" and self.ensemble.base is not None and self._refits():
+            self.data.check_splits("train")
 
     def inputs(self) -> dict[str, Any]:
         """Tells the models and the data of this run from others.
@@ -144,6 +143,7 @@ class MergeRun:
             self.ensemble.base_source,
             rows,
             optimizer.target,
+            self._measure(),
         )
 
     @cached_property
@@ -155,10 +155,22 @@ class MergeRun:
     def _validate(self, body: Params) -> Mapping[str, float]:
         if self.data is None:
             return {}
-        return self._evaluator.score(body, "validation", self.ensemble.names)
+        return self._evaluator.score(body, "validation", self.ensemble.tasks)
+
+    def _measure(self) -> str:
+        metrics = [] if self.data is None else list(self.data.metrics.values())
+        return "accuracy" if all(list(one) == ["accuracy"] for one in metrics) else "score"
+
+    def _refits(self) -> bool:
+        """Whether all heads are of classes: others cannot be refitted by logistic regression."""
+        labels = {} if self.data is None else self.data.labels
+        kinds = [len(names) > 1 for names in labels.values()]
+        return isinstance(self.module, TextClassifier) and all(kinds)
 
     def _fisher(self, name: str, body: Params) -> Params:
-        values = self._evaluator.fisher(name, self.settings, body).values
+        # a donor's information is about the target: its examples, under its head
+        task = name if name in self.ensemble.models else self.ensemble.tasks[0]
+        values = self._evaluator.fisher(task, self.settings, body).values
         return {key: values[key] for key in self.ensemble.bodies[name]}
 
     def _fishers(self) -> Mapping[str, Params] | None:
@@ -171,24 +183,24 @@ class MergeRun:
             return []
         evaluator, ensemble = self._evaluator, self.ensemble
         own: dict[str, float] = {}
-        for name, expert in ensemble.bodies.items():
-            own |= evaluator.score(expert, "test", [name])
+        for name in ensemble.tasks:
+            own |= evaluator.score(ensemble.bodies[name], "test", [name])
         rows = [Row(EXPERTS, own)]
         if self.references == "all":
             rows = [*self._base_rows(), *rows]
         if self.references == "all" or isinstance(self.method, Average):
             average = Average().merge(None, list(ensemble.bodies.values()), [])
-            rows.append(Row(AVERAGE, evaluator.score(average, "test", ensemble.names)))
+            rows.append(Row(AVERAGE, evaluator.score(average, "test", ensemble.tasks)))
         if not isinstance(self.method, Average):
-            rows.append(Row(MERGE, evaluator.score(body, "test", ensemble.names)))
+            rows.append(Row(MERGE, evaluator.score(body, "test", ensemble.tasks)))
         return rows
 
     def _base_rows(self) -> list[Row]:
-        evaluator, base, names = self._evaluator, self.ensemble.base, self.ensemble.names
+        evaluator, base, names = self._evaluator, self.ensemble.base, self.ensemble.tasks
         if base is None:
             return []
         rows = [Row(BASE, evaluator.score(base, "test", names))]
-        if isinstance(self.module, TextClassifier):  # a text-to-text model has no heads to refit
+        if isinstance(self.module, TextClassifier) and self._refits():
             probes = {task: evaluator.probe(self.module, task, base) for task in names}
             rows.append(Row(PROBE, probes))
         return rows
@@ -212,7 +224,7 @@ def show(report: MergeReport, search: Search, output: Path) -> None:
     """
     console = Console()
     if report.rows:
-        draw_search(search.history, output / "search.png")
+        draw_search(search.history, output / "search.png", report.measure)
         write_text(output / "scores.json", json.dumps(report.record(), indent=1) + "\n")
         console.print(report.table())
     write_text(output / "report.md", report.markdown())

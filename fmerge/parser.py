@@ -27,7 +27,7 @@ _CLASSES = {
 }
 _NOT_CHOICES = {
     "MergeMethod", "Search", "Trial", "Example", "MultiTask", "Split", "TaskData", "TaskModule",
-    "Estimation", "FisherPass", "HeadInputs", "Saving", "probe_accuracy",
+    "Estimation", "FisherPass", "HeadInputs", "HeadedModule", "Saving", "probe_score",
 }  # fmt: skip
 
 

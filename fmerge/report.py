@@ -28,7 +28,7 @@ class Row:
 
     Attributes:
         name: What the row is.
-        scores: Task name to accuracy in [0, 1].
+        scores: Task name to the mean of its metrics, at most 1.
     """
 
     name: str
@@ -48,6 +48,7 @@ class MergeReport:
         base: Where the base was read from.
         rows: Test scores of the models compared; empty when the merge was not scored.
         target: The task that chose, where it was one alone.
+        measure: What the scores are: ``accuracy``, or ``score`` where tasks have other metrics.
     """
 
     method: str
@@ -58,6 +59,7 @@ class MergeReport:
     base: str | None
     rows: Sequence[Row] = ()
     target: str | None = None
+    measure: str = "accuracy"
 
     def table(self) -> Table:
         """Lays out the scores for the terminal.
@@ -65,7 +67,7 @@ class MergeReport:
         Returns:
             A rich table.
         """
-        return score_table(self.rows, f"Test accuracy, %: {self.method}, {self.search}")
+        return score_table(self.rows, f"Test {self.measure}, %: {self.method}, {self.search}")
 
     def record(self) -> dict[str, Any]:
         """Lists what ``scores.json`` keeps, for tables over several runs.
@@ -77,6 +79,7 @@ class MergeReport:
             "method": self.method,
             "search": self.search,
             "trials": self.trials,
+            "measure": self.measure,
             "rows": [{"name": row.name, "scores": dict(row.scores)} for row in self.rows],
         }
 
@@ -102,7 +105,7 @@ class MergeReport:
                 f"- the validation split chose, by {chooser} "
                 f"(objective {100 * (self.best.objective or 0):.1f}); the test split scored, once",
                 "",
-                "Test accuracy in per cent:",
+                f"Test {self.measure} in per cent:",
                 "",
                 "| " + " | ".join(header) + " |",
                 "|---" * len(header) + "|",
@@ -161,11 +164,13 @@ def compare(folders: Sequence[Path]) -> Table:
     if not folders:
         raise UserError("name the folders of the merges to compare")
     rows: dict[str, Row] = {}
+    measure = "accuracy"
     for folder in folders:
         path = folder / "scores.json"
         if not path.is_file():
             raise UserError(f"{path}: no such file; name folders of merges that were scored")
         record = json.loads(path.read_text(encoding="utf-8"))
+        measure = record.get("measure", measure)
         for row in record["rows"]:
             name = (
                 f"{record['method']}, {record['search']}" if row["name"] == MERGE else row["name"]
@@ -174,7 +179,7 @@ def compare(folders: Sequence[Path]) -> Table:
                 raise UserError(f"{folder}: its experts score otherwise than those before it")
             rows.setdefault(name, Row(name, row["scores"]))
     references = [rows.pop(name) for name in REFERENCES if name in rows]
-    return score_table([*references, *rows.values()], "Test accuracy, %")
+    return score_table([*references, *rows.values()], f"Test {measure}, %")
 
 
 def fisher_table(values: Params, title: str) -> Table:
@@ -218,12 +223,13 @@ def layer_of(name: str) -> str:
     return ".".join(name.split(".")[:-1][:2]) or name
 
 
-def draw_search(trials: Sequence[Trial], path: Path) -> None:
+def draw_search(trials: Sequence[Trial], path: Path, measure: str = "accuracy") -> None:
     """Draws the objective by trial and the best so far.
 
     Args:
         trials: In order.
         path: The picture, a PNG.
+        measure: What the objective is a mean of.
     """
     # not pyplot: its global state would pick a window system
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -243,7 +249,7 @@ def draw_search(trials: Sequence[Trial], path: Path) -> None:
     if failed and values:
         axes.plot(failed, [min(values)] * len(failed), "x", color="grey", label="failed")
     axes.set_xlabel("trial")
-    axes.set_ylabel("validation accuracy, %")
+    axes.set_ylabel(f"validation {measure}, %")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, loc="lower right")

@@ -2,7 +2,19 @@
 
 from fmerge.data.docs import DocsTopics
 from fmerge.data.files import TextFiles
+from fmerge.data.glue import Glue
 from fmerge.data.prompts import Prompted
+from fmerge.data.squad import Squad2
 from fmerge.data.tasks import Example, MultiTask, Split, TaskData
 
-__all__ = ["DocsTopics", "Example", "MultiTask", "Prompted", "Split", "TaskData", "TextFiles"]
+__all__ = [
+    "DocsTopics",
+    "Example",
+    "Glue",
+    "MultiTask",
+    "Prompted",
+    "Split",
+    "Squad2",
+    "TaskData",
+    "TextFiles",
+]

@@ -1,5 +1,6 @@
 """Rows of a data set: from the hub, a folder of its layout, or what `datasets` saved."""
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -58,12 +59,23 @@ def _read(source: str, split: str, name: str | None, token: str | None, where: s
             return datasets.load_dataset(builder, data_files=str(path), split="train")
         if path.is_absolute() and not path.is_dir():
             raise UserError(f"{source}: no such file or folder")
-        return datasets.load_dataset(source, name, split=split, token=token)
+        cache = _cache_of(path) if path.is_dir() else None
+        return datasets.load_dataset(source, name, split=split, token=token, cache_dir=cache)
     except UserError:
         raise
     except Exception as error:  # datasets raises many kinds, down to those of pyarrow and httpx
         reason = " ".join(str(error).split())
         raise UserError(f"{where}: cannot read its {split} split ({reason})") from error
+
+
+def _cache_of(folder: Path) -> str:
+    """Names a folder's own cache: `datasets` takes folders of one name for one data set."""
+    import datasets
+
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    states = [(str(path.resolve()), path.stat().st_mtime_ns, path.stat().st_size) for path in files]
+    digest = hashlib.sha256(repr(states).encode()).hexdigest()
+    return str(Path(datasets.config.HF_DATASETS_CACHE) / f"local-{digest[:32]}")
 
 
 def _is_saved(path: Path) -> bool:

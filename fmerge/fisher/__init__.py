@@ -6,7 +6,7 @@ from fmerge.fisher.accumulator import (
     FisherEstimate,
     estimate_fisher,
 )
-from fmerge.fisher.estimators import ESTIMATORS, Estimator, candidate_weights
+from fmerge.fisher.estimators import ESTIMATORS, Estimator, Weighting, candidate_weights, uniforms
 from fmerge.fisher.fallback import Fallback
 
 __all__ = [
@@ -16,6 +16,8 @@ __all__ = [
     "Fallback",
     "FisherAccumulator",
     "FisherEstimate",
+    "Weighting",
     "candidate_weights",
     "estimate_fisher",
+    "uniforms",
 ]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fmerge.fisher.batches import LogProbs, batch_labels, batch_size, differentiating, evaluating
-from fmerge.fisher.estimators import Estimator, candidate_weights, signs, uniforms
+from fmerge.fisher.estimators import Weighting, candidate_weights, signs, uniforms
 from fmerge.fisher.fallback import Fallback, square_gradients
 from fmerge.fisher.spread import Spread, total_of
 from fmerge.params import Params
@@ -67,7 +67,7 @@ class FisherAccumulator:
         self,
         module: nn.Module,
         log_probs: LogProbs,
-        estimator: Estimator = "exact",
+        estimator: Weighting = "exact",
         samples: int = 1,
         seed: int = 0,
         labels: Callable[[Any], Tensor] = batch_labels,
@@ -76,7 +76,7 @@ class FisherAccumulator:
     ) -> None:
         self.module = module
         self.log_probs = log_probs
-        self.estimator: Estimator = estimator
+        self.estimator: Weighting = estimator
         self.samples = samples
         self.seed = seed
         self.labels = labels
@@ -249,7 +249,7 @@ def estimate_fisher(
     module: nn.Module,
     batches: Iterable[Any],
     log_probs: LogProbs,
-    estimator: Estimator = "exact",
+    estimator: Weighting = "exact",
     samples: int = 1,
     seed: int = 0,
     labels: Callable[[Any], Tensor] = batch_labels,

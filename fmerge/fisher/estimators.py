@@ -13,12 +13,15 @@ from torch import Tensor
 Estimator = Literal["exact", "sampled", "empirical", "rademacher"]
 ESTIMATORS: tuple[str, ...] = get_args(Estimator)
 
+Weighting = Estimator | Literal["given"]
+"""An estimator, or ``given``: the candidates are answers that were drawn beforehand."""
+
 _BLOCK = 256
 
 
 def candidate_weights(
     log_likelihoods: Tensor,
-    estimator: Estimator,
+    estimator: Weighting,
     labels: Tensor | None = None,
     uniforms: Tensor | None = None,
 ) -> Tensor:
@@ -28,10 +31,11 @@ def candidate_weights(
     - sampled: W[n,c] = (number of the S draws from p(·|xₙ) that are c) / S
     - empirical: W[n,c] = 1 for the true answer, else 0
     - rademacher: W[n,c] = p(c|xₙ), as roots under random signs
+    - given: W[n,c] = 1/c, for answers too many to list, of which c were drawn
 
     Args:
         log_likelihoods: ℓ (n, c), −inf where an example has fewer candidates than the widest.
-        estimator: One of the four.
+        estimator: One of the five.
         labels: True answers (n,), for ``empirical``.
         uniforms: Numbers in [0, 1) (n, S), for ``sampled``: inverted through the cumulative p.
 
@@ -44,6 +48,8 @@ def candidate_weights(
     probabilities = log_likelihoods.detach().softmax(dim=1)
     if estimator in {"exact", "rademacher"}:
         return probabilities
+    if estimator == "given":
+        return torch.full_like(probabilities, 1 / probabilities.shape[1])
     if estimator == "empirical":
         if labels is None:
             raise ValueError("the empirical Fisher needs the true answers: labels (n,)")

@@ -12,7 +12,15 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 
-from fmerge.fisher import Errors, Estimator, Fallback, FisherAccumulator, FisherEstimate
+from fmerge.fisher import (
+    Errors,
+    Estimator,
+    Fallback,
+    FisherAccumulator,
+    FisherEstimate,
+    Weighting,
+    uniforms,
+)
 from fmerge.fisher.batches import batch_size
 from fmerge.modules.base import TaskModule
 from fmerge.store import read_partial, write_partial
@@ -111,13 +119,17 @@ class FisherPass(LightningModule):
     def _make(self) -> FisherAccumulator:
         module, settings = self.module, self.settings
         network: nn.Module = module
+        estimator: Weighting = settings.estimator
         if isinstance(module, TaskModule):
             network = module.task_model(self.task)
+            listed = module.lists_answers(self.task, settings.estimator)
+            if not listed and estimator != "rademacher":
+                estimator = "given"
         log_probs: Callable[[Any], Tensor] = module.label_log_probs  # type: ignore[assignment]
         return FisherAccumulator(
             network,
             log_probs,
-            settings.estimator,
+            estimator,
             settings.samples,
             settings.seed,
             fallback=settings.fallback,
@@ -149,7 +161,8 @@ class FisherPass(LightningModule):
             # the unrepeated sampler deals the examples out to the processes in turn
             ranks, rank = self.trainer.world_size, self.trainer.global_rank
             n, seen = batch_size(batch), accumulator.count
-            accumulator.add(batch, [rank + (seen + i) * ranks for i in range(n)])
+            indices = [rank + (seen + i) * ranks for i in range(n)]
+            accumulator.add(self._with_answers(batch, indices), indices)
             self._done = batch_idx + 1
             self._save_now_and_then(accumulator)
             self._enough = self._is_enough(accumulator)
@@ -170,6 +183,19 @@ class FisherPass(LightningModule):
             for square in (spread.squares or {}).values():
                 square.copy_(strategy.reduce(square, reduce_op="sum"))
         self.estimate = accumulator.estimate()
+
+    def _with_answers(self, batch: Any, indices: Sequence[int]) -> Any:
+        """Adds drawn answers to a batch of a task whose answers are not listed."""
+        module, settings = self.module, self.settings
+        if not isinstance(module, TaskModule):
+            return batch
+        if module.lists_answers(self.task, settings.estimator):
+            return batch
+        numbers = uniforms(indices, 2 * settings.samples, settings.seed)
+        numbers = numbers.view(len(indices), settings.samples, 2)
+        with torch.no_grad():
+            answers = module.draw_answers(batch, settings.estimator, numbers)
+        return {**batch, "answers": answers}
 
     def _is_enough(self, accumulator: FisherAccumulator) -> bool:
         until, spread = self.settings.until, accumulator.spread

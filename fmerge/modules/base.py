@@ -10,6 +10,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
+from fmerge.fisher import Estimator
 from fmerge.modules.metrics import make_metric
 from fmerge.params import Params
 
@@ -17,8 +18,9 @@ from fmerge.params import Params
 class TaskModule(LightningModule, ABC):
     """A module that gives each candidate answer a log-likelihood.
 
-    Loss, prediction, metrics and every Fisher estimator come from ``label_log_probs`` alone. A
-    batch is a mapping with ``labels`` (n,) and ``task``, the task's name.
+    Loss, prediction, metrics and every Fisher estimator come from ``label_log_probs`` alone, but
+    where answers are too many to be listed. A batch is a mapping with ``labels`` (n,) and
+    ``task``, the task's name.
     """
 
     def __init__(self) -> None:
@@ -31,7 +33,8 @@ class TaskModule(LightningModule, ABC):
         """Computes ℓ, the log-likelihood of each candidate answer.
 
         Args:
-            batch: What ``collate`` made, on this module's device.
+            batch: What ``collate`` made, on this module's device; with ``answers`` (n, c, …)
+                where ``draw_answers`` chose the candidates.
 
         Returns:
             ℓ (n, c), at least float32.
@@ -115,25 +118,72 @@ class TaskModule(LightningModule, ABC):
 
         Args:
             labels: Task name to the names of its classes, none where they differ by example.
-            metrics: Task name to names of metrics; accuracy where a task is not in it.
+            metrics: Task name to names of metrics; accuracy where a task is not in it, or
+                pearson where its answers are numbers.
         """
         self.metrics = nn.ModuleDict({
             task: nn.ModuleDict({
-                name: make_metric(name, len(names)) for name in metrics.get(task, ("accuracy",))
+                name: make_metric(name, len(names))
+                for name in metrics.get(task, ("pearson" if len(names) == 1 else "accuracy",))
             })
             for task, names in labels.items()
         }).to(self.device)
 
+    def lists_answers(self, task: str, estimator: Estimator) -> bool:
+        """Tells whether ``label_log_probs`` lists all answers that an estimator may weigh.
+
+        Args:
+            task: The task's name.
+            estimator: How a Fisher is to be estimated.
+
+        Returns:
+            False where they are too many: a Fisher is then taken over ``draw_answers``.
+        """
+        return True
+
+    def draw_answers(
+        self, batch: Mapping[str, Any], estimator: Estimator, uniforms: Tensor
+    ) -> Tensor:
+        """Chooses the answers whose squared gradients a Fisher is the mean of.
+
+        Needed where ``lists_answers`` is False; called in eval mode and without gradients.
+
+        Args:
+            batch: What ``collate`` made, on this module's device.
+            estimator: How the answers are to be chosen.
+            uniforms: Random numbers in [0, 1) (n, samples, 2), each example's own.
+
+        Returns:
+            Answers (n, c, …), of equal weight.
+
+        Raises:
+            NotImplementedError: If all answers are listed.
+        """
+        raise NotImplementedError(f"{type(self).__name__} lists all answers of a batch")
+
+    def outcome(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+        """Computes what a batch costs and what is predicted for it.
+
+        Args:
+            batch: What ``collate`` made, on this module's device.
+
+        Returns:
+            Losses −ℓ[n, yₙ] (n,), and predictions (n,), which metrics compare with the labels.
+        """
+        log_likelihoods = self.label_log_probs(batch)
+        losses = nn.functional.nll_loss(log_likelihoods, batch["labels"], reduction="none")
+        return losses, self.predictions(log_likelihoods)
+
     def task_loss(self, batch: Mapping[str, Any]) -> Tensor:
-        """Computes what training lowers: the cross-entropy −ℓ[n, yₙ], if nothing else is said.
+        """Computes what training lowers: the mean of −ℓ[n, yₙ], if nothing else is said.
 
         Args:
             batch: One task's batch.
 
         Returns:
-            The mean over the batch, a scalar.
+            The loss, a scalar.
         """
-        return nn.functional.nll_loss(self.label_log_probs(batch), batch["labels"])
+        return self.outcome(batch)[0].mean()
 
     def training_step(self, batch: Mapping[str, Mapping[str, Any]], batch_idx: int) -> Tensor:
         """Computes the mean over tasks of their losses.
@@ -191,16 +241,26 @@ class TaskModule(LightningModule, ABC):
         """
         return log_likelihoods.argmax(dim=1)
 
+    def targets(self, batch: Mapping[str, Any]) -> Tensor:
+        """Picks what the metrics compare predictions with.
+
+        Args:
+            batch: What ``collate`` made.
+
+        Returns:
+            The labels (n,).
+        """
+        labels: Tensor = batch["labels"]
+        return labels
+
     def _score(self, batch: Mapping[str, Any]) -> None:
-        log_likelihoods = self.label_log_probs(batch)
-        self._update_metrics(batch, log_likelihoods)
-        losses = nn.functional.nll_loss(log_likelihoods, batch["labels"], reduction="none")
+        losses, predictions = self.outcome(batch)
+        self._update_metrics(batch, predictions)
         self.val_loss.update(losses)
 
-    def _update_metrics(self, batch: Mapping[str, Any], log_likelihoods: Tensor) -> None:
-        predictions = self.predictions(log_likelihoods)
+    def _update_metrics(self, batch: Mapping[str, Any], predictions: Tensor) -> None:
         for metric in self.metrics[batch["task"]].values():  # type: ignore[operator]
-            metric.update(predictions, batch["labels"])
+            metric.update(predictions, self.targets(batch))
 
     def _log_scores(self, stage: str) -> None:
         scores: dict[str, Tensor] = {}

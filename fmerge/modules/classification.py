@@ -1,98 +1,26 @@
 """Sequence classification on any ``AutoModelForSequenceClassification``."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from fmerge.errors import UserError
-from fmerge.modules.base import TaskModule
-from fmerge.modules.optimization import Scheduler, adamw
-from fmerge.modules.prompts import CutPrompts, longest_prompt
-from fmerge.params import Params, params_of, select
-from fmerge.store import load_classifier, load_tokenizer, save_models
+from fmerge.fisher import Estimator
+from fmerge.modules.heads import HeadedModule, model_inputs
+from fmerge.store import load_classifier
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
 
-class TextClassifier(TaskModule):
+@final
+class TextClassifier(HeadedModule):
     """Sequence classification: one shared body, one head per task, from Hugging Face.
 
-    The weights are read when a command starts, with the labels of its data.
-
-    Args:
-        path: Where the weights are: Hugging Face folder, hub id, or ``package:name/folder``
-            inside an installed package. ``fisher`` and ``merge`` take them from the experts.
-        learning_rate: Peak learning rate of AdamW.
-        weight_decay: Weight decay of AdamW, on matrices only.
-        scheduler: How the learning rate goes on after the warm-up.
-        warmup_fraction: Share of the training steps over which the learning rate rises from 0.
-        max_length: Tokens an input is cut to, if the model takes as many.
-        tasks: Filled in by the data: task name to the names of its classes.
+    A task of one label is a regression: its answer is a number y, of which the model says that it
+    is normally distributed around its output μ with variance one.
     """
-
-    def __init__(
-        self,
-        path: str | None = None,
-        learning_rate: float = 5e-5,
-        weight_decay: float = 0.01,
-        scheduler: Scheduler = "linear",
-        warmup_fraction: float = 0.1,
-        max_length: int = 128,
-        tasks: dict[str, list[str]] | None = None,
-    ) -> None:
-        super().__init__()
-        self.save_hyperparameters()
-        self.path = path
-        self.learning_rate = learning_rate
-        self.weight_decay = weight_decay
-        self.scheduler = scheduler
-        self.warmup_fraction = warmup_fraction
-        self.max_length = max_length
-        self.tasks = tasks
-        self.models = nn.ModuleDict()
-        self.tokenizer: PreTrainedTokenizerBase | None = None
-        self.prompts = CutPrompts()
-        self._untrained: UserError | None = None
-
-    def configure_model(self) -> None:
-        """Reads the weights from ``path``, once, with a head for each task of the data.
-
-        Raises:
-            UserError: If there is no path.
-        """
-        if self.models:
-            return
-        trainer = self._trainer
-        data = trainer.datamodule  # type: ignore[union-attr]
-        labels = self.tasks or data.labels
-        if not self.path:
-            raise UserError(
-                "--model.path: is not set; give a Hugging Face folder, a hub id or "
-                "package:name/folder"
-            )
-        training = trainer is None or trainer.training
-        self.adopt(
-            {task: self._load(self.path, task, names, training) for task, names in labels.items()},
-            load_tokenizer(self.path),
-        )
-        if data is not None:
-            self.add_metrics(labels, data.metrics)
-
-    def _load(
-        self, path: str, task: str, labels: Sequence[str], training: bool
-    ) -> "PreTrainedModel":
-        try:
-            return self.read(path, task, labels, fresh_head=training)
-        except UserError as error:
-            if training:
-                raise
-            # a checkpoint restored later may still bring the head that is lacking here
-            self._untrained = error
-            return self.read(path, task, labels, fresh_head=True)
 
     def read(
         self,
@@ -114,74 +42,12 @@ class TextClassifier(TaskModule):
         """
         return load_classifier(source, task, labels, fresh_head)
 
-    def body(self, model: nn.Module) -> Params:
-        """Picks everything but the head.
-
-        Args:
-            model: A Hugging Face classifier.
-
-        Returns:
-            The parameters below its ``base_model_prefix``, sharing its memory.
-        """
-        return select(params_of(model), f"{model.base_model_prefix}.")
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Notes that trained heads have come from a checkpoint.
-
-        Args:
-            checkpoint: Not used.
-        """
-        self._untrained = None
-
-    def on_validation_start(self) -> None:
-        """Refuses to score a head that nobody trained."""
-        self._check_trained()
-
-    def on_test_start(self) -> None:
-        """Refuses to score a head that nobody trained."""
-        self._check_trained()
-
-    def _check_trained(self) -> None:
-        if self._untrained is not None:
-            raise self._untrained
-
-    def adopt(
-        self, models: Mapping[str, "PreTrainedModel"], tokenizer: "PreTrainedTokenizerBase"
-    ) -> None:
-        """Takes over classifiers of one architecture: the first one's body, everyone's head.
-
-        Args:
-            models: Task name to classifier; all but the first lose their body to the first's.
-            tokenizer: The tokenizer they share.
-        """
-        first = next(iter(models.values()))
-        self.models = nn.ModuleDict()
-        for task, model in models.items():
-            setattr(model, model.base_model_prefix, first.base_model)
-            self.models[task] = model
-        self.models.train()  # from_pretrained leaves eval mode, and Lightning would keep it in fit
-        self.tokenizer = tokenizer
-        self.tasks = {
-            task: [str(label) for _, label in sorted((model.config.id2label or {}).items())]
-            for task, model in models.items()
-        }
-        self.hparams["tasks"] = self.tasks
-        self.add_metrics(self.tasks, {})
-
-    def task_model(self, task: str) -> "PreTrainedModel":
-        """Finds the classifier of one task, whose body all tasks share.
-
-        Args:
-            task: The task's name.
-
-        Returns:
-            A Hugging Face sequence classifier.
-        """
-        model: PreTrainedModel = self.models[task]  # type: ignore[assignment]
-        return model
-
     def label_log_probs(self, batch: Mapping[str, Any]) -> Tensor:
-        """Computes ℓ = log_softmax(logits).
+        """Computes ℓ = log_softmax(logits); for a regression, that of its answers.
+
+        A regression's ℓ is −(y − μ)²/2, without the constant, of the label; or, where the batch
+        has ``answers`` r (n, c), of y = μ + r, the present μ taken as a constant, so that
+        ∂ℓ/∂θ = r ∂μ/∂θ.
 
         Args:
             batch: What ``collate`` made.
@@ -189,9 +55,72 @@ class TextClassifier(TaskModule):
         Returns:
             ℓ (n, c), at least float32.
         """
-        inputs = {key: value for key, value in batch.items() if key not in {"labels", "task"}}
-        logits: Tensor = self.models[batch["task"]](**inputs).logits
-        return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(dim=1)
+        outputs = self._outputs(batch)
+        if not self._is_regression(batch["task"]):
+            return outputs.log_softmax(dim=1)
+        distances = batch["labels"].to(outputs)[:, None] - outputs
+        if "answers" in batch:
+            distances = batch["answers"].to(outputs) + (outputs.detach() - outputs)
+        log_likelihoods: Tensor = -distances.square() / 2
+        return log_likelihoods
+
+    def _outputs(self, batch: Mapping[str, Any]) -> Tensor:
+        logits: Tensor = self.models[batch["task"]](**model_inputs(batch)).logits
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+    def lists_answers(self, task: str, estimator: Estimator) -> bool:
+        """Tells whether the task has classes.
+
+        Args:
+            task: The task's name.
+            estimator: Not used.
+
+        Returns:
+            False for a regression, whose answers are numbers.
+        """
+        return not self._is_regression(task)
+
+    def _is_regression(self, task: str) -> bool:
+        return len((self.tasks or {}).get(task, ())) == 1
+
+    def draw_answers(
+        self, batch: Mapping[str, Any], estimator: Estimator, uniforms: Tensor
+    ) -> Tensor:
+        """Chooses distances r of a regression's answers from its output μ.
+
+        exact and rademacher: r = 1, since the mean of (r ∂μ/∂θ)² over r ~ N(0, 1) is (∂μ/∂θ)²;
+        sampled: draws of that r; empirical: that of the label.
+
+        Args:
+            batch: What ``collate`` made.
+            estimator: How they are chosen.
+            uniforms: Random numbers in [0, 1) (n, samples, 2).
+
+        Returns:
+            r (n, c).
+        """
+        distances = torch.ones(len(uniforms), 1)
+        if estimator == "empirical":
+            outputs = self._outputs(batch)
+            distances = batch["labels"].to(outputs)[:, None] - outputs
+        if estimator == "sampled":
+            numbers = uniforms[..., 0].clamp_min(torch.finfo(uniforms.dtype).eps)
+            distances = torch.special.ndtri(numbers).float()
+        return distances.to(self.device)
+
+    def outcome(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+        """Computes losses and predictions, which for a regression are (y − μ)²/2 and μ.
+
+        Args:
+            batch: What ``collate`` made.
+
+        Returns:
+            Losses (n,) and predictions (n,).
+        """
+        if not self._is_regression(batch["task"]):
+            return super().outcome(batch)
+        means = self._outputs(batch)[:, 0]
+        return (batch["labels"].to(means) - means).square() / 2, means
 
     def collate(self, examples: Sequence[Mapping[str, Any]], task: str) -> dict[str, Any]:
         """Tokenizes n examples and pads them to the longest.
@@ -208,8 +137,7 @@ class TextClassifier(TaskModule):
         """
         if self.tokenizer is None:
             raise RuntimeError("the tokenizer is read by configure_model or adopt: call one first")
-        configs = [self.task_model(name).config for name in self.models]
-        limit = longest_prompt(self.max_length, self.tokenizer, configs)
+        limit = self._longest()
         pairs = [one["text_pair"] for one in examples] if "text_pair" in examples[0] else None
         encoded = self.tokenizer(
             [one["text"] for one in examples],
@@ -225,34 +153,3 @@ class TextClassifier(TaskModule):
         self.prompts.count(self.tokenizer, texts, lengths, [limit] * len(texts), task)
         labels = torch.tensor([one["label"] for one in examples])
         return {**encoded, "labels": labels, "task": task}
-
-    def configure_optimizers(self) -> Any:
-        """Makes AdamW and its schedule.
-
-        Returns:
-            Lightning's dictionary of an optimizer and a schedule by step.
-        """
-        return adamw(
-            self.trainer,
-            self.models.parameters(),
-            self.learning_rate,
-            self.weight_decay,
-            self.scheduler,
-            self.warmup_fraction,
-        )
-
-    def save(self, folder: Path) -> None:
-        """Writes every task's classifier as a Hugging Face folder.
-
-        Args:
-            folder: Where it shall be, if there is one task; where a folder of each task's name
-                shall be, if there are several.
-
-        Raises:
-            RuntimeError: If the weights were not read yet.
-        """
-        if self.tokenizer is None:
-            raise RuntimeError("the tokenizer is read by configure_model or adopt: call one first")
-        models = {task: self.task_model(task) for task in self.models}
-        single = {"": next(iter(models.values()))}
-        save_models(folder, single if len(models) == 1 else models, self.tokenizer)

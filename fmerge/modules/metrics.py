@@ -1,6 +1,8 @@
 """torchmetrics by name, right on merged models whose predictions have collapsed to one answer."""
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Final
 
 import torch
@@ -31,15 +33,31 @@ class _Matthews(MulticlassMatthewsCorrCoef):
 class _Pearson(PearsonCorrCoef):
     """Pearson's correlation, zero where a side is constant instead of not a number."""
 
+    def update(self, preds: Tensor, target: Tensor) -> None:
+        super().update(preds.float(), target.float())
+
     def compute(self) -> Tensor:
-        return super().compute().nan_to_num(0.0)
+        with _constant_allowed():
+            return super().compute().nan_to_num(0.0)
 
 
 class _Spearman(SpearmanCorrCoef):
     """Spearman's correlation, zero where a side is constant instead of not a number."""
 
+    def update(self, preds: Tensor, target: Tensor) -> None:
+        super().update(preds.float(), target.float())
+
     def compute(self) -> Tensor:
-        return super().compute().nan_to_num(0.0)
+        with _constant_allowed():
+            return super().compute().nan_to_num(0.0)
+
+
+@contextmanager
+def _constant_allowed() -> Iterator[None]:
+    """Keeps torchmetrics from warning of what is handled here."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The variance of predictions or target")
+        yield
 
 
 METRICS: Final[dict[str, Callable[[int], Metric]]] = {

@@ -8,6 +8,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from fmerge.modules.classification import TextClassifier
+from fmerge.modules.metrics import make_metric
 
 REGULARISATION = (0.01, 0.1, 1.0, 10.0, 100.0)
 """Inverse strengths C that are tried on the validation split."""
@@ -69,15 +70,18 @@ class HeadInputs(LightningModule):
         return caught[0].float().cpu(), batch["labels"].cpu()
 
 
-def probe_accuracy(splits: Mapping[str, Sequence[tuple[Tensor, Tensor]]]) -> float:
+def probe_score(
+    splits: Mapping[str, Sequence[tuple[Tensor, Tensor]]], metrics: Sequence[str] = ("accuracy",)
+) -> float:
     """Fits a logistic regression on features, its strength chosen on the validation split.
 
     Args:
         splits: ``train``, ``validation`` and ``test``, each a list of features (n, i) and
             labels (n,).
+        metrics: Names of the task's metrics.
 
     Returns:
-        Accuracy on the test split.
+        Their mean on the test split.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
@@ -93,5 +97,13 @@ def probe_accuracy(splits: Mapping[str, Sequence[tuple[Tensor, Tensor]]]) -> flo
         )
         for strength in REGULARISATION
     ]
-    best = max(fitted, key=lambda classifier: classifier.score(*arrays["validation"]))
-    return float(best.score(*arrays["test"]))
+    classes = 1 + max(int(labels.max()) for _, labels in arrays.values())
+
+    def score(classifier: Any, split: str) -> float:
+        features, labels = arrays[split]
+        predictions = torch.from_numpy(classifier.predict(features))
+        made = [make_metric(name, max(classes, 2)) for name in metrics]
+        found = [float(metric(predictions, torch.from_numpy(labels))) for metric in made]
+        return sum(found) / len(found)
+
+    return score(max(fitted, key=lambda one: score(one, "validation")), "test")

@@ -3,7 +3,9 @@
 import logging
 from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from torch import nn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -60,18 +62,33 @@ class CutPrompts:
 
 
 def longest_prompt(
-    max_length: int, tokenizer: "PreTrainedTokenizerBase", configs: Sequence[Any]
+    max_length: int, tokenizer: "PreTrainedTokenizerBase", models: Sequence[nn.Module]
 ) -> int:
     """Finds how many tokens an input may have.
 
     Args:
         max_length: As many as asked for.
         tokenizer: Knows how many its model takes.
-        configs: Configs of the models, which may have position embeddings for so many.
+        models: May have positions for so many.
 
     Returns:
         The smallest of these.
     """
-    positions = [getattr(config, "max_position_embeddings", None) for config in configs]
-    limits: list[int] = [max_length, tokenizer.model_max_length, *filter(None, positions)]
-    return min(limits)
+    limits: list[int] = [max_length, tokenizer.model_max_length]
+    return min([*limits, *filter(None, map(positions_of, models))])
+
+
+def positions_of(model: nn.Module) -> int | None:
+    """Counts the tokens a model has positions for; RoBERTa's begin behind that of the padding.
+
+    Args:
+        model: A Hugging Face model.
+
+    Returns:
+        The number; None where positions are relative.
+    """
+    positions: int | None = getattr(model.config, "max_position_embeddings", None)
+    for name, layer in model.named_modules():
+        if positions and name.endswith("position_embeddings") and isinstance(layer, nn.Embedding):
+            return positions - (-1 if layer.padding_idx is None else layer.padding_idx) - 1
+    return positions

@@ -19,7 +19,7 @@ from fmerge.modules.answers import (
 )
 from fmerge.modules.base import TaskModule
 from fmerge.modules.optimization import Scheduler, adamw
-from fmerge.modules.prompts import CutPrompts, longest_prompt
+from fmerge.modules.prompts import CutPrompts, longest_prompt, positions_of
 from fmerge.params import Params, params_of
 from fmerge.store import load_language_model, load_tokenizer, save_models
 
@@ -185,7 +185,7 @@ class RankChoice(TaskModule):
             _check_example(example, task)
         texts = [example["text"] for example in examples]
         choices = [list(example["choices"]) for example in examples]
-        limits = [longest_prompt(self.max_length, tokenizer, [model.config])] * len(texts)
+        limits = [longest_prompt(self.max_length, tokenizer, [model])] * len(texts)
         if model.config.is_encoder_decoder:
             answers = target_tokens(tokenizer, choices)
         else:
@@ -242,7 +242,7 @@ class RankChoice(TaskModule):
 
     def _score(self, batch: Mapping[str, Any]) -> None:
         sums, lengths = self._sums(batch, batch["choice_ids"])
-        self._update_metrics(batch, mean_log_likelihoods(sums, lengths))
+        self._update_metrics(batch, self.predictions(mean_log_likelihoods(sums, lengths)))
         true = batch["labels"][:, None]
         sums, lengths = sums.gather(1, true), lengths.gather(1, true)
         self.val_loss.update(-sums / lengths, weight=lengths)  # a mean over tokens, as in training
@@ -250,7 +250,7 @@ class RankChoice(TaskModule):
     def _beside(self, answers: Sequence[Sequence[Sequence[int]]], limit: int) -> list[int]:
         """Tokens of a prompt that leave room for its longest answer among the positions."""
         model, _ = self._ready
-        positions = getattr(model.config, "max_position_embeddings", None) or float("inf")
+        positions = positions_of(model) or float("inf")
         longest = [max(map(len, own)) for own in answers]
         if positions <= max(longest):
             raise UserError(

@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Final, Literal
 
 from torch import Tensor
 
 from fmerge.errors import UserError, known
+from fmerge.store.labels import label_order, other_labels, reorder_outputs, set_labels
 from fmerge.store.sources import (
     hyperparameters,
     is_lightning,
@@ -19,20 +20,32 @@ from fmerge.store.sources import (
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+Head = Literal["classification", "question answering"]
+_AUTO: Final[dict[Head, str]] = {
+    "classification": "AutoModelForSequenceClassification",
+    "question answering": "AutoModelForQuestionAnswering",
+}
+
 
 def load_classifier(
-    source: str, task: str, labels: Sequence[str] | None = None, fresh_head: bool = False
+    source: str,
+    task: str,
+    labels: Sequence[str] | None = None,
+    fresh_head: bool = False,
+    head: Head = "classification",
 ) -> "PreTrainedModel":
-    """Reads a sequence classifier in float32 on the CPU.
+    """Reads a classifier, of whole texts or of the positions in them, in float32 on the CPU.
 
     Args:
         source: A Hugging Face folder, a hub id, or a Lightning ``.ckpt`` of a fit.
         task: Which of a Lightning checkpoint's heads to take.
-        labels: The task's label names in order; those of the checkpoint when None.
+        labels: The task's label names, whose order the outputs are put into; those of the
+            checkpoint when None or none.
         fresh_head: Start a new head where the source has none that fits; otherwise refuse.
+        head: What the head is for.
 
     Returns:
-        An ``AutoModelForSequenceClassification`` with every body weight from the source.
+        A Hugging Face model of that head, with every body weight from the source.
 
     Raises:
         UserError: If the source cannot be read, lacks body weights or a head, or its labels are
@@ -45,12 +58,12 @@ def load_classifier(
     config = read_part(
         source, "config", lambda auto: auto.AutoConfig.from_pretrained(local_folder(folder))
     )
-    if labels is not None:
-        _set_labels(config, labels, source, fresh_head or state is not None)
-    kind = "AutoModelForSequenceClassification"
-    model, lacking = read_weights(source, kind, config, folder, state)
-    _check_complete(model, lacking, source, fresh_head)
-    return model
+    order = label_order(config, labels, source, fresh_head) if labels and state is None else []
+    if labels:
+        set_labels(config, labels)
+    model, lacking = read_weights(source, _AUTO[head], config, folder, state)
+    _check_complete(model, lacking, source, fresh_head, head)
+    return reorder_outputs(model, order, source)
 
 
 def _read_lightning(
@@ -60,8 +73,8 @@ def _read_lightning(
     tasks: dict[str, list[str]] = found.get("tasks") or {}
     if task not in tasks:
         raise UserError(f"{path}: has no head for task '{task}'; it has: {known(tasks)}")
-    if labels is not None and list(labels) != tasks[task]:
-        raise UserError(_other_labels(str(path), labels, tasks[task]))
+    if labels and list(labels) != tasks[task]:
+        raise UserError(other_labels(str(path), labels, tasks[task]))
     prefix = f"models.{task}."
     state = {
         name.removeprefix(prefix): tensor
@@ -71,24 +84,12 @@ def _read_lightning(
     return found["path"], tasks[task], state
 
 
-def _set_labels(config: Any, labels: Sequence[str], source: str, replace: bool) -> None:
-    own = [config.id2label[i] for i in range(config.num_labels)]
-    unnamed = own == [f"LABEL_{i}" for i in range(len(own))]
-    if not replace and own != list(labels) and not (unnamed and len(own) == len(labels)):
-        raise UserError(_other_labels(source, labels, own))
-    config.id2label = dict(enumerate(labels))
-    config.label2id = {label: i for i, label in enumerate(labels)}
-
-
-def _other_labels(source: str, expected: Sequence[str], found: Sequence[str]) -> str:
-    return (
-        f"{source}: its labels are {list(found)}, but the task's are {list(expected)}; "
-        "use an expert of this very task, or list the task's labels in the expert's order"
-    )
-
-
 def _check_complete(
-    model: "PreTrainedModel", lacking: Mapping[str, str], source: str, fresh_head: bool
+    model: "PreTrainedModel",
+    lacking: Mapping[str, str],
+    source: str,
+    fresh_head: bool,
+    head: Head,
 ) -> None:
     body = [key for key in lacking if key.startswith(model.base_model_prefix + ".")]
     if body:
@@ -96,6 +97,6 @@ def _check_complete(
         raise UserError(f"{source}: body tensor '{body[0]}' is {lacking[body[0]]}{more}")
     if lacking and not fresh_head:
         raise UserError(
-            f"{source}: has no trained classification head ('{sorted(lacking)[0]}' is missing); "
+            f"{source}: has no trained {head} head ('{sorted(lacking)[0]}' is missing); "
             "fine-tune it first with 'fmerge fit'"
         )

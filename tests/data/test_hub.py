@@ -46,6 +46,14 @@ def test_every_layout_gives_the_rows(tmp_path, saved):
         assert {key: list(table[key]) for key in ROWS} == ROWS, source
 
 
+def test_folders_of_one_name_are_not_mistaken_for_each_other(tmp_path):
+    for parent, rows in (("a", ROWS), ("b", {"sentence": ["x"], "label": [1]})):
+        source = hub_folder(tmp_path / parent / "glue")
+        table = tmp_path / parent / "glue/cola/train-00000-of-00001.parquet"
+        datasets.Dataset.from_dict(rows).to_parquet(table)
+        assert list(read_rows(source, "train", "cola")["sentence"]) == rows["sentence"]
+
+
 def test_what_is_lacking_is_said(tmp_path, saved, monkeypatch):
     hub = hub_folder(tmp_path / "hub")
     for source, split, name, columns, message in [

@@ -4,9 +4,9 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from fmerge.modules import HeadInputs, TextClassifier, probe_accuracy
+from fmerge.modules import HeadInputs, TextClassifier, probe_score
 from fmerge.store import load_classifier, load_tokenizer
-from tests import tiny
+from tests import hub_layout, tiny
 
 
 @pytest.fixture
@@ -68,6 +68,16 @@ def test_pairs_are_tokenized_together(module):
     assert words == ["red", "cat", "blue", "dog"]
 
 
+def test_texts_are_cut_to_the_positions_that_a_roberta_has():
+    """RoBERTa counts its positions from behind that of the padding: 12 of them are 11 tokens."""
+    config = hub_layout.roberta_config(max_position_embeddings=12)
+    module = TextClassifier()
+    module.adopt({"x": tiny.classifier(config)}, tiny.tokenizer())
+    one = module.collate([{"text": " ".join(20 * ["red"]), "label": 0}], "x")
+    assert one["input_ids"].shape == (1, 11)
+    assert module.label_log_probs(one).shape == (1, 2)
+
+
 def test_what_is_used_too_early_is_said():
     with pytest.raises(RuntimeError, match="configure_model or adopt"):
         TextClassifier().collate([{"text": "red", "label": 0}], "colour")
@@ -90,6 +100,7 @@ def test_the_probe_sees_what_enters_the_last_layer_and_learns_it(module):
         return [(points, (points[:, 0] > 0).long())]
 
     splits = {"train": draw(200), "validation": draw(50), "test": draw(200)}
-    assert probe_accuracy(splits) > 0.95
+    assert probe_score(splits) > 0.95
     noise = {split: [(x, y[torch.randperm(len(y))])] for split, [(x, y)] in splits.items()}
-    assert probe_accuracy(noise) < 0.65
+    assert probe_score(noise) < 0.65
+    assert probe_score(noise, ["matthews"]) < 0.3

@@ -201,7 +201,7 @@ def test_fishers_are_the_definition(kind, estimator, caplog):
     )
     for part in (examples[:3], examples[3:]):
         accumulator.add(module.collate(part, "one"))
-    assert not caplog.records
+    assert not [one for one in caplog.records if one.name.startswith("fmerge")]
 
     def weights(values, n):
         if estimator == "exact":

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from fmerge.errors import UserError
 from fmerge.params import params_of
@@ -158,4 +158,44 @@ def test_other_checkpoints_are_refused(tmp_path, content, message):
 
 def test_other_labels_are_refused(zoo):
     with pytest.raises(UserError, match=r"labels are \['warm', 'cold', 'none'\], but the task's"):
-        load_classifier(zoo.experts["colour"], "colour", ["cold", "warm", "none"])
+        load_classifier(zoo.experts["colour"], "colour", ["cold", "warm", "hot"])
+    with pytest.raises(UserError, match="labels are"):
+        load_classifier(zoo.experts["colour"], "colour", ["cold", "warm"])
+
+
+KINDS = {
+    "bert": {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 24},
+    "roberta": {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 24},
+    "distilbert": {"dim": 16, "n_heads": 2, "hidden_dim": 24},
+    "gpt2": {"n_embd": 16, "n_head": 2, "pad_token_id": 0},
+    "xlnet": {"d_model": 16, "n_head": 2, "d_inner": 24},
+    "t5": {"d_model": 16, "num_heads": 2, "d_ff": 24, "d_kv": 8, "decoder_start_token_id": 0},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_labels_in_another_order_are_mapped_by_name(kind, tmp_path):
+    """Every architecture's last layer: the outputs stand in the order that was asked for."""
+    own = ["not entailment", "Entailment", "neutral"]
+    layers = "n_layer" if kind in {"gpt2", "xlnet"} else "num_hidden_layers"
+    sizes = {"vocab_size": 20, layers: 1, "eos_token_id": 3}
+    config = AutoConfig.for_model(kind, **sizes, **KINDS[kind], id2label=dict(enumerate(own)))
+    model = tiny.classifier(config)
+    model.save_pretrained(tmp_path)
+    asked = ["entailment", "neutral", "Not_Entailment"]
+    found = load_classifier(str(tmp_path), "x", asked)
+    tokens = torch.tensor([[4, 5, 6, 3], [7, 8, 9, 3]])
+    with torch.no_grad():
+        torch.testing.assert_close(found(tokens).logits, model(tokens).logits[:, [1, 2, 0]])
+        found.save_pretrained(tmp_path / "again")
+        again = AutoModelForSequenceClassification.from_pretrained(tmp_path / "again")
+        assert again.config.id2label == dict(enumerate(asked))
+        torch.testing.assert_close(again(tokens).logits, found(tokens).logits)
+
+
+def test_unnamed_labels_stand_in_the_order_of_the_task(zoo, expert, tmp_path):
+    expert.config.id2label = {0: "LABEL_0", 1: "LABEL_1", 2: "LABEL_2"}
+    expert.save_pretrained(tmp_path)
+    same(load_classifier(str(tmp_path), "x", ["cold", "warm", "hot"]), expert)
+    with pytest.raises(UserError, match="labels are"):
+        load_classifier(str(tmp_path), "x", ["cold", "warm"])

@@ -1,0 +1,69 @@
+"""SQuAD 2: spans of a paragraph that answer a question, or none."""
+
+from typing import Literal
+
+from fmerge.data.hidden_test import HiddenTest, TestFrom
+from fmerge.data.hub import read_rows
+from fmerge.data.tasks import Example
+
+
+class Squad2(HiddenTest):
+    """Questions on paragraphs that hold the answer or do not, for ``SpanAnswers``.
+
+    The test split is hidden, so the test examples are taken from the validation split. Where
+    annotators gave several answers the first one counts.
+
+    Args:
+        source: Hub id; a folder of its layout; or a folder that ``save_to_disk`` wrote.
+        test: half: the validation split is halved at random, one half validates, the other tests;
+            validation: all of it does both.
+        train: Training examples at most, chosen at random; all if left out.
+        validation: Validation examples at most, likewise; test examples are not limited.
+        seed: Seed of these choices.
+        token: Access token of the hub, for private copies.
+    """
+
+    def __init__(
+        self,
+        source: str = "rajpurkar/squad_v2",
+        test: TestFrom = "half",
+        train: int | None = None,
+        validation: int | None = None,
+        seed: int = 0,
+        token: str | None = None,
+    ) -> None:
+        super().__init__(test, train, validation, seed)
+        self.source = source
+        self.token = token
+
+    @property
+    def labels(self) -> list[str]:
+        """None: the answers are spans of each example's own text."""
+        return []
+
+    def read(self, split: Literal["train", "validation"]) -> list[Example]:
+        """Reads all examples of a split.
+
+        Args:
+            split: Which one.
+
+        Returns:
+            Mappings with ``text`` (the question), ``text_pair`` (the paragraph) and ``label``,
+            the answer's first and last character in the paragraph; (-1, -1) for none.
+        """
+        columns = ["question", "context", "answers"]
+        table = read_rows(self.source, split, columns=columns, token=self.token)
+        return [
+            {
+                "text": row["question"],
+                "text_pair": row["context"],
+                "label": _span(row["answers"]["text"], row["answers"]["answer_start"]),
+            }
+            for row in table.select_columns(columns)
+        ]
+
+
+def _span(texts: list[str], starts: list[int]) -> tuple[int, int]:
+    if not texts or not texts[0]:
+        return -1, -1
+    return starts[0], starts[0] + len(texts[0]) - 1

@@ -1,0 +1,208 @@
+"""What modules share that are a Hugging Face body under one head for each task."""
+
+from abc import ABC
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from fmerge.errors import UserError
+from fmerge.modules.base import TaskModule
+from fmerge.modules.optimization import Scheduler, adamw
+from fmerge.modules.prompts import CutPrompts, longest_prompt
+from fmerge.params import Params, params_of, select
+from fmerge.store import load_tokenizer, save_models
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+class HeadedModule(TaskModule, ABC):
+    """One shared body, one head per task, from Hugging Face.
+
+    The weights are read when a command starts, with the labels of its data.
+
+    Args:
+        path: Where the weights are: Hugging Face folder, hub id, or ``package:name/folder``
+            inside an installed package. ``fisher`` and ``merge`` take them from the experts.
+        learning_rate: Peak learning rate of AdamW.
+        weight_decay: Weight decay of AdamW, on matrices only.
+        scheduler: How the learning rate goes on after the warm-up.
+        warmup_fraction: Share of the training steps over which the learning rate rises from 0.
+        max_length: Tokens an input is cut to, if the model takes as many.
+        tasks: Filled in by the data: task name to the names of its classes.
+    """
+
+    def __init__(
+        self,
+        path: str | None = None,
+        learning_rate: float = 5e-5,
+        weight_decay: float = 0.01,
+        scheduler: Scheduler = "linear",
+        warmup_fraction: float = 0.1,
+        max_length: int = 128,
+        tasks: dict[str, list[str]] | None = None,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.path = path
+        self.learning_rate = learning_rate
+        self.weight_decay = weight_decay
+        self.scheduler = scheduler
+        self.warmup_fraction = warmup_fraction
+        self.max_length = max_length
+        self.tasks = tasks
+        self.models = nn.ModuleDict()
+        self.tokenizer: PreTrainedTokenizerBase | None = None
+        self.prompts = CutPrompts()
+        self._untrained: UserError | None = None
+
+    def configure_model(self) -> None:
+        """Reads the weights from ``path``, once, with a head for each task of the data.
+
+        Raises:
+            UserError: If there is no path.
+        """
+        if self.models:
+            return
+        trainer = self._trainer
+        data = trainer.datamodule  # type: ignore[union-attr]
+        labels = self.tasks or data.labels
+        if not self.path:
+            raise UserError(
+                "--model.path: is not set; give a Hugging Face folder, a hub id or "
+                "package:name/folder"
+            )
+        training = trainer is None or trainer.training
+        self.adopt(
+            {task: self._load(self.path, task, names, training) for task, names in labels.items()},
+            load_tokenizer(self.path),
+        )
+        if data is not None:
+            self.add_metrics(labels, data.metrics)
+
+    def _load(self, path: str, task: str, labels: Sequence[str], training: bool) -> Any:
+        try:
+            return self.read(path, task, labels, fresh_head=training)
+        except UserError as error:
+            if training:
+                raise
+            # a checkpoint restored later may still bring the head that is lacking here
+            self._untrained = error
+            return self.read(path, task, labels, fresh_head=True)
+
+    def body(self, model: nn.Module) -> Params:
+        """Picks everything but the head.
+
+        Args:
+            model: A Hugging Face classifier.
+
+        Returns:
+            The parameters below its ``base_model_prefix``, sharing its memory.
+        """
+        return select(params_of(model), f"{model.base_model_prefix}.")
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Notes that trained heads have come from a checkpoint.
+
+        Args:
+            checkpoint: Not used.
+        """
+        self._untrained = None
+
+    def on_validation_start(self) -> None:
+        """Refuses to score a head that nobody trained."""
+        self._check_trained()
+
+    def on_test_start(self) -> None:
+        """Refuses to score a head that nobody trained."""
+        self._check_trained()
+
+    def _check_trained(self) -> None:
+        if self._untrained is not None:
+            raise self._untrained
+
+    def adopt(
+        self, models: Mapping[str, "PreTrainedModel"], tokenizer: "PreTrainedTokenizerBase"
+    ) -> None:
+        """Takes over classifiers of one architecture: the first one's body, everyone's head.
+
+        Args:
+            models: Task name to classifier; all but the first lose their body to the first's.
+            tokenizer: The tokenizer they share.
+        """
+        first = next(iter(models.values()))
+        self.models = nn.ModuleDict()
+        for task, model in models.items():
+            setattr(model, model.base_model_prefix, first.base_model)
+            self.models[task] = model
+        self.models.train()  # from_pretrained leaves eval mode, and Lightning would keep it in fit
+        self.tokenizer = tokenizer
+        self.tasks = {
+            task: [str(label) for _, label in sorted((model.config.id2label or {}).items())]
+            for task, model in models.items()
+        }
+        self.hparams["tasks"] = self.tasks
+        self.add_metrics(self.tasks, {})
+
+    def task_model(self, task: str) -> "PreTrainedModel":
+        """Finds the classifier of one task, whose body all tasks share.
+
+        Args:
+            task: The task's name.
+
+        Returns:
+            A Hugging Face sequence classifier.
+        """
+        model: PreTrainedModel = self.models[task]  # type: ignore[assignment]
+        return model
+
+    def _longest(self) -> int:
+        """Tokens an input may have: as many as asked for, but no more than the model takes."""
+        if self.tokenizer is None:
+            raise RuntimeError("the tokenizer is read by configure_model or adopt: call one first")
+        return longest_prompt(self.max_length, self.tokenizer, list(self.models.values()))
+
+    def configure_optimizers(self) -> Any:
+        """Makes AdamW and its schedule.
+
+        Returns:
+            Lightning's dictionary of an optimizer and a schedule by step.
+        """
+        return adamw(
+            self.trainer,
+            self.models.parameters(),
+            self.learning_rate,
+            self.weight_decay,
+            self.scheduler,
+            self.warmup_fraction,
+        )
+
+    def save(self, folder: Path) -> None:
+        """Writes every task's classifier as a Hugging Face folder.
+
+        Args:
+            folder: Where it shall be, if there is one task; where a folder of each task's name
+                shall be, if there are several.
+
+        Raises:
+            RuntimeError: If the weights were not read yet.
+        """
+        if self.tokenizer is None:
+            raise RuntimeError("the tokenizer is read by configure_model or adopt: call one first")
+        models = {task: self.task_model(task) for task in self.models}
+        single = {"": next(iter(models.values()))}
+        save_models(folder, single if len(models) == 1 else models, self.tokenizer)
+
+
+def model_inputs(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """Picks what a network takes.
+
+    Args:
+        batch: What ``collate`` made.
+
+    Returns:
+        The tokenizer's tensors (n, t).
+    """
+    return {k: v for k, v in batch.items() if k not in {"labels", "task", "answers"}}

@@ -1,0 +1,208 @@
+"""Question answering by a span of the text, on any ``AutoModelForQuestionAnswering``."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, final
+
+import torch
+from torch import Tensor
+
+from fmerge.errors import UserError
+from fmerge.fisher import Estimator
+from fmerge.modules.heads import HeadedModule, model_inputs
+from fmerge.store import load_classifier
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_POSITIONS = 100_000
+"""More than any text has: start and end become one number by it."""
+
+
+@final
+class SpanAnswers(HeadedModule):
+    """Extractive question answering: start and end of the answer, independent given the text.
+
+    log p(start, end) = log p(start) + log p(end), each a softmax over the tokens that are not
+    padding. An example without an answer, or whose answer was cut off, has the span of its first
+    token, where CLS stands.
+
+    The spans of t tokens are t², but their exact Fisher needs 2t backward passes only: as start
+    and end are independent and E ∂log p(start)/∂θ = 0, the mean over all spans of the square of
+    ∂ log p(start) + ∂ log p(end) is the mean square of the one plus that of the other. The
+    ``sampled`` Fisher takes one pass for each draw.
+    """
+
+    def read(
+        self,
+        source: str,
+        task: str,
+        labels: Sequence[str] | None = None,
+        fresh_head: bool = False,
+    ) -> "PreTrainedModel":
+        """Reads a model that answers questions.
+
+        Args:
+            source: A Hugging Face folder, a hub id, or a Lightning ``.ckpt`` of a fit.
+            task: Which of a Lightning checkpoint's heads to take.
+            labels: Not used: spans have no names.
+            fresh_head: Start a new head where the source has none; otherwise refuse.
+
+        Returns:
+            The network, in float32 on the CPU.
+        """
+        return load_classifier(source, task, None, fresh_head, "question answering")
+
+    def adopt(
+        self, models: Mapping[str, "PreTrainedModel"], tokenizer: "PreTrainedTokenizerBase"
+    ) -> None:
+        """Takes over networks of one architecture: the first one's body, everyone's head.
+
+        Args:
+            models: Task name to network.
+            tokenizer: The tokenizer they share.
+
+        Raises:
+            UserError: If the tokenizer does not know where its tokens stand in the text.
+        """
+        if not tokenizer.is_fast:
+            raise UserError("SpanAnswers: needs a fast tokenizer, which knows where tokens stand")
+        super().adopt(models, tokenizer)
+        self.tasks = {task: [] for task in models}
+        self.hparams["tasks"] = self.tasks
+        self.add_metrics(self.tasks, {})
+
+    def collate(self, examples: Sequence[Mapping[str, Any]], task: str) -> dict[str, Any]:
+        """Tokenizes questions with their texts, which are cut where both are too long.
+
+        Args:
+            examples: Mappings with ``text``, ``text_pair`` and ``label``: the answer's first and
+                last character in ``text_pair``, negative for none.
+            task: The task's name.
+
+        Returns:
+            The tokenizer's tensors (n, t), ``labels`` (n, 2), first and last token, and ``task``.
+
+        Raises:
+            RuntimeError: If the weights were not read yet.
+            UserError: If an example is no question on a text.
+        """
+        if self.tokenizer is None:
+            raise RuntimeError("the tokenizer is read by configure_model or adopt: call one first")
+        if not all("text_pair" in one and isinstance(one["label"], tuple) for one in examples):
+            raise UserError(f"task '{task}': SpanAnswers needs questions on texts, as of Squad2")
+        limit = self._longest()
+        encoded = self.tokenizer(
+            [one["text"] for one in examples],
+            [one["text_pair"] for one in examples],
+            truncation="longest_first",
+            max_length=limit,
+            padding=True,
+            return_tensors="pt",
+        )
+        texts = [[one["text"], one["text_pair"]] for one in examples]
+        lengths = encoded["attention_mask"].sum(1).tolist()
+        self.prompts.count(self.tokenizer, texts, lengths, [limit] * len(texts), task)
+        labels = torch.tensor([_span(encoded, i, *one["label"]) for i, one in enumerate(examples)])
+        return {**encoded, "labels": labels, "task": task}
+
+    def lists_answers(self, task: str, estimator: Estimator) -> bool:
+        """Tells whether starts and ends are weighed apart, or whole spans are drawn.
+
+        Args:
+            task: Not used.
+            estimator: How a Fisher is to be estimated.
+
+        Returns:
+            True for ``exact`` and ``rademacher``.
+        """
+        return estimator in {"exact", "rademacher"}
+
+    def label_log_probs(self, batch: Mapping[str, Any]) -> Tensor:
+        """Computes ℓ = log p(start) + log p(end) of spans, or the log p of every start and end.
+
+        Args:
+            batch: What ``collate`` made, with ``answers`` (n, c, 2) where spans were drawn.
+
+        Returns:
+            ℓ (n, c), at least float32; of all starts, then all ends, (n, 2t), if there are no
+            answers. Those have their gradients multiplied by √2, since weights that sum to one
+            give each side a half.
+        """
+        starts, ends = self._log_probs(batch)
+        if "answers" in batch:
+            spans: Tensor = batch["answers"]
+            return starts.gather(1, spans[..., 0]) + ends.gather(1, spans[..., 1])
+        both = torch.cat([starts, ends], dim=1)
+        doubled = both.detach() + math.sqrt(2) * (both - both.detach())
+        return doubled.masked_fill(both.detach() == -torch.inf, -torch.inf)
+
+    def draw_answers(
+        self, batch: Mapping[str, Any], estimator: Estimator, uniforms: Tensor
+    ) -> Tensor:
+        """Draws spans from the model, or takes the true ones.
+
+        Args:
+            batch: What ``collate`` made.
+            estimator: ``sampled`` or ``empirical``.
+            uniforms: Random numbers in [0, 1) (n, samples, 2): one for the start, one for the end.
+
+        Returns:
+            First and last tokens (n, c, 2).
+        """
+        if estimator == "empirical":
+            labels: Tensor = batch["labels"]
+            return labels[:, None]
+        sides = []
+        for side, log_probs in enumerate(self._log_probs(batch)):
+            cumulative = log_probs.double().cpu().exp().cumsum(dim=1)
+            scaled = uniforms[..., side].contiguous() * cumulative[:, -1:]
+            drawn = torch.searchsorted(cumulative, scaled, right=True)
+            sides.append(drawn.clamp_max(cumulative.shape[1] - 1))
+        return torch.stack(sides, dim=-1).to(self.device)
+
+    def outcome(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+        """Computes losses and predictions.
+
+        Args:
+            batch: What ``collate`` made.
+
+        Returns:
+            Losses −ℓ of the true spans (n,), and the likeliest start and end as one number (n,).
+        """
+        starts, ends = self._log_probs(batch)
+        labels: Tensor = batch["labels"]
+        true = starts.gather(1, labels[:, :1]) + ends.gather(1, labels[:, 1:])
+        return -true[:, 0], starts.argmax(1) * _POSITIONS + ends.argmax(1)
+
+    def targets(self, batch: Mapping[str, Any]) -> Tensor:
+        """Makes one number of each true span, as ``outcome`` does of the predictions.
+
+        Args:
+            batch: What ``collate`` made.
+
+        Returns:
+            Start and end as one number (n,).
+        """
+        labels: Tensor = batch["labels"]
+        return labels[:, 0] * _POSITIONS + labels[:, 1]
+
+    def _log_probs(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+        outputs = self.models[batch["task"]](**model_inputs(batch))
+        padding = batch["attention_mask"] == 0
+        starts, ends = (
+            logits
+            .to(torch.promote_types(logits.dtype, torch.float32))
+            .masked_fill(padding, -torch.inf)
+            .log_softmax(dim=1)
+            for logits in (outputs.start_logits, outputs.end_logits)
+        )
+        return starts, ends
+
+
+def _span(encoded: Any, i: int, first: int, last: int) -> tuple[int, int]:
+    """Finds the tokens of the characters; the first token of all where there is no answer."""
+    start, end = (encoded.char_to_token(i, one, 1) if one >= 0 else None for one in (first, last))
+    if start is None or end is None:
+        start = end = int(encoded["attention_mask"][i].argmax())
+    return start, end

@@ -1,0 +1,111 @@
+"""A checkpoint's label names against the task's: the same, in another order, or others."""
+
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from fmerge.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def label_order(
+    config: Any, labels: Sequence[str], source: str, any_labels: bool = False
+) -> list[int]:
+    """Finds out which of a checkpoint's outputs belongs to each of the task's labels.
+
+    Names are compared without regard to case, spaces, hyphens and underscores. Names that say
+    nothing (``LABEL_0``, …) stand in the task's order. A single output is a number, whatever it
+    is called.
+
+    Args:
+        config: A Hugging Face configuration.
+        labels: The task's label names in order.
+        source: Where the checkpoint is, for the message.
+        any_labels: Leave outputs of other names as they are: they will be trained anew.
+
+    Returns:
+        The checkpoint's output of each label.
+
+    Raises:
+        UserError: If the checkpoint has other labels.
+    """
+    own = [str(config.id2label[i]) for i in range(config.num_labels)]
+    unnamed = own == [f"LABEL_{i}" for i in range(len(own))]
+    if len(own) == len(labels) and (own == list(labels) or unnamed or len(own) == 1):
+        return list(range(len(own)))
+    found, wanted = [_plain(name) for name in own], [_plain(name) for name in labels]
+    if sorted(found) != sorted(wanted) or len(set(found)) < len(found):
+        if any_labels:
+            return list(range(len(labels)))
+        raise UserError(other_labels(source, labels, own))
+    return [found.index(name) for name in wanted]
+
+
+def set_labels(config: Any, labels: Sequence[str]) -> None:
+    """Names a configuration's outputs; a single one is the mean of a regression.
+
+    Args:
+        config: A Hugging Face configuration, which is changed.
+        labels: The label names in order.
+    """
+    config.id2label = dict(enumerate(labels))
+    config.label2id = {label: i for i, label in enumerate(labels)}
+    config.problem_type = "regression" if len(labels) == 1 else "single_label_classification"
+
+
+@torch.no_grad()
+def reorder_outputs(
+    model: "PreTrainedModel", order: Sequence[int], source: str
+) -> "PreTrainedModel":
+    """Puts the rows of a classifier's last linear layer into the task's order, in place.
+
+    Args:
+        model: A Hugging Face classifier.
+        order: The present output of each label.
+        source: Where the checkpoint is, for the message.
+
+    Returns:
+        The same classifier.
+
+    Raises:
+        UserError: If the head does not end in a linear layer of that many outputs.
+    """
+    if list(order) == list(range(len(order))):
+        return model
+    body = set(model.base_model.modules())
+    linear = [m for m in model.modules() if isinstance(m, nn.Linear) and m not in body]
+    if not linear or linear[-1].out_features != len(order):
+        raise UserError(
+            f"{source}: its labels stand in another order than the task's, and its head does not "
+            "end in a linear layer whose rows could be exchanged; list the task's labels in the "
+            "expert's order"
+        )
+    for parameter in linear[-1].parameters():
+        parameter.copy_(parameter[list(order)])
+    return model
+
+
+def other_labels(source: str, expected: Sequence[str], found: Sequence[str]) -> str:
+    """Words the refusal of a checkpoint of another task.
+
+    Args:
+        source: Where the checkpoint is.
+        expected: The task's labels.
+        found: The checkpoint's.
+
+    Returns:
+        One line.
+    """
+    return (
+        f"{source}: its labels are {list(found)}, but the task's are {list(expected)}; "
+        "use an expert of this very task, or list the task's labels in the expert's order"
+    )
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\s_-]+", "", name).casefold()

@@ -1,0 +1,75 @@
+"""Metrics by name equal scikit-learn's and scipy's, on collapsed predictions too."""
+
+import pytest
+import torch
+from scipy import stats
+from sklearn import metrics
+
+from fmerge.errors import UserError
+from fmerge.modules.metrics import make_metric
+
+
+def truth(name, predictions, labels):
+    return {
+        "accuracy": metrics.accuracy_score,
+        "f1": metrics.f1_score,
+        "matthews": metrics.matthews_corrcoef,
+        "pearson": lambda y, p: stats.pearsonr(p, y).statistic,
+        "spearman": lambda y, p: stats.spearmanr(p, y).statistic,
+    }[name](labels.numpy(), predictions.numpy())
+
+
+def found(name, classes, predictions, labels):
+    metric = make_metric(name, classes)
+    for p, y in zip(predictions.split(7), labels.split(7), strict=True):
+        metric.update(p, y)
+    return float(metric.compute())
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(
+    ("name", "classes"),
+    [("accuracy", 3), ("accuracy", 0), ("f1", 2), ("matthews", 2), ("matthews", 3)],
+)
+def test_metrics_of_classes(name, classes, seed):
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(classes or 5, (40,), generator=generator)
+    noise = torch.randint(classes or 5, (40,), generator=generator)
+    predictions = torch.where(torch.rand(40, generator=generator) < 0.5, labels, noise)
+    expected = truth(name, predictions, labels)
+    assert found(name, classes, predictions, labels) == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["numbers", "bins"])
+@pytest.mark.parametrize("name", ["pearson", "spearman"])
+def test_metrics_of_numbers(name, kind):
+    generator = torch.Generator().manual_seed(0)
+    labels = 5 * torch.rand(40, generator=generator)
+    predictions = labels + 2 * torch.randn(40, generator=generator)
+    if kind == "bins":  # ties, and whole numbers
+        labels, predictions = labels.long(), predictions.long()
+    expected = truth(name, predictions, labels)
+    assert found(name, 1, predictions, labels) == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("constant", [0, 1])
+@pytest.mark.parametrize("side", ["predictions", "labels"])
+def test_no_correlation_with_a_constant(constant, side, recwarn):
+    """Merged models collapse to one answer; 721 of 1,043 is the share of CoLA."""
+    labels = (torch.arange(1043) < 721).long()
+    flat = torch.full_like(labels, constant)
+    pair = (flat, labels) if side == "predictions" else (labels, flat)
+    assert found("matthews", 2, *pair) == 0 == metrics.matthews_corrcoef(*map(list, pair))
+    for name in ("pearson", "spearman"):
+        for value in (constant, 0.1, 3.7):
+            pair = (torch.full((1043,), float(value)), torch.rand(1043) * 5)
+            pair = pair if side == "predictions" else pair[::-1]
+            assert found(name, 1, *pair) == pytest.approx(0, abs=1e-6)
+    assert not [one for one in recwarn if "variance" in str(one.message)]
+
+
+def test_unfit_metrics_are_refused():
+    with pytest.raises(UserError, match="unknown metric 'bleu'; known: accuracy"):
+        make_metric("bleu", 2)
+    with pytest.raises(UserError, match="needs two classes, but the task has 3"):
+        make_metric("f1", 3)
