@@ -12,6 +12,7 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
+from fmerge.data.resumable import ResumableLoader
 from fmerge.errors import UserError, known
 
 Split = Literal["train", "validation", "test"]
@@ -80,6 +81,7 @@ class MultiTask(LightningDataModule):
         self.tasks = tasks or {}
         self.batch_size = batch_size
         self.num_workers = num_workers
+        self._training: dict[str, dict[str, int]] = {}
         self._cache: dict[tuple[Any, ...], DataLoader[Example]] = {}
 
     @property
@@ -149,9 +151,36 @@ class MultiTask(LightningDataModule):
         for name in self.tasks:
             dataset = _Examples(self._read(name, "train"))
             lengths = [_length(example) for example in dataset.examples]
-            sampler = LengthGroupedSampler(self.batch_size, lengths=lengths)
-            loaders[name] = self._make(name, dataset, sampler)
+            generator = torch.Generator().manual_seed(torch.initial_seed())
+            sampler = LengthGroupedSampler(self.batch_size, lengths=lengths, generator=generator)
+            loader = self._make(name, dataset, sampler, ResumableLoader, generator)
+            if name in self._training and isinstance(loader, ResumableLoader):
+                loader.load_state_dict(self._training[name])
+            loaders[name] = loader
         return loaders
+
+    def state_dict(self) -> dict[str, Any]:
+        """Says how far the training data have been gone through, for Lightning's checkpoints.
+
+        Returns:
+            Task name to plain numbers.
+        """
+        loaders = {} if self.trainer is None else self.trainer.train_dataloader or {}
+        return {
+            name: loader.state_dict()
+            for name, loader in loaders.items()
+            if isinstance(loader, ResumableLoader)
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Makes the next training data go on where a checkpoint was.
+
+        Args:
+            state_dict: What ``state_dict`` gave.
+        """
+        # Lightning gives it before the loaders are made; what it gives those itself comes too late
+        # where configure_optimizers asks for the number of steps
+        self._training = state_dict
 
     def val_dataloader(self) -> dict[str, DataLoader[Example]]:
         """Makes the loaders of the validation split.
@@ -206,10 +235,16 @@ class MultiTask(LightningDataModule):
         return self._cache[key]
 
     def _make(
-        self, name: str, dataset: _Examples, sampler: Sampler[int] | None
+        self,
+        name: str,
+        dataset: _Examples,
+        sampler: Sampler[int] | None,
+        kind: type[DataLoader[Example]] = DataLoader,
+        generator: torch.Generator | None = None,
     ) -> DataLoader[Example]:
-        return DataLoader(
+        return kind(
             dataset,
+            generator=generator,
             batch_size=self.batch_size,
             sampler=sampler,
             num_workers=self.num_workers,

@@ -27,6 +27,7 @@ class TaskModule(LightningModule, ABC):
         super().__init__()
         self.metrics = nn.ModuleDict()
         self.val_loss = MeanMetric()
+        self._seed = 0
 
     @abstractmethod
     def label_log_probs(self, batch: Mapping[str, Any]) -> Tensor:
@@ -184,6 +185,20 @@ class TaskModule(LightningModule, ABC):
             The loss, a scalar.
         """
         return self.outcome(batch)[0].mean()
+
+    def on_fit_start(self) -> None:
+        """Takes the seed that dropout follows from here on."""
+        self._seed = torch.initial_seed()
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Makes dropout a function of seed, process and step, so that a resumed fit has the same.
+
+        Args:
+            batch: Not used.
+            batch_idx: Not used.
+        """
+        step = self.trainer.fit_loop.total_batch_idx * self.trainer.world_size
+        torch.manual_seed((self._seed * 1_000_003 + step + self.trainer.global_rank) % 2**63)
 
     def training_step(self, batch: Mapping[str, Mapping[str, Any]], batch_idx: int) -> Tensor:
         """Computes the mean over tasks of their losses.
