@@ -58,8 +58,28 @@ def test_chosen_examples_are_fixed_by_the_seed():
 def test_training_is_shuffled_and_complete():
     torch.manual_seed(0)
     made = data(batch_size=3)
-    once, again = ids(made.train_dataloader()["a"]), ids(made.train_dataloader()["a"])
+    loader = made.train_dataloader()["a"]
+    once, again = ids(loader), ids(loader)
     assert sorted(once) == sorted(again) == list(range(10)) and once != again
+    assert ids(made.train_dataloader()["a"]) == once  # the order follows from seed and pass
+
+
+def test_a_restored_loader_gives_what_was_left_and_then_the_same_passes():
+    torch.manual_seed(0)
+    whole = data(batch_size=3).train_dataloader()["a"]
+    passes = [ids(whole), ids(whole), ids(whole)]
+    stopped = data(batch_size=3).train_dataloader()["a"]
+    ids(stopped)
+    iterator = iter(stopped)
+    next(iterator), next(iterator)
+    torch.manual_seed(1)  # another process, which need not have the same seed
+    made = data(batch_size=3)
+    made.load_state_dict({"a": stopped.state_dict()})
+    resumed = made.train_dataloader()["a"]
+    assert [ids(resumed), ids(resumed)] == [passes[1][6:], passes[2]]
+    at_the_end = data(batch_size=3)
+    at_the_end.load_state_dict({"a": {"seed": 0, "pass": 1, "batches": len(whole)}})
+    assert ids(at_the_end.train_dataloader()["a"]) == passes[2]
 
 
 def test_unknown_tasks_and_empty_splits_are_refused():
