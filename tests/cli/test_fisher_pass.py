@@ -9,10 +9,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import yaml
 from lightning.pytorch import LightningModule
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, SingleDeviceStrategy
 from torch import nn
+from transformers import AutoModelForSeq2SeqLM
 
 from fmerge.cli import main
 from fmerge.errors import UserError
@@ -36,17 +38,50 @@ def run(*args):
     main([str(arg) for arg in args])
 
 
-@pytest.mark.parametrize("estimator", ["exact", "sampled"])
-def test_any_number_of_processes_gives_the_fisher_of_one(zoo, tmp_path, estimator, record_property):
+def text_to_text(folder):
+    """A tiny T5, and 13 prompts of many lengths with 2 to 4 choices."""
+    torch.manual_seed(0)
+    model = AutoModelForSeq2SeqLM.from_config(tiny.t5_config())
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    model.save_pretrained(folder / "t5")
+    tiny.text_tokenizer().save_pretrained(folder / "t5")
+    rows = [
+        {"text": text, "choices": tiny.sentences(2 + i % 3, i), "answer": i % 2}
+        for i, text in enumerate(tiny.sentences(13, seed=9))
+    ]
+    file = folder / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    template = {"text": "{{ text }}", "choices": "{{ choices }}", "label": "{{ answer }}"}
+    task = {
+        "class_path": "Prompted",
+        "init_args": {"splits": {"validation": str(file)}, **template},
+    }
+    config = {
+        "model": {"class_path": "RankChoice"},
+        "data": {"batch_size": 4, "tasks": {"rows": task}},
+        "trainer": {"accelerator": "cpu", "enable_progress_bar": False},
+    }
+    (folder / "rows.yaml").write_text(yaml.safe_dump(config))
+    return ["--config", folder / "rows.yaml", "--expert", folder / "t5"]
+
+
+@pytest.mark.parametrize("kind", ["classes, exact", "classes, sampled", "choices, exact"])
+def test_any_number_of_processes_gives_the_fisher_of_one(zoo, tmp_path, kind, record_property):
     """13 examples in batches of 4: the last batches are uneven, and no example counts twice."""
+    data, estimator = kind.split(", ")
+    given = ["--config", data_config(zoo, tmp_path, "colour"), "--expert", zoo.experts["colour"]]
+    if data == "choices":
+        given = text_to_text(tmp_path)
     found = {}
     for processes in (1, 2, 3):
         output = tmp_path / f"fisher_{processes}.safetensors"
         strategy = "ddp" if processes > 1 else "auto"
         in_process(
-            *command(zoo, tmp_path, output, "--split", "validation", "--estimator", estimator),
+            *["fisher", *given, "--output", output, "--split", "validation"],
+            *["--estimator", estimator, "--standard_error", "true"],
             *["--trainer.devices", processes, "--trainer.strategy", strategy],
-            *["--standard_error", "true"],
         )
         found[processes], provenance = read_fisher(output)
         assert provenance["examples"] == 13
@@ -54,7 +89,7 @@ def test_any_number_of_processes_gives_the_fisher_of_one(zoo, tmp_path, estimato
     for processes in (2, 3):
         error = relative_error(found[processes], found[1])
         record_property(
-            "figure", f"{estimator} Fisher of {processes} processes: relative error {error:.1e}"
+            "figure", f"Fisher of {kind}, of {processes} processes: relative error {error:.1e} of 1"
         )
         assert error < 1e-6
 
