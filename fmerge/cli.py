@@ -75,7 +75,11 @@ class FMergeCLI(LightningCLI):
         )
         if config.get("enable_progress_bar") is not False and not bars:
             callbacks = [*callbacks, _ProgressBar()]
-        return super()._instantiate_trainer(config, callbacks)
+        try:
+            return super()._instantiate_trainer(config, callbacks)
+        except (ValueError, TypeError) as error:  # an unknown device, precision or strategy
+            reason = " ".join(str(error).split())
+            raise UserError(f"--trainer: {reason}") from error
 
     def _parse_ckpt_path(self) -> None:
         """Checks a checkpoint before Lightning takes the model's arguments from it.

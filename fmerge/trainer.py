@@ -1,5 +1,6 @@
 """The Trainer with two more jobs: ``fisher`` and ``merge``; and a ``fit`` that saves an expert."""
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -67,8 +68,7 @@ class FMergeTrainer(Trainer):
         """
         check_resume(ckpt_path)
         if output is None:
-            super().fit(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path)
-            return
+            return super().fit(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path)
         output = Path(output)
         with only_run(lock_of(output, folder=True), on=self.is_global_zero):
             if self.is_global_zero:
@@ -270,11 +270,9 @@ class FMergeTrainer(Trainer):
                 )
         except SystemExit:
             if self.is_global_zero:
-                Console(stderr=True).print(
-                    f"fmerge: stopped after {len(search.history)} trials, which are saved; the "
-                    f"same command goes on with them: {folder.path}",
-                    soft_wrap=True,
-                    highlight=False,
+                sys.stderr.write(
+                    f"fmerge: stopped after {len(search.history)} trials, which are saved; "
+                    f"the same command goes on with them: {folder.path}\n"
                 )
             raise
         if self.is_global_zero:
