@@ -71,7 +71,13 @@ def _read_lightning(
 
 
 def _set_labels(config: Any, labels: Sequence[str], source: str, replace: bool) -> None:
-    own = [config.id2label[i] for i in range(config.num_labels)]
+    names = config.id2label or {}
+    if sorted(names, key=str) != sorted(range(len(names)), key=str):
+        raise UserError(
+            f"{source}: its config's id2label numbers the labels {known(names)}, but they must "
+            "run from 0; get its config.json again"
+        )
+    own = [names[i] for i in range(len(names))]
     unnamed = own == [f"LABEL_{i}" for i in range(len(own))]
     if not replace and own != list(labels) and not (unnamed and len(own) == len(labels)):
         raise UserError(_other_labels(source, labels, own))

@@ -2,9 +2,13 @@
 
 import json
 import math
+import subprocess
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -16,6 +20,7 @@ from fmerge.store.folders import safetensors_header
 
 SUFFIXES = (".safetensors", ".h5")
 _KEY = "fmerge.fisher"
+_SECONDS = 120  # to find out where an HDF5 file's tensors are, on however busy a machine
 
 
 def check_fisher_path(path: Path) -> None:
@@ -107,43 +112,39 @@ def _read_safetensors(path: Path) -> tuple[Params, Any]:
 
 
 def _read_h5(path: Path) -> tuple[Params, Any]:
-    h5py = _h5py(path)
+    _h5py(path)  # or an error that says how to install it
+    script = Path(__file__).with_name("hdf5_layout.py")
+    command = [sys.executable, "-P", str(script), str(path), _KEY]
     try:
-        with h5py.File(path, "r") as file:
-            _check_h5(h5py, path, file)
-            values = {name: torch.from_numpy(file[name][()]) for name in file}
-            return values, file.attrs.get(_KEY)
-    except UserError:
-        raise
-    except Exception as error:  # h5py gives each kind of damage an exception of its own
-        raise UserError(f"{path}: not a readable HDF5 file ({error})") from error
+        done = subprocess.run(command, capture_output=True, timeout=_SECONDS, check=False)
+        found = json.loads(done.stdout)
+    except (subprocess.TimeoutExpired, ValueError) as error:
+        raise UserError(
+            f"{path}: not a readable HDF5 file (reading it crashed or did not end); it is damaged"
+        ) from error
+    if "error" in found:
+        wrong = str(found["error"])
+        raise UserError(f"{path}: {wrong}")
+    return read_layout(path, found["tensors"]), found["provenance"]
 
 
-def _check_h5(h5py: Any, path: Path, file: Any) -> None:
-    """Proves, before anything gets memory, that a file is flat, plain and no more than its size."""
-    size, claimed = path.stat().st_size, 0
-    for name in file:
-        link = file.get(name, getlink=True)
-        if not isinstance(link, h5py.HardLink):  # soft and external links lead elsewhere
-            raise _no_fisher(path, name, f"is a {type(link).__name__}")
-        one = file[name]
-        if not isinstance(one, h5py.Dataset):
-            raise _no_fisher(path, name, f"is a {type(one).__name__}")
-        if one.is_virtual or one.external:
-            raise _no_fisher(path, name, "takes its values from other files")
-        if one.chunks is not None:
-            raise _no_fisher(path, name, "is chunked or compressed")
-        if one.shape is None or one.dtype.kind != "f" or one.dtype.itemsize not in {2, 4, 8}:
-            raise _no_fisher(path, name, f"is of kind {one.dtype}")
-        if not one.dtype.isnative:
-            raise _no_fisher(path, name, f"is of the other byte order ({one.dtype.str})")
-        stored, claims = one.id.get_storage_size(), math.prod(one.shape) * one.dtype.itemsize
-        claimed += claims
-        if claims > stored or claimed > size:
-            raise UserError(
-                f"{path}: tensor '{name}' claims {claims} bytes of shape {one.shape}, but the "
-                f"file of {size} bytes holds {stored} of them; it is damaged or was not finished"
-            )
+def read_layout(path: Path, tensors: Mapping[str, Any]) -> Params:
+    """Reads tensors whose places in a file are known.
+
+    Args:
+        path: The file.
+        tensors: Names to offset in bytes, shape and NumPy's name of the kind.
+
+    Returns:
+        Names to tensors.
+    """
+    values = {}
+    with path.open("rb") as file:
+        for name, (offset, shape, kind) in tensors.items():
+            file.seek(offset)
+            numbers = numpy.fromfile(file, kind, math.prod(shape))
+            values[name] = torch.from_numpy(numbers.reshape(shape))
+    return values
 
 
 def _no_fisher(path: Path, name: str, wrong: str) -> UserError:
