@@ -1,6 +1,7 @@
 """Everything that touches the disk: checkpoints, Fisher files, atomic writing."""
 
 from fmerge.store.atomic import (
+    LOCK,
     check_new_file,
     check_new_folder,
     disk_trouble,
@@ -17,6 +18,7 @@ from fmerge.store.runs import RunFolder
 from fmerge.store.sources import check_resume, load_lightning, load_tokenizer, save_models
 
 __all__ = [
+    "LOCK",
     "RunFolder",
     "check_fisher_path",
     "check_new_file",
