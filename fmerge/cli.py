@@ -3,6 +3,7 @@
 import logging
 import sys
 import warnings
+from pathlib import Path
 from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -14,6 +15,7 @@ from fmerge.data import MultiTask
 from fmerge.errors import UserError
 from fmerge.merge_optimizer import MergeOptimizer
 from fmerge.parser import FMergeParser
+from fmerge.store import check_resume, disk_trouble, load_lightning
 from fmerge.trainer import FMergeTrainer
 
 
@@ -91,7 +93,30 @@ class FMergeCLI(LightningCLI):
         )
         if config.get("enable_progress_bar") is not False and not bars:
             callbacks = [*callbacks, _ProgressBar()]
-        return super()._instantiate_trainer(config, callbacks)
+        try:
+            return super()._instantiate_trainer(config, callbacks)
+        except (ValueError, TypeError) as error:  # an unknown device, precision or strategy
+            reason = " ".join(str(error).split())
+            raise UserError(f"--trainer: {reason}") from error
+
+    def _parse_ckpt_path(self) -> None:
+        """Checks a checkpoint before Lightning takes the model's arguments from it.
+
+        Raises:
+            UserError: If it is damaged, would run code, or is of another class of models.
+        """
+        given = self.config.get(self.config.get("subcommand") or "")
+        if given is not None and (path := given.get("ckpt_path")):
+            check_resume(path)
+            if Path(path).is_file():
+                found = load_lightning(Path(path)).get("hyper_parameters", {}).get("_class_path")
+                own = given.model.class_path
+                if found not in {None, own}:  # naming a class imports its module
+                    raise UserError(
+                        f"--ckpt_path {path}: is of a {found}, but --model is {own}; give the "
+                        "class that it was made with"
+                    )
+        super()._parse_ckpt_path()
 
     def before_fit(self) -> None:
         """Hands the resolved configuration to the Trainer."""
@@ -159,4 +184,12 @@ def main(args: list[str] | None = None) -> None:
     except MisconfigurationException as error:
         reason = " ".join(str(error).split())
         sys.stderr.write(f"fmerge: error: --trainer: {reason}\n")
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.stderr.write("fmerge: interrupted\n")
+        sys.exit(130)
+    except (OSError, RuntimeError) as error:
+        if (trouble := disk_trouble(error)) is None:
+            raise
+        sys.stderr.write(f"fmerge: error: {trouble}\n")
         sys.exit(2)

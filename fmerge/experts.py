@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from fmerge.errors import UserError, known
+from fmerge.kinship import check_related, check_same_function
 from fmerge.methods import MergeMethod
 from fmerge.modules import TaskModule
 from fmerge.params import Params, check_finite, check_same_layout, fingerprint, params_of
@@ -108,8 +109,9 @@ def load_ensemble(
         The ensemble; the bodies are not those of the networks that ``module`` will run on.
 
     Raises:
-        UserError: If experts and tasks differ, the base is missing, layouts differ, a tensor is
-            not finite, or a Fisher is missing or belongs to another model.
+        UserError: If experts and tasks differ, the base is missing, layouts or functions differ,
+            an expert is of another base, a tensor is not finite, or a Fisher is missing or
+            belongs to another model.
     """
     _check_names(experts, labels)
     if method.needs_base and base is None:
@@ -126,14 +128,17 @@ def load_ensemble(
     first = next(iter(bodies))  # the live network's weights will change
     bodies[first] = {name: tensor.clone() for name, tensor in bodies[first].items()}
     reference, reference_name = next(iter(bodies.values())), next(iter(experts.values())).path
-    origin = None
+    origin, ancestor = None, read[first]
     if base is not None:
-        origin = module.body(module.read(base, "base", fresh_head=True))
+        ancestor = module.read(base, "base", fresh_head=True)
+        origin = module.body(ancestor)
         check_finite(origin, base)
         reference, reference_name = origin, f"the base {base}"
     for name, expert in experts.items():
+        check_same_function(ancestor, read[name], reference_name, expert.path)
         check_same_layout(reference, bodies[name], reference_name, expert.path)
         check_finite(bodies[name] if expert.donor else params_of(read[name]), expert.path)
+        check_related(reference, bodies[name], reference_name, expert.path)
     fishers = {n: _fisher(f, read[n], bodies[n], experts[n]) for n, f in files.items()}
     models = {name: model for name, model in read.items() if not experts[name].donor}
     sources = {name: expert.path for name, expert in experts.items()}

@@ -131,6 +131,7 @@ class MergeOptimizer(Callback):
         merger: Merger,
         score: Score,
         log: Callable[[dict[str, Any]], None],
+        stop: Callable[[], int] = lambda: 0,
     ) -> Trial:
         """Runs every trial of the search.
 
@@ -142,11 +143,13 @@ class MergeOptimizer(Callback):
             merger: Assembles the weights of a trial.
             score: Scores them, on all processes.
             log: Takes a finished trial's record; called in the first process only.
+            stop: Tells, on all processes, the number of the signal that asked to stop, or 0.
 
         Returns:
             The best trial.
 
         Raises:
+            SystemExit: If it is asked to stop, once the running trial is logged.
             UserError: If no trial succeeded.
         """
         columns = (
@@ -159,6 +162,8 @@ class MergeOptimizer(Callback):
         with Progress(*columns, disable=not trainer.is_global_zero) as progress:
             bar = progress.add_task("", total=search.budget)
             while not search.finished:
+                if number := stop():
+                    raise SystemExit(128 + number)
                 proposal = search.ask() if trainer.is_global_zero else {}
                 coefficients = trainer.strategy.broadcast(proposal)
                 trial = self._try(len(search.history), coefficients, merger, score)

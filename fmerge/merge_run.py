@@ -1,7 +1,7 @@
 """One merge from its inputs to its folder."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -106,6 +106,7 @@ class MergeRun:
         search: Search,
         folder: RunFolder,
         done: Sequence[Mapping[str, Any]] = (),
+        stop: Callable[[], int] = lambda: 0,
     ) -> MergeReport:
         """Runs the search, then tests and saves the best; the first process writes.
 
@@ -114,6 +115,7 @@ class MergeRun:
             search: A started search.
             folder: The run's folder.
             done: Records of the trials of an interrupted run; those of the first process count.
+            stop: Tells the number of the signal that asked to stop after a trial, or 0.
 
         Returns:
             What was kept, with the rows of the table: none without data.
@@ -130,6 +132,7 @@ class MergeRun:
             merger,
             self._validate,
             folder.append,
+            stop,
         )
         body = merger.assemble(best.coefficients)
         rows = self._rows(body)

@@ -4,8 +4,10 @@ import ast
 import difflib
 import re
 import sys
+from pathlib import Path
 from typing import Any, NoReturn
 
+import yaml
 from lightning.pytorch.cli import LightningArgumentParser
 
 from fmerge import data, methods, modules, search
@@ -64,6 +66,24 @@ class FMergeParser(LightningArgumentParser):
         text = super().format_help(*formatter)
         return text
 
+    def parse_args(self, args: Any = None, *rest: Any, **options: Any) -> Any:
+        """Parses a command line, once its configuration files have proved readable.
+
+        Args:
+            args: The command line; the process's own when None.
+            rest: Passed on.
+            options: Passed on.
+
+        Returns:
+            What was given.
+        """
+        given = [str(one) for one in (sys.argv[1:] if args is None else args)]
+        for option, value in zip(given, [*given[1:], ""], strict=True):
+            name, _, joined = option.partition("=")
+            if name in {"-c", "--config"} and (wrong := _wrong_config(Path(joined or value))):
+                self.error(wrong)
+        return super().parse_args(args, *rest, **options)
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Ends the process with one line and exit code 2.
 
@@ -83,6 +103,19 @@ class FMergeParser(LightningArgumentParser):
     def _all_parsers(self) -> list[Any]:
         subcommands = self._subcommands_action
         return [self, *(subcommands._name_parser_map.values() if subcommands else [])]
+
+
+def _wrong_config(path: Path) -> str:
+    """Words what is wrong with a configuration file, if it is there and something is."""
+    if not path.is_file():
+        return ""
+    try:
+        found = yaml.safe_load(path.read_bytes())
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
+        return f"--config {path}: is no YAML ({error}); mend the file"
+    if found is None or isinstance(found, dict):
+        return ""
+    return f"--config {path}: holds {type(found).__name__}, but options by name are needed"
 
 
 def one_line(message: str, options: list[str]) -> str:

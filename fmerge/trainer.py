@@ -1,10 +1,11 @@
 """The Trainer with two more jobs: ``fisher`` and ``merge``; and a ``fit`` that saves an expert."""
 
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.trainer import call
 from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
 from rich.console import Console
@@ -15,18 +16,23 @@ from fmerge.evaluation import FisherSettings, check_strategy
 from fmerge.experts import Expert, load_ensemble, target_first
 from fmerge.fisher import Estimator, Fallback, FisherEstimate
 from fmerge.fisher_run import FisherRun
+from fmerge.fit_run import ConfigWriter, save_experts
+from fmerge.interrupts import asking_to_stop
 from fmerge.merge_optimizer import MergeOptimizer
 from fmerge.merge_run import MergeRun, References, show
 from fmerge.methods import Average, MergeMethod
 from fmerge.modules import TaskModule
 from fmerge.report import MergeReport
+from fmerge.search import Search
 from fmerge.store import (
     RunFolder,
     check_fisher_path,
     check_new_file,
     check_new_folder,
-    load_lightning,
-    write_text,
+    check_resume,
+    lock_of,
+    only_run,
+    recover_folder,
 )
 
 
@@ -60,13 +66,19 @@ class FMergeTrainer(Trainer):
             output: Folder of the run: checkpoints and expert/, a Hugging Face folder.
             overwrite: Write into the output folder although it is not empty.
         """
-        if output is not None and self.is_global_zero:
-            check_new_folder(output, overwrite or ckpt_path is not None)
-            # written once data and weights have proved readable
-            self.callbacks.append(_OnTrainStart(lambda: self._write_config(output)))  # type: ignore[attr-defined]
-        super().fit(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path)
-        if output is not None and isinstance(model, TaskModule):
-            self._save_experts(model, output)
+        check_resume(ckpt_path)
+        if output is None:
+            return super().fit(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path)
+        output = Path(output)
+        with only_run(lock_of(output, folder=True), on=self.is_global_zero):
+            if self.is_global_zero:
+                recover_folder(output / "expert")
+                check_new_folder(output, overwrite or ckpt_path is not None)
+                # written once data and weights have proved readable
+                self.callbacks.append(ConfigWriter(output, self.resolved_config))  # type: ignore[attr-defined]
+            super().fit(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path)
+            if isinstance(model, TaskModule):
+                save_experts(self, model, output)
 
     def validate(  # type: ignore[override]
         self,
@@ -88,6 +100,7 @@ class FMergeTrainer(Trainer):
         Returns:
             One dictionary of metrics per loader.
         """
+        check_resume(ckpt_path)
         return super().validate(model, dataloaders, ckpt_path, verbose, datamodule)
 
     def test(  # type: ignore[override]
@@ -110,6 +123,7 @@ class FMergeTrainer(Trainer):
         Returns:
             One dictionary of metrics per loader.
         """
+        check_resume(ckpt_path)
         return super().test(model, dataloaders, ckpt_path, verbose, datamodule)
 
     def fisher(
@@ -168,7 +182,8 @@ class FMergeTrainer(Trainer):
             estimator, split, examples, samples, seed, until, standard_error, fallback
         )
         run = FisherRun(self, model, data, data.only_task(task), settings, output, save_every)
-        return run.run(expert)
+        with only_run(lock_of(output, folder=False), on=self.is_global_zero):
+            return run.run(expert)
 
     def merge(
         self,
@@ -210,66 +225,64 @@ class FMergeTrainer(Trainer):
         output = Path(output)
         method = Average() if method is None else method
         settings = FisherSettings(split="validation", examples=30) if fisher is None else fisher
-        folder, going_on = RunFolder(output, self.resolved_config), False
-        if self.is_global_zero:
-            going_on = folder.check(overwrite)
-        check_strategy(self)
-        module = _task_module(model)
-        data = _tasks(datamodule) if datamodule is not None else None
-        data = data if data is not None and data.tasks else None
-        optimizer = self._merge_optimizer()
-        search = optimizer.prepare(list(experts), method, scored=data is not None)
-        ensemble = load_ensemble(
-            target_first(experts, optimizer.target),
-            base,
-            method,
-            module,
-            None if data is None else data.labels,
-        )
-        run = MergeRun(self, module, data, ensemble, method, settings, references)
-        run.check()
-        done: list[dict[str, Any]] = []
-        if self.is_global_zero and going_on:
-            done = folder.resume(run.inputs())
-            Console().print(f"Going on after {len(done)} trials: {output}", soft_wrap=True)
-        elif self.is_global_zero:
-            folder.start(run.inputs())
-        module.adopt(ensemble.models, ensemble.tokenizer)
-        self.strategy._lightning_module = module
+        with only_run(lock_of(output, folder=True), on=self.is_global_zero):
+            folder, going_on = RunFolder(output, self.resolved_config), False
+            if self.is_global_zero:
+                going_on = folder.check(overwrite)
+            check_strategy(self)
+            module = _task_module(model)
+            data = _tasks(datamodule) if datamodule is not None else None
+            data = data if data is not None and data.tasks else None
+            optimizer = self._merge_optimizer()
+            search = optimizer.prepare(list(experts), method, scored=data is not None)
+            ensemble = load_ensemble(
+                target_first(experts, optimizer.target),
+                base,
+                method,
+                module,
+                None if data is None else data.labels,
+            )
+            run = MergeRun(self, module, data, ensemble, method, settings, references)
+            run.check()
+            done: list[dict[str, Any]] = []
+            if self.is_global_zero and going_on:
+                done = folder.resume(run.inputs())
+                Console().print(f"Going on after {len(done)} trials: {output}", soft_wrap=True)
+            elif self.is_global_zero:
+                folder.start(run.inputs())
+            module.adopt(ensemble.models, ensemble.tokenizer)
+            return self._search(run, optimizer, search, folder, done)
+
+    def _search(
+        self,
+        run: MergeRun,
+        optimizer: MergeOptimizer,
+        search: Search,
+        folder: RunFolder,
+        done: list[dict[str, Any]],
+    ) -> MergeReport:
+        self.strategy._lightning_module = run.module
         self.state.fn, self.state.status = TrainerFn.VALIDATING, TrainerStatus.RUNNING
-        report: MergeReport = call._call_and_handle_interrupt(
-            self, run.run, optimizer, search, folder, done
-        )
+        try:
+            with asking_to_stop(self) as stop:
+                report: MergeReport = call._call_and_handle_interrupt(
+                    self, run.run, optimizer, search, folder, done, stop
+                )
+        except SystemExit:
+            if self.is_global_zero:
+                sys.stderr.write(
+                    f"fmerge: stopped after {len(search.history)} trials, which are saved; "
+                    f"the same command goes on with them: {folder.path}\n"
+                )
+            raise
         if self.is_global_zero:
-            show(report, search, output)
+            show(report, search, folder.path)
         self.strategy.barrier("the merge is written")
         return report
 
     def _merge_optimizer(self) -> MergeOptimizer:
         found = [one for one in self.callbacks if isinstance(one, MergeOptimizer)]  # type: ignore[attr-defined]
         return found[0] if found else MergeOptimizer()
-
-    def _write_config(self, output: Path) -> None:
-        if self.resolved_config is not None:
-            write_text(output / "config.yaml", self.resolved_config)
-
-    def _save_experts(self, model: TaskModule, output: Path) -> None:
-        best = getattr(self.checkpoint_callback, "best_model_path", "")
-        if self.is_global_zero:
-            if best:
-                model.load_state_dict(load_lightning(Path(best))["state_dict"])
-            model.float()
-            model.save(output / "expert")
-            Console().print(f"Expert: {output / 'expert'}", soft_wrap=True, highlight=False)
-        self.strategy.barrier("the expert is written")
-
-
-class _OnTrainStart(Callback):
-    def __init__(self, action: Callable[[], None]) -> None:
-        self._action = action
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._action()
 
 
 def _task_module(model: LightningModule) -> TaskModule:

@@ -49,6 +49,7 @@ def _read(source: str, split: str, name: str | None, token: str | None, where: s
     import datasets
 
     datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # it logs what it raises as well
     path = Path(source)
     saved = next((one for one in (path / (name or ""), path) if _is_saved(one)), None)
     try:
@@ -64,7 +65,7 @@ def _read(source: str, split: str, name: str | None, token: str | None, where: s
     except UserError:
         raise
     except Exception as error:  # datasets raises many kinds, down to those of pyarrow and httpx
-        reason = " ".join(str(error).split())
+        reason = " ".join(str(error.__cause__ or error).split())  # its own words say less
         raise UserError(f"{where}: cannot read its {split} split ({reason})") from error
 
 

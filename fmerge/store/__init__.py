@@ -1,29 +1,39 @@
 """Everything that touches the disk: checkpoints, Fisher files, atomic writing."""
 
 from fmerge.store.atomic import (
+    LOCK,
     check_new_file,
     check_new_folder,
+    disk_trouble,
+    recover_folder,
     replacing_file,
     write_text,
 )
 from fmerge.store.checkpoints import load_classifier
 from fmerge.store.fishers import check_fisher_path, read_fisher, write_fisher
 from fmerge.store.language_models import load_language_model
+from fmerge.store.lock import lock_of, only_run
 from fmerge.store.partial import read_partial, remove_partial, write_partial
 from fmerge.store.runs import RunFolder
-from fmerge.store.sources import load_lightning, load_tokenizer, save_models
+from fmerge.store.sources import check_resume, load_lightning, load_tokenizer, save_models
 
 __all__ = [
+    "LOCK",
     "RunFolder",
     "check_fisher_path",
     "check_new_file",
     "check_new_folder",
+    "check_resume",
+    "disk_trouble",
     "load_classifier",
     "load_language_model",
     "load_lightning",
     "load_tokenizer",
+    "lock_of",
+    "only_run",
     "read_fisher",
     "read_partial",
+    "recover_folder",
     "remove_partial",
     "replacing_file",
     "save_models",

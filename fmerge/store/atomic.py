@@ -1,5 +1,6 @@
 """Files and folders that are whole or absent: written beside, then renamed."""
 
+import errno
 import os
 import shutil
 import tempfile
@@ -8,6 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from fmerge.errors import UserError
+
+LOCK = ".fmerge.lock"
+"""Name of the file by which a run keeps others out of its folder."""
 
 
 @contextmanager
@@ -21,17 +25,21 @@ def replacing_file(path: Path) -> Iterator[Path]:
         The temporary path to write to. If the block raises, nothing is left behind and what
         was at ``path`` stays.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        _sync(temporary)
-        temporary.chmod(0o666 & ~_umask())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with explaining(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(
+            prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent
+        )
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            yield temporary
+            _sync(temporary)
+            temporary.chmod(0o666 & ~_umask())
+            temporary.replace(path)
+            _sync(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -45,18 +53,93 @@ def replacing_folder(path: Path) -> Iterator[Path]:
         The temporary folder. If the block raises, nothing is left behind and what was at
         ``path`` stays.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    with explaining(path):
+        recover_folder(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.new-", dir=path.parent))
+        try:
+            yield temporary
+            for one in temporary.rglob("*"):
+                _sync(one)
+            _sync(temporary)
+            temporary.chmod(0o777 & ~_umask())
+            # a kill between any two of these lines leaves the old or the new one whole
+            if path.exists():
+                path.replace(_aside(path))
+            temporary.replace(path)
+            _sync(path.parent)
+            shutil.rmtree(_aside(path), ignore_errors=True)
+        except BaseException:
+            recover_folder(path)
+            raise
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def recover_folder(path: Path) -> None:
+    """Puts right what a kill during ``replacing_folder`` left.
+
+    Args:
+        path: The folder that was being replaced.
+    """
+    aside = _aside(path)
+    if aside.is_dir() and not path.exists():
+        aside.replace(path)
+    shutil.rmtree(aside, ignore_errors=True)
+    for unfinished in path.parent.glob(f".{path.name}.new-*"):
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+@contextmanager
+def explaining(path: Path) -> Iterator[None]:
+    """Turns what a disk refuses into one line that says what to do.
+
+    Args:
+        path: What is being written.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        UserError: If the disk is full or read-only, or access to it is denied.
+    """
     try:
-        yield temporary
-        for file in temporary.rglob("*"):
-            if file.is_file():
-                _sync(file)
-        temporary.chmod(0o777 & ~_umask())
-        shutil.rmtree(path, ignore_errors=True)
-        temporary.replace(path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        yield
+    except Exception as error:
+        if (reason := disk_trouble(error, path)) is None:
+            raise
+        raise UserError(reason) from error
+
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_CLOSED = {errno.EROFS, errno.EACCES, errno.EPERM}
+
+
+def disk_trouble(error: BaseException, path: Path | None = None) -> str | None:
+    """Words an error of the disk.
+
+    Args:
+        error: Any error.
+        path: What was being written, where that is known.
+
+    Returns:
+        One line; None if it is another kind of error.
+    """
+    number = error.errno if isinstance(error, OSError) else None
+    text = str(error)  # safetensors and torch put the system's words into errors of their own
+    name = path or getattr(error, "filename", None) or "the output"
+    if number in _FULL or os.strerror(errno.ENOSPC) in text:
+        place = Path(name).absolute().parent if path else "its disk"
+        return (
+            f"{name}: cannot be written, as the disk is full; free space on {place}, then give "
+            "the same command again: what was written before is whole"
+        )
+    if isinstance(error, OSError) and number in _CLOSED:
+        return (
+            f"{name}: cannot be written ({error.strerror}); name an --output that you may write "
+            "to, or change its permissions"
+        )
+    return None
 
 
 def write_text(path: Path, text: str) -> None:
@@ -77,7 +160,7 @@ def append_line(path: Path, line: str) -> None:
         path: The log, made if absent.
         line: The line without its end.
     """
-    with path.open("a", encoding="utf-8") as log:
+    with explaining(path), path.open("a", encoding="utf-8") as log:
         log.write(line + "\n")
         log.flush()
         os.fsync(log.fileno())
@@ -95,7 +178,7 @@ def check_new_folder(path: Path, overwrite: bool) -> None:
     """
     if path.exists() and not path.is_dir():
         raise UserError(f"--output {path}: is a file, but a folder is needed; name another place")
-    if path.is_dir() and any(path.iterdir()) and not overwrite:
+    if path.is_dir() and any(one.name != LOCK for one in path.iterdir()) and not overwrite:
         raise UserError(
             f"--output {path}: the folder is not empty; name another or add --overwrite true"
         )
@@ -117,9 +200,16 @@ def check_new_file(path: Path, overwrite: bool) -> None:
         raise UserError(f"--output {path}: exists already; name another or add --overwrite true")
 
 
+def _aside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.old")
+
+
 def _sync(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
+    handle = os.open(path, os.O_RDONLY)  # a file or a folder
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _umask() -> int:

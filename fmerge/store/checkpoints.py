@@ -12,10 +12,9 @@ from fmerge.store.sources import (
     hyperparameters,
     is_lightning,
     load_lightning,
-    local_folder,
-    read_part,
-    read_weights,
+    read_config,
 )
+from fmerge.store.weights import read_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -55,9 +54,7 @@ def load_classifier(
     folder = source
     if is_lightning(source):
         folder, labels, state = _read_lightning(Path(source), task, labels)
-    config = read_part(
-        source, "config", lambda auto: auto.AutoConfig.from_pretrained(local_folder(folder))
-    )
+    config = read_config(source, folder)
     order = label_order(config, labels, source, fresh_head) if labels and state is None else []
     if labels:
         set_labels(config, labels)
@@ -71,6 +68,8 @@ def _read_lightning(
 ) -> tuple[str, Sequence[str], dict[str, Tensor]]:
     found = hyperparameters(path)
     tasks: dict[str, list[str]] = found.get("tasks") or {}
+    if not isinstance(tasks, dict) or not all(isinstance(one, list) for one in tasks.values()):
+        raise UserError(f"{path}: its 'tasks' are no lists of labels by task; it is damaged")
     if task not in tasks:
         raise UserError(f"{path}: has no head for task '{task}'; it has: {known(tasks)}")
     if labels and list(labels) != tasks[task]:

@@ -1,9 +1,14 @@
 """Fisher files: ``.safetensors`` or ``.h5``, with what they were computed from."""
 
 import json
+import math
+import subprocess
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -11,9 +16,11 @@ from safetensors.torch import save_file
 from fmerge.errors import UserError
 from fmerge.params import Params, check_finite
 from fmerge.store.atomic import replacing_file
+from fmerge.store.folders import safetensors_header
 
 SUFFIXES = (".safetensors", ".h5")
 _KEY = "fmerge.fisher"
+_SECONDS = 120  # to find out where an HDF5 file's tensors are, on however busy a machine
 
 
 def check_fisher_path(path: Path) -> None:
@@ -61,38 +68,90 @@ def read_fisher(path: Path) -> tuple[Params, dict[str, Any]]:
         F by parameter name, and its provenance.
 
     Raises:
-        UserError: If the file is missing, of another kind, or holds a NaN, an infinity or a
-            negative value.
+        UserError: If the file is missing, damaged, of another kind, or holds a NaN, an infinity,
+            a negative value or nothing but zeros.
     """
     if not path.is_file():
         raise UserError(f"{path}: no such Fisher file; make it with 'fmerge fisher'")
     values, text = _read_h5(path) if path.suffix == ".h5" else _read_safetensors(path)
-    if text is None:
-        raise UserError(f"{path}: was not written by 'fmerge fisher': its provenance is missing")
+    provenance = _provenance(path, text)
     check_finite(values, str(path))
     for name, tensor in values.items():
         if (tensor < 0).any():
             raise UserError(f"{path}: tensor '{name}' has negative entries; a Fisher has none")
-    provenance: dict[str, Any] = json.loads(text)
+    if not any(tensor.any() for tensor in values.values()):
+        raise UserError(
+            f"{path}: holds nothing but zeros, by which no expert can be weighted; compute it "
+            "again with 'fmerge fisher', from a model whose answers depend on its weights"
+        )
     return values, provenance
 
 
-def _read_safetensors(path: Path) -> tuple[Params, str | None]:
+def _provenance(path: Path, text: Any) -> dict[str, Any]:
+    if not isinstance(text, str):
+        raise UserError(f"{path}: was not written by 'fmerge fisher': its provenance is missing")
+    try:
+        provenance = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: its provenance is no JSON ({error}); it is damaged") from error
+    if not isinstance(provenance, dict):
+        raise UserError(f"{path}: its provenance is no JSON object; it is damaged")
+    return provenance
+
+
+def _read_safetensors(path: Path) -> tuple[Params, Any]:
+    for name, (kind, _) in safetensors_header(path).items():
+        if kind not in {"F16", "BF16", "F32", "F64"}:
+            raise _no_fisher(path, name, f"is of kind {kind}")
     try:
         with safe_open(path, framework="pt") as file:
             text = (file.metadata() or {}).get(_KEY)
             return {name: file.get_tensor(name) for name in file.keys()}, text  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise UserError(f"{path}: not a readable safetensors file ({error})") from error
 
 
-def _read_h5(path: Path) -> tuple[Params, str | None]:
+def _read_h5(path: Path) -> tuple[Params, Any]:
+    _h5py(path)  # or an error that says how to install it
+    script = Path(__file__).with_name("hdf5_layout.py")
+    command = [sys.executable, "-P", str(script), str(path), _KEY]
     try:
-        with _h5py(path).File(path, "r") as file:
-            values = {name: torch.from_numpy(file[name][()]) for name in file}
-            return values, file.attrs.get(_KEY)
-    except OSError as error:
-        raise UserError(f"{path}: not a readable HDF5 file ({error})") from error
+        done = subprocess.run(command, capture_output=True, timeout=_SECONDS, check=False)
+        found = json.loads(done.stdout)
+    except (subprocess.TimeoutExpired, ValueError) as error:
+        raise UserError(
+            f"{path}: not a readable HDF5 file (reading it crashed or did not end); it is damaged"
+        ) from error
+    if "error" in found:
+        wrong = str(found["error"])
+        raise UserError(f"{path}: {wrong}")
+    return read_layout(path, found["tensors"]), found["provenance"]
+
+
+def read_layout(path: Path, tensors: Mapping[str, Any]) -> Params:
+    """Reads tensors whose places in a file are known.
+
+    Args:
+        path: The file.
+        tensors: Names to offset in bytes, shape and NumPy's name of the kind.
+
+    Returns:
+        Names to tensors.
+    """
+    values = {}
+    with path.open("rb") as file:
+        for name, (offset, shape, kind) in tensors.items():
+            file.seek(offset)
+            numbers = numpy.fromfile(file, kind, math.prod(shape))
+            values[name] = torch.from_numpy(numbers.reshape(shape))
+    return values
+
+
+def _no_fisher(path: Path, name: str, wrong: str) -> UserError:
+    return UserError(
+        f"{path}: tensor '{name}' {wrong}, but a Fisher holds plain floating-point tensors; "
+        "compute it with 'fmerge fisher'"
+    )
 
 
 def _h5py(path: Path) -> Any:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from fmerge.errors import UserError
+from fmerge.errors import UserError, known
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -34,7 +34,13 @@ def label_order(
     Raises:
         UserError: If the checkpoint has other labels.
     """
-    own = [str(config.id2label[i]) for i in range(config.num_labels)]
+    names = config.id2label or {}
+    if sorted(names, key=str) != sorted(range(len(names)), key=str):
+        raise UserError(
+            f"{source}: its config's id2label numbers the labels {known(names)}, but they must "
+            "run from 0; get its config.json again"
+        )
+    own = [str(names[i]) for i in range(len(names))]
     unnamed = own == [f"LABEL_{i}" for i in range(len(own))]
     if len(own) == len(labels) and (own == list(labels) or unnamed or len(own) == 1):
         return list(range(len(own)))

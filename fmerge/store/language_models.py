@@ -10,10 +10,9 @@ from fmerge.store.sources import (
     hyperparameters,
     is_lightning,
     load_lightning,
-    local_folder,
-    read_part,
-    read_weights,
+    read_config,
 )
+from fmerge.store.weights import read_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -40,9 +39,7 @@ def load_language_model(source: str) -> "PreTrainedModel":
     folder = source
     if is_lightning(source):
         folder, state = _read_lightning(Path(source))
-    config = read_part(
-        source, "config", lambda auto: auto.AutoConfig.from_pretrained(local_folder(folder))
-    )
+    config = read_config(source, folder)
     _check_kind(config, source)
     kind = "AutoModelForSeq2SeqLM" if config.is_encoder_decoder else "AutoModelForCausalLM"
     model, lacking = read_weights(source, kind, config, folder, state)

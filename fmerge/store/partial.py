@@ -60,6 +60,9 @@ def read_partial(path: Path, belongs_to: Mapping[str, Any]) -> Params | None:
     except (SafetensorError, OSError, ValueError) as error:
         _LOG.warning("%s: not readable (%s); beginning anew", path, error)
         return None
+    if not isinstance(found, dict):
+        _LOG.warning("%s: does not say what it is a part of; beginning anew", path)
+        return None
     expected = json.loads(json.dumps(belongs_to))
     for key in {**expected, **found}:
         if expected.get(key) != found.get(key):

@@ -2,14 +2,14 @@
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from fmerge.errors import UserError
-from fmerge.store.atomic import append_line, check_new_folder, write_text
+from fmerge.store.atomic import append_line, check_new_folder, recover_folder, write_text
 
 _IGNORED = ("output", "overwrite", "config", "trainer.callbacks", "trainer.enable_progress_bar")
 """What a run may be gone on with although it differs."""
@@ -43,13 +43,14 @@ class RunFolder:
             is not finished, or may make more trials now.
 
         Raises:
-            UserError: If there is something else and ``overwrite`` is off.
+            UserError: If there is something else, or it is damaged, and ``overwrite`` is off.
         """
+        recover_folder(self.path / "merged")
         begun = self.path / "config.yaml"
         if overwrite or self.config is None or not (self._log.is_file() and begun.is_file()):
             check_new_folder(self.path, overwrite)
             return False
-        old = _flat(yaml.safe_load(begun.read_text(encoding="utf-8")) or {})
+        old = _flat(_mapping(begun, yaml.safe_load))
         new = _flat(yaml.safe_load(self.config) or {})
         more = old.get(_GROWING) != new.get(_GROWING)
         if more and (new.get(_GROWING) or 0) > (old.get(_GROWING) or 0):
@@ -72,7 +73,7 @@ class RunFolder:
             inputs: Plain values that tell the experts, the base and the data from others.
         """
         for stale in _RESULTS:
-            (self.path / stale).unlink(missing_ok=True)
+            (self.path / stale).unlink(missing_ok=True)  # of the run that --overwrite replaces
         shutil.rmtree(self.path / "merged", ignore_errors=True)
         write_text(self._log, "")
         self._describe(inputs)
@@ -89,8 +90,7 @@ class RunFolder:
         Raises:
             UserError: If the experts, the base or the data are others now, or the log is damaged.
         """
-        text = self._inputs.read_text(encoding="utf-8") if self._inputs.is_file() else "{}"
-        before = _flat(json.loads(text))
+        before = _flat(_mapping(self._inputs, json.loads) if self._inputs.is_file() else {})
         for key, value in _flat(inputs).items():
             if key in before and before[key] != value:
                 raise UserError(
@@ -117,14 +117,15 @@ class RunFolder:
             write_text(self.path / "config.yaml", self.config)
 
     def _records(self) -> list[dict[str, Any]]:
-        text = self._log.read_text(encoding="utf-8")
+        # a kill may have cut a letter in two, in the last line, which is not used
+        text = self._log.read_bytes().decode(errors="replace")
         whole, _, _ = text.rpartition("\n")
         records: list[dict[str, Any]] = []
         for number, line in enumerate(whole.splitlines()):
             try:
                 record = json.loads(line)
-                right = isinstance(record, dict) and record.get("trial") == number
-            except ValueError:
+                right = isinstance(record, dict) and _is_trial(record, number)
+            except (ValueError, RecursionError):
                 right = False
             if not right:
                 raise UserError(
@@ -133,6 +134,38 @@ class RunFolder:
                 )
             records.append(record)
         return records
+
+
+def _mapping(path: Path, parse: Callable[[str], Any]) -> Mapping[str, Any]:
+    try:
+        found = parse(path.read_bytes().decode())
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise _damaged(path, reason) from error
+    if found is not None and not isinstance(found, Mapping):
+        raise _damaged(path, f"it holds {type(found).__name__}")
+    return found or {}
+
+
+def _damaged(path: Path, reason: str) -> UserError:
+    return UserError(f"{path}: is damaged ({reason}); mend it, or begin anew with --overwrite true")
+
+
+def _is_trial(record: Mapping[str, Any], number: int) -> bool:
+    objective, numbers = (
+        record.get("objective"),
+        (record.get("coefficients"), record.get("metrics")),
+    )
+    return (
+        record.get("trial") == number
+        and record.get("status") in {"ok", "failed"}
+        and (objective is None or _is_number(objective))
+        and all(isinstance(one, dict) and all(map(_is_number, one.values())) for one in numbers)
+    )
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _flat(tree: Mapping[str, Any]) -> dict[str, Any]:

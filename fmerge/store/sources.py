@@ -1,17 +1,16 @@
 """Where models come from and go to: folders, hub ids, packages and Lightning checkpoints."""
 
-import pickle
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from fmerge.errors import UserError
 from fmerge.store.atomic import replacing_folder
+from fmerge.store.folders import check_folder
+from fmerge.store.pickles import load_plain
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -25,11 +24,28 @@ def load_tokenizer(source: str) -> "PreTrainedTokenizerBase":
 
     Returns:
         The tokenizer.
+
+    Raises:
+        UserError: If it cannot be read, or its files are missing.
     """
     folder = hyperparameters(Path(source))["path"] if is_lightning(source) else source
+    place = local_folder(folder)
     tokenizer: PreTrainedTokenizerBase = read_part(
-        source, "tokenizer", lambda auto: auto.AutoTokenizer.from_pretrained(local_folder(folder))
+        source,
+        "tokenizer",
+        lambda auto: auto.AutoTokenizer.from_pretrained(place, trust_remote_code=False),
     )
+    # without its files transformers makes an empty one, to which every word is unknown
+    files = {*tokenizer.vocab_files_names.values(), "tokenizer.json"}
+    if (
+        tokenizer.vocab_files_names
+        and Path(place).is_dir()
+        and not any((Path(place) / name).is_file() for name in files)
+    ):
+        raise UserError(
+            f"{source}: holds no tokenizer, such as tokenizer.json; copy the files of the model's "
+            "own tokenizer into the folder"
+        )
     return tokenizer
 
 
@@ -99,13 +115,15 @@ def local_folder(source: str) -> str:
         The folder, or the hub id as it is.
 
     Raises:
-        UserError: If it is a folder without a config, a file, or a path that does not exist.
+        UserError: If it is a folder without a config, or one that would run code, a file, or a
+            path that does not exist.
     """
     source = package_folder(source)
     path = Path(source)
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise UserError(f"{source}: holds no config.json, so it is no Hugging Face folder")
+        check_folder(path)
         return source
     if path.exists():
         raise UserError(f"{source}: is neither a Hugging Face folder nor a Lightning .ckpt")
@@ -139,48 +157,33 @@ def read_part(source: str, what: str, read: Callable[[Any], Any]) -> Any:
     try:
         with quiet_transformers():
             return read(transformers)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(
-            f"{source}: cannot read its {what}, neither here nor from the hub ({reason})"
-        ) from error
+    except UserError:
+        raise
+    except Exception as error:  # a hostile config makes transformers raise nearly anything
+        words = str(error).split() or [type(error).__name__]
+        reason = " ".join(words)[:300]
+        if not isinstance(error, OSError | ValueError | RuntimeError):
+            reason = f"{type(error).__name__}: {reason}"
+        where = "" if Path(source).exists() else ", neither here nor from the hub"
+        raise UserError(f"{source}: cannot read its {what}{where} ({reason})") from error
 
 
-def read_weights(
-    source: str, kind: str, config: Any, folder: str, state: Mapping[str, Tensor] | None
-) -> tuple["PreTrainedModel", dict[str, str]]:
-    """Reads a model in float32 on the CPU.
+def read_config(source: str, folder: str) -> Any:
+    """Reads a model's config, running nothing that it names.
 
     Args:
         source: Where from, for the message.
-        kind: Name of an Auto class of transformers.
-        config: The model's config.
-        folder: The folder or hub id that holds the weights, if ``state`` is None.
-        state: The weights themselves.
+        folder: The folder or hub id.
 
     Returns:
-        The model, and the names of the tensors it did not get, to what is wrong with each.
+        The config.
     """
-
-    def read(auto: Any) -> Any:
-        loader = getattr(auto, kind)
-        if state is not None:  # the class itself takes tensors, the Auto class wants a folder
-            loader = type(loader.from_config(config))
-        # not load_state_dict, which overwrites a weight that the config ties and the file does not
-        return loader.from_pretrained(
-            None if state is not None else local_folder(folder),
-            config=config,
-            state_dict=state,
-            dtype=torch.float32,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # reported in the loading info, to be refused
-        )
-
-    model, info = read_part(source, "weights", read)
-    lacking = dict.fromkeys(info["missing_keys"], "missing")
-    for key, found, expected in info["mismatched_keys"]:
-        lacking[key] = f"{tuple(found)} where its config says {tuple(expected)}"
-    return model, lacking
+    place = local_folder(folder)
+    return read_part(
+        source,
+        "config",
+        lambda auto: auto.AutoConfig.from_pretrained(place, trust_remote_code=False),
+    )
 
 
 def hyperparameters(path: Path) -> dict[str, Any]:
@@ -196,7 +199,7 @@ def hyperparameters(path: Path) -> dict[str, Any]:
         UserError: If it is no checkpoint of ``fmerge fit``.
     """
     found: dict[str, Any] = load_lightning(path).get("hyper_parameters", {})
-    if not found.get("path"):
+    if not isinstance(found.get("path"), str) or not found["path"]:
         raise UserError(
             f"{path}: is no checkpoint of 'fmerge fit': its hyper-parameters are missing"
         )
@@ -215,17 +218,39 @@ def load_lightning(path: Path) -> dict[str, Any]:
     Raises:
         UserError: If it is missing, damaged, of another kind, or would run code.
     """
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
-    try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError) as error:
-        raise UserError(
-            f"{path}: refused, as it is damaged or holds more than tensors and plain values"
-        ) from error
+    loaded = load_plain(path)
     if not isinstance(loaded, dict) or "state_dict" not in loaded:
         raise UserError(f"{path}: is no Lightning checkpoint: it has no 'state_dict'")
+    state, made_with = loaded["state_dict"], loaded.get("hyper_parameters", {})
+    if not isinstance(state, dict) or not isinstance(made_with, dict):
+        raise UserError(
+            f"{path}: its 'state_dict' or 'hyper_parameters' is no dictionary; it is damaged"
+        )
+    for name, value in state.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            raise UserError(f"{path}: '{str(name)[:80]}' is no tensor; it is damaged")
     return loaded
+
+
+def check_resume(ckpt_path: str | Path | None) -> None:
+    """Proves that a checkpoint can be gone on from, before Lightning reads it.
+
+    Lightning would run what is in one that comes from an address on the web.
+
+    Args:
+        ckpt_path: A ``.ckpt``, one of Lightning's words for its own, or None.
+
+    Raises:
+        UserError: If it is no file here, damaged, or would run code.
+    """
+    if ckpt_path is None or ckpt_path in {"best", "last", "hpc"}:
+        return
+    if not Path(ckpt_path).is_file():
+        raise UserError(
+            f"--ckpt_path {ckpt_path}: no such file; name a .ckpt on this machine, as nothing is "
+            "downloaded"
+        )
+    load_lightning(Path(ckpt_path))
 
 
 @contextmanager

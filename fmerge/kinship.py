@@ -1,0 +1,113 @@
+"""Whether models belong together: the same function of their weights, and one origin."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fmerge.errors import UserError
+
+FIELDS = (
+    "model_type",
+    "hidden_act",
+    "hidden_activation",
+    "activation_function",
+    "feed_forward_proj",
+    "num_attention_heads",
+    "num_heads",
+    "n_head",
+    "num_key_value_heads",
+    "head_dim",
+    "d_kv",
+    "layer_norm_eps",
+    "layer_norm_epsilon",
+    "rms_norm_eps",
+    "position_embedding_type",
+    "relative_attention_num_buckets",
+    "relative_attention_max_distance",
+    "rope_parameters",
+    "rope_theta",
+    "rope_scaling",
+    "sliding_window",
+    "vocab_size",
+    "type_vocab_size",
+    "is_decoder",
+    "is_encoder_decoder",
+    "tie_word_embeddings",
+    "scale_embedding",
+    "scale_attn_weights",
+    "decoder_start_token_id",
+)
+"""Entries of a config that change what the same weights compute, under each family's name."""
+
+FARTHEST = 1.2
+"""Largest distance of an expert from its origin, relative to the origin's own norm.
+
+A fine-tuned model lies a few hundredths away, an unrelated one of the same recipe at about √2:
+its matrices are as long and at right angles. This is between the two, and is reached by any
+unrelated model that is at least two thirds as long.
+"""
+
+
+def check_same_function(
+    reference: nn.Module, other: nn.Module, reference_name: str, name: str
+) -> None:
+    """Refuses configs under which equal weights would compute different things.
+
+    Args:
+        reference: A model; without a ``config`` there is nothing to compare.
+        other: A model of the same kind.
+        reference_name: Where ``reference`` comes from, for the message.
+        name: Where ``other`` comes from, for the message.
+
+    Raises:
+        UserError: If an entry differs; the message names it and both values.
+    """
+    expected, found = _config(reference), _config(other)
+    for field in FIELDS:
+        if expected.get(field) != found.get(field):
+            raise UserError(
+                f"{name}: its config says {field} {found.get(field)}, but {reference_name} says "
+                f"{expected.get(field)}, so that their weights mean different things; merge "
+                "models fine-tuned from one base"
+            )
+
+
+def check_related(
+    reference: Mapping[str, Tensor], other: Mapping[str, Tensor], reference_name: str, name: str
+) -> None:
+    """Refuses a model whose matrices are as far from another's as an unrelated model's would be.
+
+    The distance is ‖θ − θ₀‖ / ‖θ₀‖ over all matrices together; vectors, such as the gains of
+    normalization layers, are near one in any model.
+
+    Args:
+        reference: θ₀, the base or another expert.
+        other: θ, of the same layout.
+        reference_name: Where ``reference`` comes from, for the message.
+        name: Where ``other`` comes from, for the message.
+
+    Raises:
+        UserError: If the distance is above ``FARTHEST``.
+    """
+    sums = torch.zeros(4, dtype=torch.float64)
+    for key, origin in reference.items():
+        if origin.ndim >= 2:
+            one, two = origin.flatten(), other[key].flatten()
+            products = (one - two).square().sum(), one.square().sum(), two.square().sum(), one @ two
+            sums += torch.stack(products).double().cpu()
+    difference, own, its, product = sums.tolist()
+    if difference > FARTHEST**2 * own:
+        cosine = product / max((own * its) ** 0.5, 1e-300)
+        distance = (difference / max(own, 1e-300)) ** 0.5
+        raise UserError(
+            f"{name}: lies {distance:.2f} times the norm of {reference_name} away from it (cosine "
+            f"{cosine:.2f}), as far as a model that has nothing to do with it; give the base "
+            f"that it was fine-tuned from, and experts of that base alone"
+        )
+
+
+def _config(model: nn.Module) -> dict[str, Any]:
+    config: Any = getattr(model, "config", None)
+    return {} if config is None else dict(config.to_dict())

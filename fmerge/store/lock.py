@@ -1,0 +1,95 @@
+"""One run at a time in an output folder."""
+
+import json
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from fmerge.errors import UserError
+from fmerge.store.atomic import LOCK, check_new_folder, explaining
+
+_LOG = logging.getLogger(__name__)
+
+
+def lock_of(output: Path, folder: bool) -> Path:
+    """Says where the lock of an output is.
+
+    Args:
+        output: A run's folder, or the file it writes.
+        folder: Which of the two it is.
+
+    Returns:
+        A file in the folder, or beside the file.
+    """
+    return output / LOCK if folder else output.with_name(f".{output.name}.lock")
+
+
+@contextmanager
+def only_run(lock: Path, on: bool = True) -> Iterator[None]:
+    """Keeps other runs out until this one ends, in whatever way it ends.
+
+    The file names process and host for whoever meets it. What keeps others out is the system's
+    lock on it, which a killed process loses with its life: a file that nobody holds is taken over.
+
+    Args:
+        lock: The file; it and the folders made for it go in the end, unless they are in use.
+        on: Whether to lock at all: only the first of several processes does.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        UserError: If another run holds it, or the output's place is no folder.
+    """
+    if not on:
+        yield
+        return
+    check_new_folder(lock.parent, overwrite=True)
+    made = [one for one in (lock.parent, *lock.parent.parents) if not one.exists()]
+    with explaining(lock):
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        handle = _take(lock)
+    try:
+        yield
+    finally:
+        lock.unlink(missing_ok=True)
+        os.close(handle)
+        for folder in made:
+            if not folder.is_dir() or any(folder.iterdir()):
+                break
+            folder.rmdir()
+
+
+def _take(lock: Path) -> int:
+    while True:
+        handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            _hold(lock, handle)
+            # the one who held it may have removed the file since it was opened
+            if lock.exists() and os.fstat(handle).st_ino == lock.stat().st_ino:
+                owner = json.dumps({"pid": os.getpid(), "host": socket.gethostname()})
+                os.ftruncate(handle, 0)
+                os.pwrite(handle, owner.encode(), 0)
+                return handle
+        except BaseException:
+            os.close(handle)
+            raise
+        os.close(handle)
+
+
+def _hold(lock: Path, handle: int) -> None:
+    try:
+        import fcntl
+
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        owner = os.pread(handle, 200, 0).decode(errors="replace")
+        raise UserError(
+            f"{lock.parent}: another run is writing here ({lock.name} says {owner or 'nothing yet'}"
+            "); wait for it to end, or name another --output"
+        ) from error
+    except (ImportError, OSError) as error:
+        _LOG.warning("%s: cannot be locked here (%s); start no second run", lock, error)

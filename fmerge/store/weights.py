@@ -1,0 +1,95 @@
+"""A model's weights, read once they have proved to be what its config describes."""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from fmerge.errors import UserError
+from fmerge.store.folders import Header, check_described, check_weights, is_float
+from fmerge.store.sources import local_folder, read_part
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def read_weights(
+    source: str, kind: str, config: Any, folder: str, state: Mapping[str, Tensor] | None
+) -> tuple["PreTrainedModel", dict[str, str]]:
+    """Reads a model in float32 on the CPU.
+
+    Args:
+        source: Where from, for the message.
+        kind: Name of an Auto class of transformers.
+        config: The model's config.
+        folder: The folder or hub id that holds the weights, if ``state`` is None.
+        state: The weights themselves.
+
+    Returns:
+        The model, and the names of the tensors it did not get, to what is wrong with each.
+    """
+    header: Header = {}
+    place = None if state is not None else local_folder(folder)
+    if place is not None and Path(place).is_dir():
+        header = check_weights(Path(place), config.to_dict())
+
+    def describe(auto: Any) -> Any:
+        with torch.device("meta"):
+            return getattr(auto, kind).from_config(config, trust_remote_code=False)
+
+    if place is not None and header:
+        described = dict(read_part(source, "config", describe).named_parameters())
+        numbers = sum(parameter.numel() for parameter in described.values())
+        check_described(Path(place), numbers, header)
+        _check_kinds(source, described, header)
+
+    def read(auto: Any) -> Any:
+        loader = getattr(auto, kind)
+        if state is not None:  # the class itself takes tensors, the Auto class wants a folder
+            loader = type(loader.from_config(config))
+        # not load_state_dict, which overwrites a weight that the config ties and the file does not
+        return loader.from_pretrained(
+            place,
+            config=config,
+            state_dict=state,
+            trust_remote_code=False,
+            dtype=torch.float32,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # reported in the loading info, to be refused
+        )
+
+    model, info = read_part(source, "weights", read)
+    lacking = dict.fromkeys(info["missing_keys"], "missing")
+    for key, found, expected in info["mismatched_keys"]:
+        lacking[key] = f"{tuple(found)} where its config says {tuple(expected)}"
+    _check_layers(source, info["unexpected_keys"], [name for name, _ in model.named_parameters()])
+    return model, lacking
+
+
+def _check_kinds(source: str, described: Mapping[str, Any], header: Header) -> None:
+    # a file of the body alone names its tensors without the body's prefix
+    short = {name.partition(".")[2] for name in described} | described.keys()
+    for name, (kind, _) in header.items():
+        if name in short and not is_float(kind):
+            raise UserError(
+                f"{source}: tensor '{name}' is of kind {kind}, but weights are floating-point "
+                "numbers; give the model as it was before quantization"
+            )
+
+
+def _check_layers(source: str, unexpected: Iterable[str], names: Sequence[str]) -> None:
+    """Refuses layers that the config does not know: the model would run without them."""
+    for key in sorted(unexpected):
+        numbered = re.match(r"(?:.*?\.)?((?:\w+\.)(\d+)\.)", key)
+        if numbered is None:
+            continue
+        layer, stack = numbered[1], numbered[1][: -len(numbered[2]) - 1]
+        inside = [name for name in names if f".{stack}" in f".{name}"]
+        if inside and not any(f".{layer}" in f".{name}" for name in inside):
+            raise UserError(
+                f"{source}: tensor '{key}' is of a layer that its config does not have; the "
+                "config belongs to a smaller model"
+            )
