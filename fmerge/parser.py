@@ -26,8 +26,8 @@ _CLASSES = {
     "model": modules.__all__,
 }
 _NOT_CHOICES = {
-    "MergeMethod", "Search", "Trial", "Example", "MultiTask", "Split", "TaskData", "TaskModule",
-    "Estimation", "FisherPass", "HeadInputs", "Saving", "probe_accuracy",
+    "MergeMethod", "Pick", "Search", "Trial", "Example", "MultiTask", "Split", "TaskData",
+    "TaskModule", "Estimation", "FisherPass", "HeadInputs", "Saving", "probe_accuracy",
 }  # fmt: skip
 
 

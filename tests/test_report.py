@@ -7,7 +7,8 @@ import torch
 from rich.console import Console
 
 from fmerge.errors import UserError
-from fmerge.report import Row, compare, draw_search, fisher_table, layer_of, score_table
+from fmerge.picture import draw_search
+from fmerge.report import Row, compare, fisher_table, layer_of, score_table
 from fmerge.search import Trial
 
 
