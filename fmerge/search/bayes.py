@@ -27,7 +27,7 @@ class AxSearch(Search):
     draw of examples each time, overstates by how much two trials differ for no reason.
 
     Args:
-        trials: Trials in all, all others included.
+        trials: Trials in all: the initial ones, the model's and those of the polish.
         initial_trials: Trials before the model takes over: the starts, all of which are tried,
             and then quasi-random points up to this number.
         acquisition: ``nei``: noisy expected improvement; ``ei``: expected improvement over the
@@ -35,8 +35,8 @@ class AxSearch(Search):
         xi: Improvement that ``ei`` asks for, in units of the objective.
         kappa: Exploration of ``ucb``, in standard deviations.
         seed: Seed of the points and of the optimisation.
-        starts: Try first 1/M for each of the M experts, which is the plain average, then 0.3, 0.5
-            and 1 for each, then each expert alone; without those that are the same merge.
+        starts: Try first 1/M for each of the M experts (task arithmetic's plain average), then
+            0.3, 0.5 and 1 for each, then each expert alone; no merge twice.
         noise: Standard error of a score that the model is told. ``infer``: none, it estimates
             one for all trials; ``binomial``: that of an accuracy on as many examples; ``none``:
             zero.
@@ -101,13 +101,13 @@ class AxSearch(Search):
 
     @override
     def ask(self) -> dict[str, float]:
-        index, scored = len(self.history), any(t.status == "ok" for t in self.history)
+        index, scored = len(self.history), [t.index for t in self.history if t.status == "ok"]
         with quiet():
             # the model needs one score to start from: more Sobol points until there is one
             if index < max(self.initial_trials, len(self._starts)) or not scored:
                 return self._attach(self._initial(index))
-            begin = self.trials - self.polish
-            if index >= begin:
+            begin = max(self.trials - self.polish, scored[0] + 1)
+            if self.polish and index >= begin:
                 point = compass_point(self.history, begin, self.rank)
                 if point is not None:
                     return self._attach(point)

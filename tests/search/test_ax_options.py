@@ -171,6 +171,15 @@ def test_polish_goes_along_one_coefficient_from_the_best():
     assert search.best().objective >= before
 
 
+def test_a_polish_waits_for_a_first_score():
+    search = begun({}, trials=6, initial_trials=1, polish=4, starts=False)
+    for _ in range(6):
+        step(search, failing={0, 1, 2, 3})
+    assert [trial.status for trial in search.history] == ["failed"] * 4 + ["ok"] * 2
+    (a, b), (c, d) = points(search)[4:]
+    assert c == min(1.0, a + 0.1) and d == b
+
+
 def test_the_best_keeps_the_bounds_or_falls_short_by_least():
     search = Fixed()
     search.start(["a", "b"])
