@@ -92,8 +92,10 @@ class MergeOptimizer(Callback):
                 f"{type(search).__name__}: needs data to score its trials on; give --data, or "
                 "fix the coefficients with --optimizer.search Fixed"
             )
-        if not scored and self.needs_experts:
-            raise UserError("--optimizer: objective and keep need data to score on; give --data")
+        if not scored and (self.needs_experts or self.weights or self.objective != "mean"):
+            raise UserError(
+                "--optimizer: objective, weights and keep need data to score on; give --data"
+            )
         self._names, self.parts = names, None
         if self.groups == "whole":
             search.start(names, only_ratios=method.only_ratios)

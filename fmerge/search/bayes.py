@@ -1,5 +1,6 @@
 """Bayesian optimisation of the coefficients, between points worth a try and a last polish."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
@@ -13,6 +14,8 @@ from fmerge.search.simple import sobol_points
 from fmerge.search.starts import start_points
 
 Noise = Literal["infer", "binomial", "none"]
+
+_LOG = logging.getLogger(__name__)
 
 
 class AxSearch(Search):
@@ -142,8 +145,12 @@ class AxSearch(Search):
         scored = [trial for trial in self.history if trial.status == "ok"]
         if not scored or len(self.history) <= max(self.initial_trials, len(self._starts)):
             return None
-        with quiet():
-            predicted = self._client.predict([trial.coefficients for trial in scored])
+        try:
+            with quiet():
+                predicted = self._client.predict([trial.coefficients for trial in scored])
+        except Exception as failure:  # a line of the report is not worth a finished search
+            _LOG.warning("the search's model has no pick: %s", failure)
+            return None
         ranked = zip(scored, predicted, strict=True)
         trial, (mean, error, _) = max(ranked, key=lambda one: (-one[1][2], one[1][0]))
         return Pick(trial, mean, error)

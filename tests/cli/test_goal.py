@@ -195,10 +195,13 @@ def test_goals_that_do_not_fit_are_said(zoo, tmp_path, capsys, options, message)
     assert not output.exists()
 
 
-def test_shares_need_data(zoo, tmp_path, capsys):
+@pytest.mark.parametrize(
+    "option", ["keep=0.9", "objective=worst", "weights={colour: 1, animal: 2}"]
+)
+def test_goals_need_data(zoo, tmp_path, capsys, option):
     arguments = ["merge", *experts(zoo), "--method", "Isotropic", "--output", tmp_path / "out"]
-    line = fails(capsys, *arguments, "--optimizer.keep", "0.9")
-    assert "objective and keep need data to score on" in line
+    line = fails(capsys, *arguments, f"--optimizer.{option}")
+    assert "objective, weights and keep need data to score on" in line
 
 
 def test_binomial_noise_is_that_of_accuracies(zoo, tmp_path, capsys, monkeypatch):

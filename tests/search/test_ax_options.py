@@ -128,6 +128,17 @@ def test_the_pick_of_the_model_is_within_the_bounds_and_the_same_after_a_replay(
     assert 1e-6 < pick.error < 0.02
 
 
+def test_a_model_that_cannot_be_fitted_costs_the_pick_alone(monkeypatch, caplog):
+    def fail(self, points):
+        raise RuntimeError("not positive definite")
+
+    search = begun({}, trials=3, initial_trials=1, starts=False)
+    while not search.finished:
+        step(search)
+    monkeypatch.setattr(AxClient, "predict", fail)
+    assert search.pick() is None and "not positive definite" in caplog.text
+
+
 @pytest.mark.parametrize(
     "options",
     [

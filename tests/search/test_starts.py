@@ -2,7 +2,7 @@
 
 import pytest
 
-from fmerge.search import Fixed, RandomSearch, Sobol, Trial
+from fmerge.search import Dirichlet, Fixed, RandomSearch, Sobol, Trial
 from fmerge.search.compass import compass_point
 from fmerge.search.starts import start_points
 
@@ -108,3 +108,13 @@ def test_fixed_coefficients_by_expert_and_by_group():
     default = Fixed()
     default.start(["a", "b"], ["x", "y"])
     assert set(default.ask().values()) == {0.5}
+
+
+def test_the_coefficients_of_each_group_sum_to_one():
+    search = Dirichlet(draws=2, seed=1)
+    search.start(["a", "b", "c"], ["x", "y"])
+    point = search.ask()
+    assert list(point) == ["a/x", "a/y", "b/x", "b/y", "c/x", "c/y"]
+    for group in "xy":
+        assert sum(point[f"{expert}/{group}"] for expert in "abc") == pytest.approx(1)
+    assert point["a/x"] != point["a/y"]
