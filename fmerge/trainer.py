@@ -210,9 +210,8 @@ class FMergeTrainer(Trainer):
         output = Path(output)
         method = Average() if method is None else method
         settings = FisherSettings(split="validation", examples=30) if fisher is None else fisher
-        folder, going_on = RunFolder(output, self.resolved_config), False
-        if self.is_global_zero:
-            going_on = folder.check(overwrite)
+        folder = RunFolder(output, self.resolved_config)
+        going_on = self.is_global_zero and folder.check(overwrite)
         check_strategy(self)
         module = _task_module(model)
         data = _tasks(datamodule) if datamodule is not None else None
