@@ -23,6 +23,7 @@ from fmerge.modules import (
     TextClassifier,
     probe_score,
 )
+from fmerge.objective import binomial_error
 from fmerge.params import Params, write_params
 
 
@@ -129,6 +130,23 @@ class Evaluator:
             for task in tasks
         }
 
+    def errors(self, scores: Mapping[str, float], split: Split) -> dict[str, float]:
+        """Estimates how far scores are from those on infinitely many examples.
+
+        Args:
+            scores: Score by task.
+            split: What they were scored on, all of it.
+
+        Returns:
+            Binomial standard error by task, for the tasks that are scored by accuracy alone.
+        """
+        loaders = self.data.loaders(split, list(scores))
+        return {
+            task: binomial_error(score, len(loaders[task].dataset))  # type: ignore[arg-type]
+            for task, score in scores.items()
+            if by_accuracy(self.data, task)
+        }
+
     def fisher(
         self,
         task: str,
@@ -201,6 +219,19 @@ class Evaluator:
         parts: list[Any] = [None] * self.trainer.world_size
         distributed.all_gather_object(parts, mine)
         return [piece for part in parts for piece in part]
+
+
+def by_accuracy(data: MultiTask, task: str) -> bool:
+    """Tells whether a task's score is a share of its examples.
+
+    Args:
+        data: The tasks.
+        task: The task.
+
+    Returns:
+        Whether accuracy is its one metric.
+    """
+    return list(data.metrics[task]) == ["accuracy"]
 
 
 def check_strategy(trainer: Trainer) -> None:

@@ -1,7 +1,7 @@
 """The search over coefficients as a Lightning callback."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -9,88 +9,55 @@ from lightning.pytorch import Callback, Trainer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from fmerge.errors import UserError
+from fmerge.grouping import Groups, partition
+from fmerge.merger import Merger
 from fmerge.methods import MergeMethod
-from fmerge.params import Params, check_finite
+from fmerge.objective import Kind, Objective, Scores, check_keep, check_own, check_weights
+from fmerge.params import Params
 from fmerge.search import AxSearch, Fixed, Search, Trial
 
-Score = Callable[[Params], Mapping[str, float]]
-"""From merged body tensors to the score of each task."""
-
-
-class Merger:
-    """Assembles a merge for given coefficients.
-
-    Args:
-        method: The formula.
-        base: The base's body θ₀, or None.
-        experts: Bodies θₘ by name.
-        fisher_of: From an expert's name and a body to that task's diagonal Fisher there;
-            called only for methods that move the Fisher with the coefficients.
-        fishers: Diagonal Fishers Fₘ at the experts, by name, or None.
-    """
-
-    def __init__(
-        self,
-        method: MergeMethod,
-        base: Params | None,
-        experts: Mapping[str, Params],
-        fisher_of: Callable[[str, Params], Params],
-        fishers: Mapping[str, Params] | None = None,
-    ) -> None:
-        self.method = method
-        self.base = base
-        self.experts = experts
-        self.fisher_of = fisher_of
-        self.fishers = fishers
-
-    def assemble(self, coefficients: Mapping[str, float]) -> Params:
-        """Computes the merged body.
-
-        Args:
-            coefficients: λ by expert.
-
-        Returns:
-            The merged tensors.
-
-        Raises:
-            ValueError: If the method cannot merge with these coefficients.
-            UserError: If the merged tensors are not finite.
-        """
-        fishers = self.fishers
-        if self.method.fisher_at == "scaled":
-            fishers = {
-                name: self.fisher_of(name, self._scaled(name, coefficients[name]))
-                for name in self.experts
-            }
-        merged = self.method.merge(
-            self.base,
-            list(self.experts.values()),
-            [coefficients[name] for name in self.experts],
-            None if fishers is None else [fishers[name] for name in self.experts],
-        )
-        check_finite(merged, f"{type(self.method).__name__} at {dict(coefficients)}")
-        return merged
-
-    def _scaled(self, name: str, coefficient: float) -> Params:
-        """θ₀ + λₘτₘ, where DF-Merge takes the Fisher."""
-        if self.base is None:
-            raise ValueError(f"{type(self.method).__name__} needs the base model")
-        expert = self.experts[name]
-        return {key: torch.lerp(base, expert[key], coefficient) for key, base in self.base.items()}
+Score = Callable[[Params], Scores]
+"""From merged body tensors to what they scored."""
 
 
 class MergeOptimizer(Callback):
     """Searches the merging coefficients: a trial is a merge, scored by validation.
 
     Args:
-        search: Where the coefficients come from: Fixed, Grid, Dirichlet or AxSearch. AxSearch
-            when left out; Fixed for methods without coefficients.
-        target: Score this task alone; the mean over all tasks when left out.
+        search: Where the coefficients come from: Fixed, Grid, Dirichlet, RandomSearch, Sobol or
+            AxSearch. AxSearch when left out; Fixed for methods without coefficients.
+        target: Score this task alone; all tasks when left out.
+        objective: What is maximised: mean: the mean of the tasks' scores; retained: the mean of
+            the shares of their experts' scores that they keep; worst: the lowest score;
+            worst_retained: the lowest share.
+        weights: How much each task counts in mean or retained, by task; alike when left out.
+        keep: Share of its expert's validation score that every task must keep, such as 0.97, or
+            the shares by task. The best trial is then the best of those that do; where none
+            does, the one that falls short by least.
+        groups: What has coefficients of its own: whole: each expert has one; kind: one for its
+            embeddings, attention, MLP and other tensors each; a number: one for each of so many
+            equal slices of its depth; or {name of a group: regular expression that the names of
+            its tensors match}. A method that looks at all tensors together looks at a group's:
+            TIES trims, and FisherMerge and DFMerge normalize, within a group.
     """
 
-    def __init__(self, search: Search | None = None, target: str | None = None) -> None:
+    def __init__(
+        self,
+        search: Search | None = None,
+        target: str | None = None,
+        objective: Kind = "mean",
+        weights: dict[str, float] | None = None,
+        keep: float | dict[str, float] | None = None,
+        groups: Groups = "whole",
+    ) -> None:
         self.search = search
         self.target = target
+        self.objective: Kind = objective
+        self.weights = weights
+        self.keep = keep
+        self.groups = groups
+        self.parts: dict[str, list[str]] | None = None
+        self._names: list[str] = []
 
     def prepare(self, names: list[str], method: MergeMethod, scored: bool) -> Search:
         """Starts the search, before any long work.
@@ -101,13 +68,13 @@ class MergeOptimizer(Callback):
             scored: Whether there are data to score trials on.
 
         Returns:
-            The search that will be used.
+            The search that will be used; ``divide`` starts it once more where tensors are grouped.
 
         Raises:
             UserError: If the search does not fit the experts, the method or the data.
         """
-        if self.target is not None and self.target not in names:
-            raise UserError(f"unknown task '{self.target}' as target; known: {', '.join(names)}")
+        check_weights(self.weights, names, self.target, self.objective)
+        check_keep(self.keep, names)
         search = self.search
         if search is None:
             search = AxSearch() if method.uses_coefficients and scored else Fixed()
@@ -116,13 +83,58 @@ class MergeOptimizer(Callback):
                 f"{type(search).__name__}: {type(method).__name__} has no coefficients to search; "
                 "name another --method, or leave --optimizer.search out"
             )
+        if not method.uses_coefficients and self.groups != "whole":
+            raise UserError(
+                f"--optimizer.groups: {type(method).__name__} has no coefficients to divide"
+            )
         if not scored and not isinstance(search, Fixed):
             raise UserError(
                 f"{type(search).__name__}: needs data to score its trials on; give --data, or "
                 "fix the coefficients with --optimizer.search Fixed"
             )
-        search.start(names)
+        if not scored and (self.needs_experts or self.weights or self.objective != "mean"):
+            raise UserError(
+                "--optimizer: objective, weights and keep need data to score on; give --data"
+            )
+        self._names, self.parts = names, None
+        if self.groups == "whole":
+            search.start(names, only_ratios=method.only_ratios)
         return search
+
+    def divide(self, search: Search, method: MergeMethod, tensors: Sequence[str]) -> None:
+        """Groups the tensors and starts the search over the groups' coefficients.
+
+        Args:
+            search: What ``prepare`` returned.
+            method: What is merged with.
+            tensors: The names of the body's tensors, in the order of the model.
+        """
+        if self.groups != "whole":
+            self.parts = partition(tensors, self.groups)
+            search.start(self._names, list(self.parts), method.only_ratios)
+
+    @property
+    def needs_experts(self) -> bool:
+        """Whether the experts' own validation scores are needed."""
+        return self.keep is not None or self.objective in {"retained", "worst_retained"}
+
+    def goal(self, own: Mapping[str, float]) -> Objective:
+        """Settles what is maximised and what is bounded.
+
+        Args:
+            own: The experts' own validation scores by task, where they are needed.
+
+        Returns:
+            The objective.
+        """
+        names = self._names
+        weights = check_weights(self.weights, names, self.target, self.objective)
+        keep = check_keep(self.keep, names)
+        if self.objective in {"retained", "worst_retained"}:
+            check_own(own, list(weights or names))
+        check_own(own, list(keep))
+        bounds = {task: share * own[task] for task, share in keep.items()}
+        return Objective(self.objective, weights, own, bounds)
 
     def optimize(
         self,
@@ -184,19 +196,24 @@ class MergeOptimizer(Callback):
         self, index: int, coefficients: Mapping[str, float], merger: Merger, score: Score
     ) -> Trial:
         try:
-            metrics = score(merger.assemble(coefficients))
+            scores = score(merger.assemble(coefficients))
         except (ValueError, UserError, torch.OutOfMemoryError) as error:
             return Trial(index, coefficients, status="failed", reason=str(error))
-        if not metrics:
+        metrics, objective = scores.metrics, scores.objective
+        if objective is None:
             return Trial(index, coefficients, reason="built without data to score it on")
-        counted = [metrics[self.target]] if self.target else list(metrics.values())
-        objective = sum(counted) / len(counted)
         if not math.isfinite(objective):
             reason = f"the objective is {objective}"
             return Trial(index, coefficients, metrics=metrics, status="failed", reason=reason)
-        return Trial(index, coefficients, objective, metrics)
+        return Trial(
+            index, coefficients, objective, metrics, error=scores.error, errors=scores.errors
+        )
 
 
 def _best_so_far(search: Search) -> str:
-    scores = [trial.objective for trial in search.history if trial.objective is not None]
-    return f"best {max(scores):.4f}" if scores else "no score yet"
+    scored = [trial for trial in search.history if trial.objective is not None]
+    if not scored:
+        return "no score yet"
+    best = search.best()
+    short = ", short of the bounds" if search.rank(best)[0] else ""
+    return f"best {best.objective:.4f}{short}"

@@ -11,17 +11,22 @@ from rich.console import Console
 
 from fmerge.data import MultiTask
 from fmerge.errors import UserError
-from fmerge.evaluation import Evaluator, FisherSettings
+from fmerge.evaluation import Evaluator, FisherSettings, by_accuracy
 from fmerge.experts import Ensemble
-from fmerge.merge_optimizer import MergeOptimizer, Merger
+from fmerge.merge_optimizer import MergeOptimizer
+from fmerge.merger import Merger
 from fmerge.methods import Average, MergeMethod
 from fmerge.modules import TaskModule, TextClassifier
+from fmerge.objective import Objective, Scores
 from fmerge.params import Params, fingerprint, params_of, write_params
-from fmerge.report import AVERAGE, BASE, EXPERTS, MERGE, PROBE, MergeReport, Row, draw_search
+from fmerge.picture import draw_search
+from fmerge.report import AVERAGE, BASE, EXPERTS, MERGE, PROBE, MergeReport, Row
 from fmerge.search import Search, Trial
 from fmerge.store import RunFolder, write_text
 
 References = Literal["all", "experts"]
+
+_OWN = "experts' validation scores"
 
 
 class MergeRun:
@@ -63,8 +68,11 @@ class MergeRun:
             for name, model in ensemble.models.items()
         }
 
-    def check(self) -> None:
+    def check(self, search: Search) -> None:
         """Proves that the data have what the run will need, before its long part.
+
+        Args:
+            search: The search.
 
         Raises:
             UserError: If data are needed and missing, or a split is.
@@ -78,6 +86,12 @@ class MergeRun:
                 raise UserError(f"{name}: needs data to estimate Fishers on; give --data")
             return
         self.data.check_splits("validation", "test")
+        for task in self.data.tasks:
+            if search.needs_errors and not by_accuracy(self.data, task):
+                raise UserError(
+                    f"{type(search).__name__}: binomial noise is that of an accuracy, but task "
+                    f"'{task}' is scored by {', '.join(self.data.metrics[task])}; use noise infer"
+                )
         if estimated:
             self.data.check_splits(self.settings.split)
         if self.references == "all" and self.ensemble.base is not None and self._refits():
@@ -121,20 +135,29 @@ class MergeRun:
             What was kept, with the rows of the table: none without data.
         """
         self.trainer.strategy.setup_environment()
+        goal = optimizer.goal(self._own_scores(folder) if optimizer.needs_experts else {})
+        search.constrain(goal.bounds)
         for record in self.trainer.strategy.broadcast(list(done)):
             search.replay(Trial.from_record(record))
         merger = Merger(
-            self.method, self.ensemble.base, self.ensemble.bodies, self._fisher, self._fishers()
+            self.method,
+            self.ensemble.base,
+            self.ensemble.bodies,
+            self._fisher,
+            self._fishers(),
+            optimizer.parts,
         )
         best = optimizer.optimize(
             self.trainer,
             search,
             merger,
-            self._validate,
+            lambda body: self._validate(body, goal),
             folder.append,
             stop,
         )
         body = merger.assemble(best.coefficients)
+        # the other processes were told no scores: their search has no model
+        pick = search.pick() if self.trainer.is_global_zero and self.data is not None else None
         rows = self._rows(body)
         self._save(body, folder.path / "merged")
         return MergeReport(
@@ -145,7 +168,9 @@ class MergeRun:
             self.ensemble.sources,
             self.ensemble.base_source,
             rows,
-            optimizer.target,
+            goal,
+            search.groups,
+            pick,
             self._measure(),
         )
 
@@ -155,10 +180,22 @@ class MergeRun:
             raise UserError("there are no data to score on; give --data")
         return Evaluator(self.trainer, self.module, self.data)
 
-    def _validate(self, body: Params) -> Mapping[str, float]:
+    def _validate(self, body: Params, goal: Objective) -> Scores:
         if self.data is None:
-            return {}
-        return self._evaluator.score(body, "validation", self.ensemble.tasks)
+            return Scores()
+        metrics = self._evaluator.score(body, "validation", self.ensemble.tasks)
+        return goal.of(metrics, self._evaluator.errors(metrics, "validation"))
+
+    def _own_scores(self, folder: RunFolder) -> dict[str, float]:
+        """The experts' scores on their validation splits, computed once in the life of a run."""
+        noted = (folder.noted(_OWN) or {}) if self.trainer.is_global_zero else {}
+        own: dict[str, float] = self.trainer.strategy.broadcast(noted)
+        if not own:
+            for name in self.ensemble.tasks:
+                own |= self._evaluator.score(self.ensemble.bodies[name], "validation", [name])
+            if self.trainer.is_global_zero:
+                folder.note(_OWN, own)
+        return own
 
     def _measure(self) -> str:
         metrics = [] if self.data is None else list(self.data.metrics.values())
@@ -227,7 +264,7 @@ def show(report: MergeReport, search: Search, output: Path) -> None:
     """
     console = Console()
     if report.rows:
-        draw_search(search.history, output / "search.png", report.measure)
+        draw_search(search.history, output / "search.png", report.goal, report.measure)
         write_text(output / "scores.json", json.dumps(report.record(), indent=1) + "\n")
         console.print(report.table())
     write_text(output / "report.md", report.markdown())

@@ -28,8 +28,8 @@ _CLASSES = {
     "model": modules.__all__,
 }
 _NOT_CHOICES = {
-    "MergeMethod", "Search", "Trial", "Example", "MultiTask", "Split", "TaskData", "TaskModule",
-    "Estimation", "FisherPass", "HeadInputs", "HeadedModule", "Saving", "probe_score",
+    "MergeMethod", "Pick", "Search", "Trial", "Example", "MultiTask", "Split", "TaskData",
+    "TaskModule", "Estimation", "FisherPass", "HeadInputs", "HeadedModule", "Saving", "probe_score",
 }  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""What a run shows: tables in the terminal and in ``report.md``, and the picture of the search."""
+"""What a run shows: tables in the terminal and in ``report.md``."""
 
 import json
 import re
@@ -12,9 +12,10 @@ from rich.console import Console
 from rich.table import Table
 
 from fmerge.errors import UserError
+from fmerge.grouping import coefficient_name
+from fmerge.objective import Objective, shortfalls
 from fmerge.params import Params
-from fmerge.search import Trial
-from fmerge.store import replacing_file
+from fmerge.search import Pick, Trial
 
 BASE, PROBE, EXPERTS, AVERAGE = "base", "base, heads refitted", "experts", "plain average"
 MERGE = "this merge"
@@ -47,7 +48,9 @@ class MergeReport:
         experts: Expert name to where it was read from.
         base: Where the base was read from.
         rows: Test scores of the models compared; empty when the merge was not scored.
-        target: The task that chose, where it was one alone.
+        goal: What the search maximised, and its bounds.
+        groups: Names of the groups that have coefficients of their own.
+        pick: The trial that the search's model would have kept, where it has a model.
         measure: What the scores are: ``accuracy``, or ``score`` where tasks have other metrics.
     """
 
@@ -58,7 +61,9 @@ class MergeReport:
     experts: Mapping[str, str]
     base: str | None
     rows: Sequence[Row] = ()
-    target: str | None = None
+    goal: Objective = Objective()
+    groups: Sequence[str] = ("",)
+    pick: Pick | None = None
     measure: str = "accuracy"
 
     def table(self) -> Table:
@@ -89,21 +94,21 @@ class MergeReport:
         Returns:
             Markdown text.
         """
-        names = ", ".join(f"{name} {value:.4f}" for name, value in self.best.coefficients.items())
         lines = [
             f"# {self.method} of {len(self.experts)} experts",
             "",
             f"- search: {self.search}, {self.trials} trials; the best is trial {self.best.index}",
-            f"- coefficients: {names}",
+            *self._coefficients(),
             *(f"- expert `{name}`: {path}" for name, path in self.experts.items()),
             *([f"- base: {self.base}"] if self.base else []),
         ]
         if self.rows:
-            chooser = f"task `{self.target}`" if self.target else "the mean over tasks"
             header, *rows = _cells(self.rows)
             lines += [
-                f"- the validation split chose, by {chooser} "
+                f"- the validation split chose, by {self.goal} "
                 f"(objective {100 * (self.best.objective or 0):.1f}); the test split scored, once",
+                *self._bounds(),
+                *self._picked(),
                 "",
                 f"Test {self.measure} in per cent:",
                 "",
@@ -116,6 +121,42 @@ class MergeReport:
                 "![objective by trial](search.png)",
             ]
         return "\n".join(lines) + "\n"
+
+    def _coefficients(self) -> list[str]:
+        """One line, or one per expert where tensors are grouped."""
+        values = self.best.coefficients
+        if list(self.groups) == [""]:
+            return [f"- coefficients: {', '.join(f'{n} {v:.4f}' for n, v in values.items())}"]
+        lines = []
+        for expert in self.experts:
+            own = (f"{g} {values[coefficient_name(expert, g)]:.4f}" for g in self.groups)
+            lines.append(f"- coefficients of {expert}: {', '.join(own)}")
+        return lines
+
+    def _bounds(self) -> list[str]:
+        bounds = self.goal.bounds
+        if not bounds:
+            return []
+        least = ", ".join(f"{task} {100 * bound:.1f}" for task, bound in bounds.items())
+        short = shortfalls(self.best.metrics, bounds)
+        if not short:
+            return [f"- at least on validation: {least}; the best trial keeps to that"]
+        missing = ", ".join(f"{task} by {100 * value:.1f}" for task, value in short.items())
+        return [
+            f"- at least on validation: {least}; NO TRIAL kept to that, and the best is the one "
+            f"that falls short by least: {missing}"
+        ]
+
+    def _picked(self) -> list[str]:
+        if self.pick is None:
+            return []
+        best, pick = self.best, self.pick
+        predicted = f"{100 * pick.mean:.1f} ± {100 * pick.error:.1f} predicted"
+        same = "the same trial" if pick.trial.index == best.index else f"trial {pick.trial.index}"
+        return [
+            f"- observed best: trial {best.index}, {100 * (best.objective or 0):.1f}, which was "
+            f"kept; the search's model would have kept {same}, {predicted}"
+        ]
 
 
 def score_table(rows: Sequence[Row], title: str) -> Table:
@@ -221,40 +262,6 @@ def layer_of(name: str) -> str:
     if numbered:
         return numbered.group(1)
     return ".".join(name.split(".")[:-1][:2]) or name
-
-
-def draw_search(trials: Sequence[Trial], path: Path, measure: str = "accuracy") -> None:
-    """Draws the objective by trial and the best so far.
-
-    Args:
-        trials: In order.
-        path: The picture, a PNG.
-        measure: What the objective is a mean of.
-    """
-    # not pyplot: its global state would pick a window system
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
-
-    scored = [t for t in trials if t.objective is not None]
-    values = [100 * (t.objective or 0.0) for t in scored]
-    best = [max(values[: i + 1]) for i in range(len(values))]
-    figure = Figure(figsize=(6.4, 3.6), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    numbers = [t.index for t in scored]
-    axes.plot(numbers, values, "o", color="#4878a8", markersize=4, label="trial")
-    axes.step(numbers, best, where="post", color="#c2542d", label="best so far")
-    failed = [t.index for t in trials if t.objective is None]
-    if failed and values:
-        axes.plot(failed, [min(values)] * len(failed), "x", color="grey", label="failed")
-    axes.set_xlabel("trial")
-    axes.set_ylabel(f"validation {measure}, %")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, loc="lower right")
-    with replacing_file(path) as temporary:
-        figure.savefig(temporary, dpi=120, metadata={"Software": "fmerge"})
 
 
 def main(*folders: Path) -> None:

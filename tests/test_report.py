@@ -7,8 +7,10 @@ import torch
 from rich.console import Console
 
 from fmerge.errors import UserError
-from fmerge.report import Row, compare, draw_search, fisher_table, layer_of, score_table
-from fmerge.search import Trial
+from fmerge.objective import Objective
+from fmerge.picture import draw_search
+from fmerge.report import MergeReport, Row, compare, fisher_table, layer_of, score_table
+from fmerge.search import Pick, Trial
 
 
 def text(table) -> str:
@@ -86,3 +88,48 @@ def test_the_picture_is_drawn_with_failures(tmp_path):
     draw_search(trials, tmp_path / "search.png")
     assert (tmp_path / "search.png").read_bytes().startswith(b"\x89PNG")
     assert [path.name for path in tmp_path.iterdir()] == ["search.png"]
+
+
+def test_the_picture_shows_what_fell_below_its_bounds(tmp_path, monkeypatch):
+    from matplotlib.axes import Axes
+
+    drawn, steps = {}, {}
+    plot, step = Axes.plot, Axes.step
+
+    def spy_plot(self, x, y, *style, **options):
+        drawn[options.get("label")] = list(x), list(y)
+        return plot(self, x, y, *style, **options)
+
+    def spy_step(self, x, y, **options):
+        steps.update(zip(x, y, strict=True))
+        return step(self, x, y, **options)
+
+    monkeypatch.setattr(Axes, "plot", spy_plot)
+    monkeypatch.setattr(Axes, "step", spy_step)
+    scores = [(0.9, 0.1), (0.5, 0.6), (0.8, 0.2), (0.6, 0.7)]
+    trials = [Trial(i, {}, first, {"a": second}) for i, (first, second) in enumerate(scores)]
+    draw_search(trials, tmp_path / "search.png", Objective("worst", bounds={"a": 0.5}))
+    assert drawn["below bounds"] == ([0, 2], [90.0, 80.0])
+    assert str(steps) == "{0: nan, 1: 50.0, 2: 50.0, 3: 60.0}"
+
+
+def test_the_report_of_a_search_with_bounds_and_a_model():
+    def report(metrics, pick):
+        best = Trial(4, {"a/x": 0.25, "a/y": 0.5, "b/x": 0.75, "b/y": 1.0}, 0.7, metrics)
+        goal = Objective("worst", bounds={"a": 0.72, "b": 0.4})
+        experts = {"a": "path/a", "b": "path/b"}
+        return MergeReport(
+            "TIES", "AxSearch", best, 9, experts, None, ROWS, goal, ["x", "y"], pick
+        ).markdown()
+
+    fine = report({"a": 0.75, "b": 0.7}, Pick(Trial(6, {}, 0.69), 0.685, 0.004))
+    assert "- coefficients of a: x 0.2500, y 0.5000\n- coefficients of b: x 0.7500" in fine
+    assert "the validation split chose, by the worst task's score (objective 70.0)" in fine
+    assert "- at least on validation: a 72.0, b 40.0; the best trial keeps to that" in fine
+    assert (
+        "- observed best: trial 4, 70.0, which was kept; the search's model would have kept "
+        "trial 6, 68.5 ± 0.4 predicted" in fine
+    )
+    short = report({"a": 0.7, "b": 0.8}, Pick(Trial(4, {}, 0.7), 0.685, 0.004))
+    assert "NO TRIAL kept to that" in short and "falls short by least: a by 2.0\n" in short
+    assert "would have kept the same trial, 68.5" in short

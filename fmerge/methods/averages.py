@@ -42,6 +42,8 @@ class Isotropic(MergeMethod):
     Fisher merging with every Fisher equal to one (Matena & Raffel 2022, section 3.1).
     """
 
+    only_ratios = True
+
     def merge(
         self,
         base: Params | None,
@@ -81,6 +83,7 @@ class FisherMerge(MergeMethod):
     """
 
     fisher_at: ClassVar[Literal["expert", "scaled"] | None] = "expert"
+    only_ratios = True
 
     def __init__(
         self, floor: float = 1e-6, favor_target: bool = True, normalize: bool = True

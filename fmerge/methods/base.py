@@ -22,11 +22,13 @@ class MergeMethod(ABC):
             ``"scaled"`` at θ₀ + λₘτₘ, anew for every λ; ``None``: not needed.
         needs_base: Whether the formula uses θ₀.
         uses_coefficients: Whether λ changes the result, so that a search makes sense.
+        only_ratios: Whether it does so by their ratios alone, so that c·λ is the same merge.
     """
 
     fisher_at: ClassVar[Literal["expert", "scaled"] | None] = None
     needs_base: ClassVar[bool] = False
     uses_coefficients: ClassVar[bool] = True
+    only_ratios: bool = False
 
     @abstractmethod
     def merge(

@@ -19,6 +19,7 @@ class FisherMedian(MergeMethod):
     """
 
     fisher_at: ClassVar[Literal["expert", "scaled"] | None] = "expert"
+    only_ratios = True
 
     def merge(
         self,

@@ -21,6 +21,8 @@ class SLERP(MergeMethod):
     1e-6), opposite, or zero, it is the straight line (1 − t)θ₁ + tθ₂.
     """
 
+    only_ratios = True
+
     def merge(
         self,
         base: Params | None,
@@ -64,6 +66,8 @@ class Karcher(MergeMethod):
         tolerance: The iteration ends when a step is shorter, in radians.
         max_iterations: Steps after which a merge that still moves is refused.
     """
+
+    only_ratios = True
 
     def __init__(self, tolerance: float = 1e-6, max_iterations: int = 100) -> None:
         check_within("tolerance", tolerance, "(0, inf)")

@@ -1,7 +1,17 @@
 """Searches over merging coefficients, behind one ask and tell."""
 
-from fmerge.search.base import Search, Trial
+from fmerge.search.base import Pick, Search, Trial
 from fmerge.search.bayes import AxSearch
-from fmerge.search.simple import Dirichlet, Fixed, Grid
+from fmerge.search.simple import Dirichlet, Fixed, Grid, RandomSearch, Sobol
 
-__all__ = ["AxSearch", "Dirichlet", "Fixed", "Grid", "Search", "Trial"]
+__all__ = [
+    "AxSearch",
+    "Dirichlet",
+    "Fixed",
+    "Grid",
+    "Pick",
+    "RandomSearch",
+    "Search",
+    "Sobol",
+    "Trial",
+]

@@ -6,6 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from fmerge.grouping import coefficient_names
+from fmerge.objective import shortfalls
+
 Status = Literal["ok", "failed"]
 
 
@@ -15,11 +18,13 @@ class Trial:
 
     Attributes:
         index: Its position in the search, from 0.
-        coefficients: λ by expert.
+        coefficients: λ by expert, or by ``expert/group``.
         objective: The score to maximise; None where the trial failed.
         metrics: Score by task.
         status: ``failed`` where no finite score came out.
         reason: Why it failed.
+        error: Standard error of the objective, in its units, where it is known.
+        errors: Standard error of a task's score, where it is known.
     """
 
     index: int
@@ -28,6 +33,8 @@ class Trial:
     metrics: Mapping[str, float] = field(default_factory=dict)
     status: Status = "ok"
     reason: str = ""
+    error: float | None = None
+    errors: Mapping[str, float] = field(default_factory=dict)
 
     def as_record(self) -> dict[str, Any]:
         """Lists what the trial log keeps.
@@ -42,7 +49,10 @@ class Trial:
             "coefficients": dict(self.coefficients),
             "metrics": dict(self.metrics),
         }
-        return record | ({"reason": self.reason} if self.reason else {})
+        optional = {"error": self.error, "errors": dict(self.errors), "reason": self.reason}
+        return record | {
+            key: value for key, value in optional.items() if value not in (None, {}, "")
+        }
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> "Trial":
@@ -61,24 +71,65 @@ class Trial:
             record["metrics"],
             record["status"],
             record.get("reason", ""),
+            record.get("error"),
+            record.get("errors", {}),
         )
+
+
+@dataclass(frozen=True)
+class Pick:
+    """The trial that a model of the scores would keep.
+
+    Attributes:
+        trial: The trial.
+        mean: The objective that the model predicts for it.
+        error: Standard error of that prediction.
+    """
+
+    trial: Trial
+    mean: float
+    error: float
 
 
 class Search(ABC):
     """Proposes coefficients and is told what they scored. Deterministic for a seed."""
 
+    needs_errors = False
+    """Whether it must be told the standard errors of the scores."""
+
     def __init__(self) -> None:
+        self.experts: tuple[str, ...] = ()
+        self.groups: tuple[str, ...] = ("",)
         self.names: tuple[str, ...] = ()
+        self.only_ratios = False
+        self.bounds: dict[str, float] = {}
         self.history: list[Trial] = []
 
-    def start(self, names: Sequence[str]) -> None:
+    def start(
+        self, experts: Sequence[str], groups: Sequence[str] = ("",), only_ratios: bool = False
+    ) -> None:
         """Begins anew for these experts.
 
         Args:
-            names: The experts, in the order of the coefficients.
+            experts: The experts, in the order of the coefficients.
+            groups: The groups of tensors that have coefficients of their own; one with an empty
+                name where an expert has one coefficient.
+            only_ratios: Whether the merge depends on the ratios of the coefficients alone.
         """
-        self.names = tuple(names)
+        self.experts = tuple(experts)
+        self.groups = tuple(groups)
+        self.names = tuple(coefficient_names(experts, groups))
+        self.only_ratios = only_ratios
+        self.bounds = {}
         self.history = []
+
+    def constrain(self, bounds: Mapping[str, float]) -> None:
+        """Bounds the tasks' scores, before the first trial.
+
+        Args:
+            bounds: Least score by task.
+        """
+        self.bounds = dict(bounds)
 
     @property
     @abstractmethod
@@ -90,7 +141,7 @@ class Search(ABC):
         """Proposes the next coefficients.
 
         Returns:
-            λ in [0, 1] by expert.
+            λ in [0, 1] by the names of the coefficients.
         """
 
     def tell(self, trial: Trial) -> None:
@@ -114,11 +165,24 @@ class Search(ABC):
         """Whether the budget is spent."""
         return len(self.history) >= self.budget
 
-    def best(self) -> Trial:
-        """Picks the trial with the highest objective, the earliest among equals.
+    def rank(self, trial: Trial) -> tuple[float, float]:
+        """Orders the trials that succeeded: what keeps the bounds first, then by the objective.
+
+        Args:
+            trial: A trial.
 
         Returns:
-            The best trial so far.
+            Higher for better trials: minus the sum of its shortfalls, and its objective.
+        """
+        missing = 0.0 - sum(shortfalls(trial.metrics, self.bounds).values())
+        return missing, -math.inf if trial.objective is None else trial.objective
+
+    def best(self) -> Trial:
+        """Picks the best trial, the earliest among equals.
+
+        Returns:
+            The trial with the highest objective among those that keep the bounds; where none
+            does, the one that falls short by least.
 
         Raises:
             ValueError: If no trial succeeded.
@@ -126,8 +190,12 @@ class Search(ABC):
         scored = [trial for trial in self.history if trial.status == "ok"]
         if not scored:
             raise ValueError(f"none of the {len(self.history)} trials gave a finite score")
-        return max(scored, key=lambda trial: (_score(trial), -trial.index))
+        return max(scored, key=lambda trial: (*self.rank(trial), -trial.index))
 
+    def pick(self) -> Pick | None:
+        """Asks the search's model of the scores, where it has one, after the last trial.
 
-def _score(trial: Trial) -> float:
-    return -math.inf if trial.objective is None else trial.objective
+        Returns:
+            The trial that the model predicts to be best; None without a model.
+        """
+        return None

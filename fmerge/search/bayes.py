@@ -1,35 +1,50 @@
-"""Bayesian optimisation of the coefficients with Ax: the only file that imports it, lazily."""
+"""Bayesian optimisation of the coefficients, between points worth a try and a last polish."""
 
 import logging
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from functools import cache
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Literal
 
-import torch
 from typing_extensions import override
 
 from fmerge.errors import UserError
-from fmerge.search.base import Search, Trial
+from fmerge.search.ax_client import Acquisition, AxClient, Value, quiet
+from fmerge.search.base import Pick, Search, Trial
+from fmerge.search.compass import compass_point
+from fmerge.search.simple import sobol_points
+from fmerge.search.starts import start_points
 
-Acquisition = Literal["nei", "ei", "ucb"]
+Noise = Literal["infer", "binomial", "none"]
+
+_LOG = logging.getLogger(__name__)
 
 
 class AxSearch(Search):
-    """Bayesian optimisation with Ax over the box [0, 1]ᴹ, one coefficient per expert.
+    """Bayesian optimisation with Ax over the box [0, 1]ᴹ, one number per coefficient.
 
-    First quasi-random (Sobol) points, then a Gaussian process and an acquisition function. The
-    settings of Lee et al. (NAACL 2025): 10 + 50 trials, EI with xi 0.01 or UCB with kappa 2.576.
+    First the points that any user would try, then quasi-random (Sobol) points, then a Gaussian
+    process and an acquisition function. The settings of Lee et al. (NAACL 2025): 10 + 50 trials
+    without ``starts``, EI with xi 0.01 or UCB with kappa 2.576.
+
+    The noise is inferred unless it is given. All trials are scored on one and the same validation
+    set, whose choice moves them together; the binomial error, which would be right for a fresh
+    draw of examples each time, overstates by how much two trials differ for no reason.
 
     Args:
-        trials: Trials in all, the initial ones included.
-        initial_trials: Quasi-random points before the model takes over.
+        trials: Trials in all: the initial ones, the model's and those of the polish.
+        initial_trials: Trials before the model takes over: the starts, all of which are tried,
+            and then quasi-random points up to this number.
         acquisition: ``nei``: noisy expected improvement; ``ei``: expected improvement over the
             best score plus ``xi``; ``ucb``: upper confidence bound, mean + ``kappa`` · deviation.
         xi: Improvement that ``ei`` asks for, in units of the objective.
         kappa: Exploration of ``ucb``, in standard deviations.
         seed: Seed of the points and of the optimisation.
+        starts: Try first 1/M for each of the M experts (task arithmetic's plain average), then
+            0.3, 0.5 and 1 for each, then each expert alone; no merge twice.
+        noise: Standard error of a score that the model is told. ``infer``: none, it estimates
+            one for all trials; ``binomial``: that of an accuracy on as many examples; ``none``:
+            zero.
+        polish: So many of the trials come last and go from the best one along one coefficient
+            at a time, by a step of 0.1 that is halved when no direction is better.
     """
 
     def __init__(
@@ -40,6 +55,9 @@ class AxSearch(Search):
         xi: float = 0.01,
         kappa: float = 2.576,
         seed: int = 0,
+        starts: bool = True,
+        noise: Noise = "infer",
+        polish: int = 0,
     ) -> None:
         super().__init__()
         if not 1 <= initial_trials <= trials:
@@ -47,14 +65,23 @@ class AxSearch(Search):
                 f"AxSearch: initial_trials is {initial_trials} and trials is {trials}, "
                 "but 1 <= initial_trials <= trials is needed"
             )
+        if not 0 <= polish <= trials - initial_trials:
+            raise UserError(
+                f"AxSearch: polish is {polish}, but of {trials} trials {initial_trials} are "
+                f"initial; give 0 to {trials - initial_trials}"
+            )
         self.trials = trials
         self.initial_trials = initial_trials
         self.acquisition: Acquisition = acquisition
         self.xi = xi
         self.kappa = kappa
         self.seed = seed
-        self._client: Any = None
-        self._initial: list[dict[str, float]] = []
+        self.starts = starts
+        self.noise: Noise = noise
+        self.polish = polish
+        self.needs_errors = noise == "binomial"
+        self._made: AxClient | None = None
+        self._starts: list[dict[str, float]] = []
         self._pending: int | None = None
 
     @property
@@ -63,161 +90,96 @@ class AxSearch(Search):
         return self.trials
 
     @override
-    def start(self, names: Sequence[str]) -> None:
-        super().start(names)
-        # Ax reads a minus in a name as a subtraction: its own names for the coefficients
-        self._parameters = {name: f"c{i}" for i, name in enumerate(self.names)}
-        self._initial = self._sobol(self.initial_trials)
-        with _quiet():
-            self._client = self._new_client()
+    def start(
+        self, experts: Sequence[str], groups: Sequence[str] = ("",), only_ratios: bool = False
+    ) -> None:
+        super().start(experts, groups, only_ratios)
+        self._starts = start_points(experts, groups, only_ratios) if self.starts else []
+        self._made = None
+
+    @override
+    def constrain(self, bounds: Mapping[str, float]) -> None:
+        super().constrain(bounds)
+        self._made = None  # Ax takes the bounds when it begins
 
     @override
     def ask(self) -> dict[str, float]:
-        with _quiet():
-            if len(self.history) < len(self._initial) or not self._scored:
-                # the model needs one score to start from: more Sobol points until there is one
-                return self._attach(self._quasi_random(len(self.history)))
-            ((self._pending, point),) = self._client.get_next_trials(max_trials=1).items()
-        return {name: float(point[self._parameters[name]]) for name in self.names}
+        index, scored = len(self.history), [t.index for t in self.history if t.status == "ok"]
+        with quiet():
+            # the model needs one score to start from: more Sobol points until there is one
+            if index < max(self.initial_trials, len(self._starts)) or not scored:
+                return self._attach(self._initial(index))
+            begin = max(self.trials - self.polish, scored[0] + 1)
+            if self.polish and index >= begin:
+                point = compass_point(self.history, begin, self.rank)
+                if point is not None:
+                    return self._attach(point)
+            self._pending, point = self._client.propose()
+        return point
 
     @override
     def tell(self, trial: Trial) -> None:
         super().tell(trial)
-        with _quiet():
+        assert self._pending is not None
+        with quiet():
             if trial.status == "ok":
-                self._client.complete_trial(
-                    self._pending, raw_data={"objective": float(trial.objective or 0.0)}
+                self._client.complete(
+                    self._pending,
+                    self._value(trial.objective or 0.0, trial.error),
+                    {
+                        task: self._value(trial.metrics[task], trial.errors.get(task))
+                        for task in self.bounds
+                    },
                 )
             else:
-                # a trial marked failed would be proposed again, to the last digit
-                self._client.mark_trial_abandoned(self._pending)
+                self._client.abandon(self._pending)
 
     @override
     def replay(self, trial: Trial) -> None:
-        with _quiet():
+        with quiet():
             self._attach(dict(trial.coefficients))
         self.tell(trial)
 
+    @override
+    def pick(self) -> Pick | None:
+        scored = [trial for trial in self.history if trial.status == "ok"]
+        if not scored or len(self.history) <= max(self.initial_trials, len(self._starts)):
+            return None
+        try:
+            with quiet():
+                predicted = self._client.predict([trial.coefficients for trial in scored])
+        except Exception as failure:  # a line of the report is not worth a finished search
+            _LOG.warning("the search's model has no pick: %s", failure)
+            return None
+        ranked = zip(scored, predicted, strict=True)
+        trial, (mean, error, _) = max(ranked, key=lambda one: (-one[1][2], one[1][0]))
+        return Pick(trial, mean, error)
+
     @property
-    def _scored(self) -> bool:
-        return any(trial.status == "ok" for trial in self.history)
+    def _client(self) -> AxClient:
+        if self._made is None:
+            options = {"ei": {"xi": self.xi}, "ucb": {"beta": self.kappa**2}, "nei": {}}
+            self._made = AxClient(
+                self.names, self.bounds, self.acquisition, options[self.acquisition], self.seed
+            )
+        return self._made
 
-    def _quasi_random(self, index: int) -> dict[str, float]:
-        if index < len(self._initial):
-            return self._initial[index]
-        return self._sobol(index + 1)[index]
-
-    def _sobol(self, count: int) -> list[dict[str, float]]:
-        engine = torch.quasirandom.SobolEngine(  # type: ignore[no-untyped-call]
-            len(self.names), scramble=True, seed=self.seed
-        )
-        points = engine.draw(count, dtype=torch.float64).tolist()
-        return [dict(zip(self.names, point, strict=True)) for point in points]
+    def _initial(self, index: int) -> dict[str, float]:
+        if index < len(self._starts):
+            return self._starts[index]
+        index -= len(self._starts)
+        point = sobol_points(len(self.names), index + 1, self.seed)[index]
+        return dict(zip(self.names, point, strict=True))
 
     def _attach(self, coefficients: dict[str, float]) -> dict[str, float]:
-        self._pending = self._client.attach_trial({
-            self._parameters[name]: value for name, value in coefficients.items()
-        })
+        self._pending = self._client.attach(coefficients)
         return coefficients
 
-    def _new_client(self) -> Any:
-        from ax.api.client import Client
-        from ax.api.configs import RangeParameterConfig
-
-        client = Client(random_seed=self.seed)
-        client.configure_experiment(
-            name="fmerge",
-            parameters=[
-                RangeParameterConfig(name=name, bounds=(0.0, 1.0), parameter_type="float")
-                for name in self._parameters.values()
-            ],
-        )
-        client.configure_optimization(objective="objective")
-        client.set_generation_strategy(_generation_strategy(*self._acquisition_class()))
-        return client
-
-    def _acquisition_class(self) -> tuple[type, dict[str, float]]:
-        # the q-versions only: the analytic ones crash once a trial was abandoned
-        from botorch.acquisition.logei import qLogNoisyExpectedImprovement
-        from botorch.acquisition.monte_carlo import qUpperConfidenceBound
-
-        if self.acquisition == "ei":
-            return _expected_improvement_over_xi(), {"xi": self.xi}
-        if self.acquisition == "ucb":
-            return qUpperConfidenceBound, {"beta": self.kappa**2}
-        return qLogNoisyExpectedImprovement, {}
-
-
-def _generation_strategy(acquisition: type, options: dict[str, float]) -> Any:
-    from ax.adapter.registry import Generators, MBM_X_trans
-    from ax.generation_strategy.generation_strategy import GenerationNode, GenerationStrategy
-    from ax.generation_strategy.generator_spec import GeneratorSpec
-    from ax.generators.torch.botorch_modular.surrogate import ModelConfig, SurrogateSpec
-    from botorch.models.transforms.outcome import Standardize
-
-    model = ModelConfig(
-        outcome_transform_classes=[Standardize], outcome_transform_options={"Standardize": {"m": 1}}
-    )
-    spec = GeneratorSpec(
-        generator_enum=Generators.BOTORCH_MODULAR,
-        generator_kwargs={
-            "botorch_acqf_class": acquisition,
-            "botorch_acqf_options": options,
-            "surrogate_spec": SurrogateSpec(model_configs=[model]),
-            # Ax's own transforms of the objective would change the units that xi is in
-            "transforms": MBM_X_trans,
-            "fit_tracking_metrics": False,
-        },
-    )
-    node = GenerationNode(name="BO", should_deduplicate=True, generator_specs=[spec])
-    return GenerationStrategy(name="BO", nodes=[node])
-
-
-@cache
-def _expected_improvement_over_xi() -> type:
-    """Log expected improvement over max(y) + xi; made once, as BoTorch registers its inputs."""
-    from botorch.acquisition.input_constructors import (
-        acqf_input_constructor,
-        construct_inputs_qLogEI,
-    )
-    from botorch.acquisition.logei import qLogExpectedImprovement
-
-    class ExpectedImprovementOverXi(qLogExpectedImprovement):  # type: ignore[misc]
-        """Log expected improvement over the best observed objective plus xi."""
-
-    @acqf_input_constructor(ExpectedImprovementOverXi)  # type: ignore[untyped-decorator]
-    def _inputs(
-        model: Any,
-        training_data: Any,
-        objective: Any = None,
-        posterior_transform: Any = None,
-        X_pending: Any = None,
-        sampler: Any = None,
-        best_f: Any = None,
-        constraints: Any = None,
-        xi: float = 0.0,
-    ) -> dict[str, Any]:
-        inputs: dict[str, Any] = construct_inputs_qLogEI(
-            model=model,
-            training_data=training_data,
-            objective=objective,
-            posterior_transform=posterior_transform,
-            X_pending=X_pending,
-            sampler=sampler,
-            best_f=best_f,
-            constraints=constraints,
-        )
-        return inputs | {"best_f": inputs["best_f"] + xi}
-
-    return ExpectedImprovementOverXi
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps Ax's line per trial and BoTorch's numerical warnings off the terminal."""
-    from ax.utils.common.logger import set_ax_logger_levels
-
-    set_ax_logger_levels(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+    def _value(self, mean: float, error: float | None) -> Value:
+        if self.noise == "infer":
+            return mean
+        if self.noise == "none":
+            return mean, 0.0
+        if error is None:
+            raise UserError("AxSearch: noise 'binomial' needs the standard errors of the scores")
+        return mean, error

@@ -1,4 +1,4 @@
-"""Searches that list their coefficients beforehand: fixed, grid, Dirichlet."""
+"""Searches that list their coefficients beforehand: fixed, grid, Dirichlet, random, Sobol."""
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
@@ -7,6 +7,7 @@ import torch
 from typing_extensions import override
 
 from fmerge.errors import UserError, known
+from fmerge.grouping import coefficient_names
 from fmerge.search.base import Search
 
 
@@ -18,13 +19,15 @@ class _Listed(Search):
         self._proposals: list[list[float]] = []
 
     @override
-    def start(self, names: Sequence[str]) -> None:
-        super().start(names)
-        self._proposals = self._list(self.names)
+    def start(
+        self, experts: Sequence[str], groups: Sequence[str] = ("",), only_ratios: bool = False
+    ) -> None:
+        super().start(experts, groups, only_ratios)
+        self._proposals = self._list()
 
     @abstractmethod
-    def _list(self, names: tuple[str, ...]) -> list[list[float]]:
-        """All proposals, in order."""
+    def _list(self) -> list[list[float]]:
+        """All proposals, in order, with their numbers in the order of the names."""
 
     @property
     @override
@@ -40,17 +43,24 @@ class Fixed(_Listed):
     """One merge, with the coefficients you give.
 
     Args:
-        coefficients: λ in [0, 1] by expert; 1/M for each of the M experts when left out.
+        coefficients: λ in [0, 1] by expert, or by ``expert/group`` where tensors are grouped;
+            1/M for each of the M experts when left out.
     """
 
     def __init__(self, coefficients: dict[str, float] | None = None) -> None:
         super().__init__()
         self.coefficients = coefficients
 
-    def _list(self, names: tuple[str, ...]) -> list[list[float]]:
+    def _list(self) -> list[list[float]]:
         if self.coefficients is None:
-            return [[1 / len(names)] * len(names)]
-        return [check_coefficients(self.coefficients, names)]
+            return [[1 / len(self.experts)] * len(self.names)]
+        given = dict(self.coefficients)
+        for expert in self.experts:
+            if expert in given and expert not in self.names:  # one number for all its groups
+                value = given.pop(expert)
+                for name in coefficient_names([expert], self.groups):
+                    given.setdefault(name, value)
+        return [check_coefficients(given, self.names)]
 
 
 class Grid(_Listed):
@@ -68,10 +78,12 @@ class Grid(_Listed):
             raise UserError(f"Grid: points is {points}, but a grid needs at least 2")
         self.points = points
 
-    def _list(self, names: tuple[str, ...]) -> list[list[float]]:
+    def _list(self) -> list[list[float]]:
+        names = self.names
         if len(names) != 2:
+            what = "experts" if names == self.experts else "coefficients"
             raise UserError(
-                f"Grid: searches the line between two experts, but there are {len(names)} "
+                f"Grid: searches the line between two {what}, but there are {len(names)} "
                 f"({', '.join(names)}); use Dirichlet or AxSearch"
             )
         ratios = [i / (self.points - 1) for i in range(self.points)]
@@ -81,7 +93,8 @@ class Grid(_Listed):
 class Dirichlet(_Listed):
     """Random coefficients that sum to one, drawn evenly from the simplex: Dirichlet(1).
 
-    Matena & Raffel 2022, section 4, for more than two models: 51 draws.
+    Matena & Raffel 2022, section 4, for more than two models: 51 draws. Where tensors are
+    grouped, the coefficients of each group sum to one.
 
     Args:
         draws: Number of random vectors.
@@ -95,21 +108,87 @@ class Dirichlet(_Listed):
         self.draws = draws
         self.seed = seed
 
-    def _list(self, names: tuple[str, ...]) -> list[list[float]]:
+    def _list(self) -> list[list[float]]:
         generator = torch.Generator().manual_seed(self.seed)
         # exponential variables over their sum are Dirichlet(1, …, 1)
-        draws = torch.empty(self.draws, len(names), dtype=torch.float64)
+        shape = (self.draws, len(self.groups), len(self.experts))
+        draws = torch.empty(shape, dtype=torch.float64)
         draws.exponential_(generator=generator)
-        proposals: list[list[float]] = (draws / draws.sum(dim=1, keepdim=True)).tolist()
+        shares = draws / draws.sum(dim=2, keepdim=True)
+        proposals: list[list[float]] = shares.transpose(1, 2).flatten(1).tolist()
         return proposals
 
 
-def check_coefficients(coefficients: Mapping[str, float], names: Sequence[str]) -> list[float]:
-    """Proves that there is one coefficient in [0, 1] per expert.
+class RandomSearch(_Listed):
+    """Independent random coefficients, uniform in the box from 0 to 1.
 
     Args:
-        coefficients: λ by expert.
-        names: The experts.
+        trials: Number of random points.
+        seed: Seed of the points.
+    """
+
+    def __init__(self, trials: int = 60, seed: int = 0) -> None:
+        super().__init__()
+        _check_trials(self, trials)
+        self.trials = trials
+        self.seed = seed
+
+    def _list(self) -> list[list[float]]:
+        generator = torch.Generator().manual_seed(self.seed)
+        # one draw a trial: a longer search begins with the trials of a shorter one
+        return [
+            torch.rand(len(self.names), generator=generator, dtype=torch.float64).tolist()
+            for _ in range(self.trials)
+        ]
+
+
+class Sobol(_Listed):
+    """Quasi-random coefficients, which fill the box from 0 to 1 evenly: a scrambled Sobol sequence.
+
+    Args:
+        trials: Number of points.
+        seed: Seed of the scrambling.
+    """
+
+    def __init__(self, trials: int = 60, seed: int = 0) -> None:
+        super().__init__()
+        _check_trials(self, trials)
+        self.trials = trials
+        self.seed = seed
+
+    def _list(self) -> list[list[float]]:
+        return sobol_points(len(self.names), self.trials, self.seed)
+
+
+def sobol_points(dimensions: int, count: int, seed: int) -> list[list[float]]:
+    """Draws the first points of a scrambled Sobol sequence.
+
+    Args:
+        dimensions: Numbers in a point.
+        count: How many points; more of them begin with the same ones.
+        seed: Seed of the scrambling.
+
+    Returns:
+        Points in the unit box.
+    """
+    engine = torch.quasirandom.SobolEngine(  # type: ignore[no-untyped-call]
+        dimensions, scramble=True, seed=seed
+    )
+    points: list[list[float]] = engine.draw(count, dtype=torch.float64).tolist()
+    return points
+
+
+def _check_trials(search: Search, trials: int) -> None:
+    if trials < 1:
+        raise UserError(f"{type(search).__name__}: trials is {trials}, but at least 1 is needed")
+
+
+def check_coefficients(coefficients: Mapping[str, float], names: Sequence[str]) -> list[float]:
+    """Proves that there is one coefficient in [0, 1] per name.
+
+    Args:
+        coefficients: λ by name.
+        names: The experts, or ``expert/group``.
 
     Returns:
         The coefficients in the order of ``names``.
@@ -120,7 +199,7 @@ def check_coefficients(coefficients: Mapping[str, float], names: Sequence[str]) 
     if set(coefficients) != set(names):
         raise UserError(
             f"coefficients are given for {known(coefficients)}, but the experts are "
-            f"{known(names)}; give each expert one"
+            f"{known(names)}; give each one"
         )
     for name, value in coefficients.items():
         if not 0 <= value <= 1:

@@ -178,7 +178,7 @@ def check_new_folder(path: Path, overwrite: bool) -> None:
     """
     if path.exists() and not path.is_dir():
         raise UserError(f"--output {path}: is a file, but a folder is needed; name another place")
-    if path.is_dir() and any(one.name != LOCK for one in path.iterdir()) and not overwrite:
+    if not overwrite and path.is_dir() and any(one.name != LOCK for one in path.iterdir()):
         raise UserError(
             f"--output {path}: the folder is not empty; name another or add --overwrite true"
         )

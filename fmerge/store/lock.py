@@ -50,7 +50,6 @@ def only_run(lock: Path, on: bool = True) -> Iterator[None]:
     check_new_folder(lock.parent, overwrite=True)
     made = [one for one in (lock.parent, *lock.parent.parents) if not one.exists()]
     with explaining(lock):
-        lock.parent.mkdir(parents=True, exist_ok=True)
         handle = _take(lock)
     try:
         yield
@@ -58,18 +57,25 @@ def only_run(lock: Path, on: bool = True) -> Iterator[None]:
         lock.unlink(missing_ok=True)
         os.close(handle)
         for folder in made:
-            if not folder.is_dir() or any(folder.iterdir()):
+            try:
+                folder.rmdir()
+            except OSError:  # the run's results are in it, or another run already
                 break
-            folder.rmdir()
 
 
 def _take(lock: Path) -> int:
     while True:
-        handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
+        # the one who held it may remove file and folder at any moment: then it is made again
+        try:
+            lock.parent.mkdir(parents=True, exist_ok=True)
+            handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
+        except (FileNotFoundError, FileExistsError):
+            if lock.parent.is_file():
+                raise
+            continue
         try:
             _hold(lock, handle)
-            # the one who held it may have removed the file since it was opened
-            if lock.exists() and os.fstat(handle).st_ino == lock.stat().st_ino:
+            if _is_at(lock, handle):
                 owner = json.dumps({"pid": os.getpid(), "host": socket.gethostname()})
                 os.ftruncate(handle, 0)
                 os.pwrite(handle, owner.encode(), 0)
@@ -78,6 +84,13 @@ def _take(lock: Path) -> int:
             os.close(handle)
             raise
         os.close(handle)
+
+
+def _is_at(lock: Path, handle: int) -> bool:
+    try:
+        return os.fstat(handle).st_ino == lock.stat().st_ino
+    except FileNotFoundError:
+        return False
 
 
 def _hold(lock: Path, handle: int) -> None:

@@ -90,7 +90,8 @@ class RunFolder:
         Raises:
             UserError: If the experts, the base or the data are others now, or the log is damaged.
         """
-        before = _flat(_mapping(self._inputs, json.loads) if self._inputs.is_file() else {})
+        noted = _mapping(self._inputs, json.loads) if self._inputs.is_file() else {}
+        before = _flat(noted)
         for key, value in _flat(inputs).items():
             if key in before and before[key] != value:
                 raise UserError(
@@ -100,7 +101,7 @@ class RunFolder:
         records = self._records()
         # a kill may have left half a line behind
         write_text(self._log, "".join(json.dumps(record) + "\n" for record in records))
-        self._describe(inputs)
+        self._describe({**noted, **inputs})
         return records
 
     def append(self, record: Mapping[str, Any]) -> None:
@@ -110,6 +111,27 @@ class RunFolder:
             record: Plain values.
         """
         append_line(self._log, json.dumps(record))
+
+    def noted(self, key: str) -> Any:
+        """Reads back what was noted of this run's inputs.
+
+        Args:
+            key: What it was noted under.
+
+        Returns:
+            What was noted, by this run or before it was interrupted; None if nothing was.
+        """
+        return json.loads(self._inputs.read_text(encoding="utf-8")).get(key)
+
+    def note(self, key: str, value: Any) -> None:
+        """Keeps what was found out about the inputs, for a run that goes on.
+
+        Args:
+            key: What to note it under.
+            value: Plain values.
+        """
+        inputs = json.loads(self._inputs.read_text(encoding="utf-8"))
+        write_text(self._inputs, json.dumps(inputs | {key: value}, indent=1) + "\n")
 
     def _describe(self, inputs: Mapping[str, Any]) -> None:
         write_text(self._inputs, json.dumps(inputs, indent=1) + "\n")

@@ -374,7 +374,8 @@ def with_squares_as_fisher(zoo, task, folder):
 
 @pytest.mark.parametrize("search", ["AxSearch", "Dirichlet"])
 def test_the_same_seed_gives_the_same_trials(zoo, tmp_path, search):
-    budget = {"AxSearch": ["--optimizer.search.trials=4", "--optimizer.search.initial_trials=2"]}
+    search_options = ["trials=4", "initial_trials=2", "starts=false"]
+    budget = {"AxSearch": [f"--optimizer.search.{option}" for option in search_options]}
     config = data_config(zoo, tmp_path)
     logs = []
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):

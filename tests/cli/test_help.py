@@ -65,7 +65,8 @@ def test_a_printed_configuration_runs_as_it_is(zoo, tmp_path, capsys):
         ),
         (
             ["merge", "--experts={a: x, b: y}", "--output=o", "--optimizer.search=Foo"],
-            "--optimizer.search: unknown class 'Foo'; known: AxSearch, Dirichlet, Fixed, Grid",
+            "--optimizer.search: unknown class 'Foo'; known: AxSearch, Dirichlet, Fixed, Grid, "
+            "RandomSearch, Sobol",
         ),
         (
             [

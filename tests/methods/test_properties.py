@@ -214,3 +214,26 @@ def test_parameters_outside_their_range(kind, parameters, message):
     with pytest.raises(UserError) as raised:
         kind(**parameters)
     assert str(raised.value) == message
+
+
+@pytest.mark.parametrize("name", [name for name, one in METHODS.items() if one.only_ratios])
+@quick
+@given(data=st.data())
+def test_multiples_of_the_coefficients_are_the_same_merge_where_ratios_alone_count(name, data):
+    base, experts, coefficients, fishers = data.draw(problem(name))
+    halves = [value / 2 for value in coefficients]
+    whole = METHODS[name].merge(base, experts, coefficients, fishers)
+    assert_same(METHODS[name].merge(base, experts, halves, fishers), whole)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_half_the_coefficients_are_another_merge_elsewhere(name):
+    generator = torch.Generator().manual_seed(0)
+    base, *models = [{"w": torch.randn(6, 5, generator=generator)} for _ in range(5)]
+    experts, fishers = models[:2], [{"w": model["w"] ** 2} for model in models[2:]]
+    method = METHODS[name]
+    whole, half = (
+        method.merge(base, experts, [scale, scale / 4], fishers[:2])["w"] for scale in (0.8, 0.4)
+    )
+    same = torch.allclose(whole, half, rtol=1e-5, atol=1e-6)
+    assert same == (method.only_ratios or not method.uses_coefficients)

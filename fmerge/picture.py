@@ -1,0 +1,56 @@
+"""The picture of a search."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from fmerge.objective import Objective, shortfalls
+from fmerge.search import Trial
+from fmerge.store import replacing_file
+
+
+def draw_search(
+    trials: Sequence[Trial],
+    path: Path,
+    goal: Objective | None = None,
+    measure: str = "accuracy",
+) -> None:
+    """Draws the objective by trial and the best so far.
+
+    Args:
+        trials: In order.
+        path: The picture, a PNG.
+        goal: What was maximised, and its bounds; the mean without bounds when left out.
+        measure: What a mean is of.
+    """
+    # not pyplot: its global state would pick a window system
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    goal = Objective() if goal is None else goal
+    scored = [t for t in trials if t.objective is not None]
+    values = [100 * (t.objective or 0.0) for t in scored]
+    short = [bool(shortfalls(t.metrics, goal.bounds)) for t in scored]
+    # nothing is drawn before the first trial that keeps the bounds
+    kept = [math.nan if out else value for value, out in zip(values, short, strict=True)]
+    best = [max(kept[: i + 1], key=lambda v: (v == v, v)) for i in range(len(kept))]
+    figure = Figure(figsize=(6.4, 3.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    numbers = [t.index for t in scored]
+    axes.plot(numbers, values, "o", color="#4878a8", markersize=4, label="trial")
+    axes.step(numbers, best, where="post", color="#c2542d", label="best so far")
+    if any(short):
+        out = [(n, v) for n, v, one in zip(numbers, values, short, strict=True) if one]
+        axes.plot(*zip(*out, strict=True), "o", color="#c8d6e4", markersize=4, label="below bounds")
+    failed = [t.index for t in trials if t.objective is None]
+    if failed and values:
+        axes.plot(failed, [min(values)] * len(failed), "x", color="grey", label="failed")
+    axes.set_xlabel("trial")
+    axes.set_ylabel(f"validation {measure}, %" if goal.kind == "mean" else f"{goal}, %")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, loc="lower right")
+    with replacing_file(path) as temporary:
+        figure.savefig(temporary, dpi=120, metadata={"Software": "fmerge"})

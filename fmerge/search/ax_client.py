@@ -1,0 +1,218 @@
+"""The client of Ax: the only file that imports it, lazily."""
+
+import logging
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cache
+from typing import Any, Literal
+
+Acquisition = Literal["nei", "ei", "ucb"]
+Value = float | tuple[float, float]
+"""A mean whose noise the model infers, or (mean, standard error)."""
+
+
+class AxClient:
+    """A box of coefficients, an objective and bounded metrics, under names that Ax can read.
+
+    Ax reads a minus in a name as a subtraction, so that it gets names of its own: c0, c1, … for
+    the coefficients, t0, t1, … for the bounded tasks.
+
+    Args:
+        names: The coefficients, each in [0, 1].
+        bounds: Least score by task.
+        acquisition: The acquisition function.
+        options: Its options.
+        seed: Seed of the optimisation.
+    """
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        bounds: Mapping[str, float],
+        acquisition: Acquisition,
+        options: Mapping[str, float],
+        seed: int,
+    ) -> None:
+        from ax.api.client import Client
+        from ax.api.configs import RangeParameterConfig
+
+        self._parameters = {name: f"c{i}" for i, name in enumerate(names)}
+        self._bounds = {f"t{i}": bound for i, bound in enumerate(bounds.values())}
+        self._tasks = {task: f"t{i}" for i, task in enumerate(bounds)}
+        self._client = Client(random_seed=seed)
+        self._client.configure_experiment(
+            name="fmerge",
+            parameters=[
+                RangeParameterConfig(name=name, bounds=(0.0, 1.0), parameter_type="float")
+                for name in self._parameters.values()
+            ],
+        )
+        # absolute bounds: Ax's relative ones know one baseline alone
+        bounded = [f"{metric} >= {bound:.12f}" for metric, bound in self._bounds.items()]
+        self._client.configure_optimization(
+            objective="objective", outcome_constraints=bounded or None
+        )
+        self._strategy = _generation_strategy(_acquisition_class(acquisition), options)
+        self._client.set_generation_strategy(self._strategy)
+
+    def attach(self, coefficients: Mapping[str, float]) -> int:
+        """Begins a trial at a point of ours.
+
+        Args:
+            coefficients: λ by name.
+
+        Returns:
+            Ax's number of the trial.
+        """
+        trial: int = self._client.attach_trial({
+            self._parameters[name]: value for name, value in coefficients.items()
+        })
+        return trial
+
+    def propose(self) -> tuple[int, dict[str, float]]:
+        """Begins a trial where the acquisition function is highest.
+
+        Returns:
+            Ax's number of the trial, and λ by name.
+        """
+        ((trial, point),) = self._client.get_next_trials(max_trials=1).items()
+        return trial, {name: float(point[own]) for name, own in self._parameters.items()}
+
+    def complete(self, trial: int, objective: Value, metrics: Mapping[str, Value]) -> None:
+        """Ends a trial that succeeded.
+
+        Args:
+            trial: Ax's number of it.
+            objective: What it scored.
+            metrics: Score by task. Only those that are bounded are passed on: Ax would fit a
+                model of every metric that it is told.
+        """
+        bounded = {own: metrics[task] for task, own in self._tasks.items()}
+        self._client.complete_trial(trial, raw_data={"objective": objective, **bounded})
+
+    def abandon(self, trial: int) -> None:
+        """Ends a trial that failed.
+
+        Args:
+            trial: Ax's number of it.
+        """
+        # a trial marked failed would be proposed again, to the last digit
+        self._client.mark_trial_abandoned(trial)
+
+    def predict(self, points: Sequence[Mapping[str, float]]) -> list[tuple[float, float, float]]:
+        """Fits the model to all finished trials and asks it about points.
+
+        Args:
+            points: λ by name.
+
+        Returns:
+            Of each point the predicted objective, its standard error, and the sum of the
+            predicted shortfalls below the bounds.
+        """
+        # not get_best_parameterization: it gives the variance for the standard error, and the
+        # observed best where cross-validation is poor
+        self._strategy.fit(experiment=self._client._experiment)
+        predictions = self._client.predict([
+            {self._parameters[name]: value for name, value in point.items()} for point in points
+        ])
+        return [
+            (
+                *one["objective"],
+                sum(max(0.0, bound - one[own][0]) for own, bound in self._bounds.items()),
+            )
+            for one in predictions
+        ]
+
+
+def _acquisition_class(acquisition: Acquisition) -> type:
+    # the q-versions only: the analytic ones crash once a trial was abandoned
+    from botorch.acquisition.logei import qLogNoisyExpectedImprovement
+    from botorch.acquisition.monte_carlo import qUpperConfidenceBound
+
+    found: type = {
+        "ei": _expected_improvement_over_xi(),
+        "ucb": qUpperConfidenceBound,
+        "nei": qLogNoisyExpectedImprovement,
+    }[acquisition]
+    return found
+
+
+def _generation_strategy(acquisition: type, options: Mapping[str, float]) -> Any:
+    from ax.adapter.registry import Generators, MBM_X_trans
+    from ax.generation_strategy.generation_strategy import GenerationNode, GenerationStrategy
+    from ax.generation_strategy.generator_spec import GeneratorSpec
+    from ax.generators.torch.botorch_modular.surrogate import ModelConfig, SurrogateSpec
+    from botorch.models.transforms.outcome import Standardize
+
+    model = ModelConfig(
+        outcome_transform_classes=[Standardize], outcome_transform_options={"Standardize": {"m": 1}}
+    )
+    spec = GeneratorSpec(
+        generator_enum=Generators.BOTORCH_MODULAR,
+        generator_kwargs={
+            "botorch_acqf_class": acquisition,
+            "botorch_acqf_options": dict(options),
+            # a model for each outcome: Standardize is for one
+            "surrogate_spec": SurrogateSpec(model_configs=[model], allow_batched_models=False),
+            # Ax's own transforms of the objective would change the units that xi is in
+            "transforms": MBM_X_trans,
+            "fit_tracking_metrics": False,
+        },
+    )
+    node = GenerationNode(name="BO", should_deduplicate=True, generator_specs=[spec])
+    return GenerationStrategy(name="BO", nodes=[node])
+
+
+@cache
+def _expected_improvement_over_xi() -> type:
+    """Log expected improvement over max(y) + xi; made once, as BoTorch registers its inputs."""
+    from botorch.acquisition.input_constructors import (
+        acqf_input_constructor,
+        construct_inputs_qLogEI,
+    )
+    from botorch.acquisition.logei import qLogExpectedImprovement
+
+    class ExpectedImprovementOverXi(qLogExpectedImprovement):  # type: ignore[misc]
+        """Log expected improvement over the best observed objective plus xi."""
+
+    @acqf_input_constructor(ExpectedImprovementOverXi)  # type: ignore[untyped-decorator]
+    def _inputs(
+        model: Any,
+        training_data: Any,
+        objective: Any = None,
+        posterior_transform: Any = None,
+        X_pending: Any = None,
+        sampler: Any = None,
+        best_f: Any = None,
+        constraints: Any = None,
+        xi: float = 0.0,
+    ) -> dict[str, Any]:
+        inputs: dict[str, Any] = construct_inputs_qLogEI(
+            model=model,
+            training_data=training_data,
+            objective=objective,
+            posterior_transform=posterior_transform,
+            X_pending=X_pending,
+            sampler=sampler,
+            best_f=best_f,
+            constraints=constraints,
+        )
+        return inputs | {"best_f": inputs["best_f"] + xi}
+
+    return ExpectedImprovementOverXi
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keeps Ax's line per trial and BoTorch's numerical warnings off the terminal.
+
+    Yields:
+        Nothing.
+    """
+    from ax.utils.common.logger import set_ax_logger_levels
+
+    set_ax_logger_levels(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
