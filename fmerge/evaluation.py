@@ -43,6 +43,10 @@ class FisherSettings:
         standard_error: Estimate that relative standard error without stopping by it.
         fallback: What is done about parameters that no rule covers: exact differentiation
             example by example, by vmap or a loop, or an error that names them.
+        curve: For DFMerge, at how many coefficients between 0 and 1 each task's Fisher is
+            computed, once, to be interpolated in between: a trial then needs no gradient. Takes
+            so many copies of every Fisher in memory. 0 computes them anew in every trial, as the
+            paper does.
     """
 
     estimator: Estimator = "exact"
@@ -53,6 +57,7 @@ class FisherSettings:
     until: float | None = None
     standard_error: bool = False
     fallback: Fallback = "vmap"
+    curve: int = 0
 
     def __post_init__(self) -> None:
         """Checks the numbers.
@@ -63,6 +68,8 @@ class FisherSettings:
         for name, value in (("examples", self.examples), ("samples", self.samples)):
             if value is not None and value < 1:
                 raise UserError(f"{name}: is {value}, but a Fisher needs at least 1")
+        if self.curve < 0 or self.curve == 1:
+            raise UserError(f"curve: is {self.curve}, but a curve needs 2 nodes; 0 is no curve")
         if self.until is not None and not 0 < self.until < 1:
             raise UserError(f"until: is {self.until}, but a relative error lies between 0 and 1")
 

@@ -68,15 +68,22 @@ class MergeRun:
             for name, model in ensemble.models.items()
         }
 
-    def check(self, search: Search) -> None:
+    def check(self, search: Search, grouped: bool) -> None:
         """Proves that the data have what the run will need, before its long part.
 
         Args:
             search: The search.
+            grouped: Whether an expert has several coefficients.
 
         Raises:
-            UserError: If data are needed and missing, or a split is.
+            UserError: If data are needed and missing, or a split is, or a curve of Fishers is
+                wanted along several coefficients.
         """
+        if self.settings.curve and grouped:
+            raise UserError(
+                "--fisher.curve: a Fisher is a curve over one coefficient, but --optimizer.groups "
+                "gives each expert several; leave one of the two out"
+            )
         estimated = self.method.fisher_at == "scaled" or (
             self.method.fisher_at == "expert" and not self.ensemble.fishers
         )
@@ -146,6 +153,7 @@ class MergeRun:
             self._fisher,
             self._fishers(),
             optimizer.parts,
+            self.settings.curve,
         )
         best = optimizer.optimize(
             self.trainer,

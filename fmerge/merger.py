@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
+from fmerge.fisher_curve import FisherCurves
 from fmerge.grouping import coefficient_name
 from fmerge.methods import MergeMethod
 from fmerge.params import Params, check_finite
@@ -21,6 +22,8 @@ class Merger:
         fishers: Diagonal Fishers Fₘ at the experts, by name, or None.
         parts: Group name to the names of its tensors: each group is a merge of its own, with its
             own coefficients. One group of all tensors when left out.
+        curve_nodes: At how many λ a Fisher that moves with it is computed, to be interpolated in
+            between; 0 computes it anew in every trial, as Lee et al. do.
     """
 
     def __init__(
@@ -31,6 +34,7 @@ class Merger:
         fisher_of: Callable[[str, Params], Params],
         fishers: Mapping[str, Params] | None = None,
         parts: Mapping[str, Sequence[str]] | None = None,
+        curve_nodes: int = 0,
     ) -> None:
         self.method = method
         self.base = base
@@ -39,6 +43,7 @@ class Merger:
         self.fishers = fishers
         self.order = list(next(iter(experts.values())))
         self.parts = {"": self.order} if parts is None else parts
+        self._curves = FisherCurves(curve_nodes, self._fisher_at) if curve_nodes else None
 
     def assemble(self, coefficients: Mapping[str, float]) -> Params:
         """Computes the merged body.
@@ -55,10 +60,7 @@ class Merger:
         """
         fishers = self.fishers
         if self.method.fisher_at == "scaled":
-            fishers = {
-                name: self.fisher_of(name, self._scaled(name, coefficients))
-                for name in self.experts
-            }
+            fishers = {name: self._moving_fisher(name, coefficients) for name in self.experts}
         merged: Params = {}
         for group, names in self.parts.items():
             merged |= self.method.merge(
@@ -69,6 +71,14 @@ class Merger:
             )
         check_finite(merged, f"{type(self.method).__name__} at {dict(coefficients)}")
         return {name: merged[name] for name in self.order}
+
+    def _moving_fisher(self, name: str, coefficients: Mapping[str, float]) -> Params:
+        if self._curves is None:
+            return self.fisher_of(name, self._scaled(name, coefficients))
+        return self._curves.at(name, coefficients[name])
+
+    def _fisher_at(self, name: str, coefficient: float) -> Params:
+        return self.fisher_of(name, self._scaled(name, {name: coefficient}))
 
     def _scaled(self, name: str, coefficients: Mapping[str, float]) -> Params:
         """θ₀ + λₘτₘ, where DF-Merge takes the Fisher, with the λₘ of each tensor's group."""

@@ -243,7 +243,7 @@ class FMergeTrainer(Trainer):
                 None if data is None else data.labels,
             )
             run = MergeRun(self, module, data, ensemble, method, settings, references)
-            run.check(search)
+            run.check(search, grouped=optimizer.groups != "whole")
             optimizer.divide(search, method, list(next(iter(ensemble.bodies.values()))))
             done: list[dict[str, Any]] = []
             if self.is_global_zero and going_on:
