@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from transformers import AutoModelForSequenceClassification
 
 from fmerge.cli import main
 from fmerge.data.docs import TOPICS
@@ -46,10 +47,9 @@ def test_fit_and_fisher(library, zoo, tmp_path):
 
 def test_merge(zoo, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    overrides = []
+    base, overrides = AutoModelForSequenceClassification.from_pretrained(zoo.base), []
     for library in LIBRARIES:
-        config = tiny.bert_config(list(TOPICS[library]))
-        expert = tiny.save(tiny.classifier(config), tmp_path / library)
+        expert = tiny.save(tiny.fine_tuned(base, list(TOPICS[library])), tmp_path / library)
         overrides.append(f"--experts.{library}={expert}")
         overrides += [
             f"--data.tasks.{library}.init_args.{split}=4"

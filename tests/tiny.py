@@ -157,16 +157,21 @@ def save(model, folder: Path) -> str:
     return str(folder)
 
 
+def fine_tuned(base, labels, seed=0):
+    """A classifier of other labels whose body lies near that of a base."""
+    expert = classifier(bert_config(labels), seed=seed)
+    with torch.no_grad():
+        own = dict(expert.bert.named_parameters())
+        for name, origin in base.bert.named_parameters():
+            own[name].copy_(origin + 0.1 * (own[name] - origin))
+    return expert
+
+
 def make_zoo(root: Path) -> Zoo:
     base = classifier(bert_config(), seed=1)
     experts, tasks = {}, {}
     for k, (task, labels) in enumerate(LABELS.items()):
-        expert = classifier(bert_config(labels), seed=10 + k)
-        with torch.no_grad():
-            own = dict(expert.bert.named_parameters())
-            for name, origin in base.bert.named_parameters():
-                own[name].copy_(origin + 0.1 * (own[name] - origin))
-        experts[task] = save(expert, root / f"expert_{task}")
+        experts[task] = save(fine_tuned(base, labels, 10 + k), root / f"expert_{task}")
         tasks[task] = {
             split: write_csv(root / f"{task}_{split}.csv", labels, n, seed=100 * k + i)
             for i, (split, n) in enumerate({"train": 20, "validation": 13, "test": 11}.items())

@@ -4,6 +4,9 @@ import multiprocessing
 import os
 import random
 import signal
+import subprocess
+import sys
+import time
 
 import pytest
 import torch
@@ -13,7 +16,7 @@ from fmerge.cli import main
 from fmerge.modules import TextClassifier
 from fmerge.store import LOCK, RunFolder, atomic, load_classifier, load_lightning
 from tests import tiny
-from tests.cli.run import data_config, experts, fails
+from tests.cli.run import ROOT, data_config, experts, fails
 
 
 def run(*args):
@@ -165,3 +168,41 @@ def test_a_fit_that_is_killed_again_and_again_ends_in_an_expert(zoo, tmp_path, r
     assert not list(output.glob(".*"))
     record_property("figure", f"a fit killed at {kills} ended in an expert")
     assert len(kills) >= 3
+
+
+def test_a_signal_to_the_first_of_two_processes_stops_both(zoo, tmp_path):
+    output = tmp_path / "out"
+    arguments = [
+        *[*merge(zoo, tmp_path, output), "--optimizer.search.draws", "5000"],
+        *["--trainer.devices", "2", "--trainer.strategy", "ddp"],
+    ]
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "cli.py"), *map(str, arguments)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        deadline = time.monotonic() + 240
+        while not (output / "trials.jsonl").is_file() or len(trials(output)) < 2:
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.1)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 143
+        assert f"stopped after {len(trials(output))} trials" in process.stderr.read()
+        deadline = time.monotonic() + 60
+        while alive(process.pid):  # the other process of its session
+            assert time.monotonic() < deadline, "the second process lives on"
+            time.sleep(0.1)
+    finally:
+        if alive(process.pid):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def alive(session):
+    try:
+        os.killpg(session, 0)
+    except ProcessLookupError:
+        return False
+    return True

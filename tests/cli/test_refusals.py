@@ -7,6 +7,7 @@ import pytest
 
 from tests.cli.bad_files import CHECKPOINTS, FISHERS, OTHERS
 from tests.cli.bad_folders import FOLDERS, Payload, folder_arguments
+from tests.cli.limits_table import LIMITS, with_tables
 from tests.cli.run import fails
 
 CASES = {
@@ -41,3 +42,9 @@ def test_the_payloads_would_run(tmp_path):
 
 def test_there_are_many():
     assert len(CASES) == len([*FOLDERS, *FISHERS, *CHECKPOINTS, *OTHERS]) >= 60
+
+
+def test_the_page_of_limits_has_them_all():
+    page = LIMITS.read_text(encoding="utf-8")
+    assert with_tables(page) == page, "run python -m tests.cli.limits_table"
+    assert all(f"| {name} |" in page for name in CASES)

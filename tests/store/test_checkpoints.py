@@ -38,6 +38,17 @@ def test_folders_sharded_folders_and_bin_files(zoo, expert, tmp_path):
     same(load_classifier(str(tmp_path / "bin"), "colour", LABELS), expert)
 
 
+def test_links_to_files_elsewhere_are_followed_as_in_the_hubs_cache(zoo, expert, tmp_path):
+    for path in Path(zoo.experts["colour"]).iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    same(load_classifier(str(tmp_path), "colour", LABELS), expert)
+    assert load_tokenizer(str(tmp_path)).get_vocab() == tiny.tokenizer().get_vocab()
+    (tmp_path / "model.safetensors").unlink()
+    (tmp_path / "model.safetensors").symlink_to("/dev/zero")
+    with pytest.raises(UserError, match="cannot read its weights: it holds no"):
+        load_classifier(str(tmp_path), "colour", LABELS)
+
+
 def test_half_precision_files_become_float32(expert, tmp_path):
     expert.to(torch.bfloat16).save_pretrained(tmp_path / "half")
     same(load_classifier(str(tmp_path / "half"), "colour", LABELS), expert.float())
