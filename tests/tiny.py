@@ -159,12 +159,17 @@ def save(model, folder: Path) -> str:
 
 def fine_tuned(base, labels, seed=0):
     """A classifier of other labels whose body lies near that of a base."""
-    expert = classifier(bert_config(labels), seed=seed)
+    return moved_near(classifier(bert_config(labels), seed=seed), base)
+
+
+def moved_near(model, base):
+    """Moves a model's body to a tenth of its distance from a base's: as if fine-tuned from it."""
     with torch.no_grad():
-        own = dict(expert.bert.named_parameters())
-        for name, origin in base.bert.named_parameters():
-            own[name].copy_(origin + 0.1 * (own[name] - origin))
-    return expert
+        own = dict(model.base_model.named_parameters())
+        for name, origin in base.base_model.named_parameters():
+            if name in own:
+                own[name].copy_(origin + 0.1 * (own[name] - origin))
+    return model
 
 
 def make_zoo(root: Path) -> Zoo:

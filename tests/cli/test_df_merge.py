@@ -31,10 +31,14 @@ def configs(*names):
     return [part for name in names for part in ("--config", str(CONFIGS / f"{name}.yaml"))]
 
 
-def t5(folder, seed) -> str:
+def random_t5(seed):
     torch.manual_seed(seed)
-    model = AutoModelForSeq2SeqLM.from_config(tiny.t5_config())
-    model.save_pretrained(folder)
+    return AutoModelForSeq2SeqLM.from_config(tiny.t5_config())
+
+
+def t5(folder, seed) -> str:
+    base, model = (random_t5(one) for one in (0, seed))
+    tiny.moved_near(model, base).save_pretrained(folder)
     tiny.text_tokenizer().save_pretrained(folder)
     return str(folder)
 

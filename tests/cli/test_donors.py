@@ -55,7 +55,7 @@ CASES = {
     ),
     "another architecture": (
         lambda f: [donor(f, "bert")],
-        "bert: tensor 'roberta.embeddings",
+        "bert: its config says model_type bert, but",
     ),
     "Fishers of some": (
         lambda f: [donor(f, "squad2", fisher="x.h5"), "--method=FisherMerge"],
