@@ -11,6 +11,7 @@ from fmerge.evaluation import Evaluator, FisherSettings
 from fmerge.merge_optimizer import MergeOptimizer, Merger
 from fmerge.methods import DFMerge
 from fmerge.modules import RankChoice
+from fmerge.objective import Objective
 from fmerge.search import Fixed
 from fmerge.trainer import FMergeTrainer
 from tests import oracle, tiny
@@ -71,9 +72,11 @@ def test_one_step_is_the_formula_and_its_objective_is_exact(record_property):
     )
     search = Fixed(COEFFICIENTS)
     search.start(list(COEFFICIENTS))
-    trial = MergeOptimizer().optimize(
-        trainer, search, merger, lambda body: evaluator.score(body, "validation", list(tasks)), id
-    )
+
+    def score(body):
+        return Objective().of(evaluator.score(body, "validation", list(tasks)), {})
+
+    trial = MergeOptimizer().optimize(trainer, search, merger, score, id)
     found = merger.assemble(COEFFICIENTS)
 
     chosen = {
