@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fmerge.errors import UserError
+from fmerge.params import Params
 
 FIELDS = (
     "model_type",
@@ -106,6 +107,37 @@ def check_related(
             f"{cosine:.2f}), as far as a model that has nothing to do with it; give the base "
             f"that it was fine-tuned from, and experts of that base alone"
         )
+
+
+def task_vector_facts(base: Params, bodies: Mapping[str, Params]) -> str:
+    """Says how long the experts' task vectors τₘ = θₘ − θ₀ are and how alike their directions.
+
+    Args:
+        base: θ₀.
+        bodies: θₘ by expert, of its layout.
+
+    Returns:
+        One line: ‖τₘ‖ / ‖θ₀‖ of each, and the cosine of every two.
+    """
+    names = list(bodies)
+    products = torch.zeros(len(names), len(names), dtype=torch.float64)
+    norm = 0.0
+    for key, origin in base.items():
+        steps = torch.stack([(bodies[name][key] - origin).flatten() for name in names])
+        products += (steps @ steps.T).double().cpu()
+        norm += float(origin.square().sum())
+    lengths = products.diagonal().sqrt()
+    parts = [
+        f"`{name}` {100 * float(length) / max(norm, 1e-300) ** 0.5:.1f}%"
+        for name, length in zip(names, lengths, strict=True)
+    ]
+    cosines = [
+        f"`{names[i]}` and `{names[j]}` "
+        f"{float(products[i, j] / (lengths[i] * lengths[j]).clamp_min(1e-300)):.2f}"
+        for i in range(len(names))
+        for j in range(i)
+    ]
+    return f"{', '.join(parts)} of the base's norm; cosines: {', '.join(cosines)}"
 
 
 def _config(model: nn.Module) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from fmerge.data import MultiTask
 from fmerge.errors import UserError
 from fmerge.evaluation import Evaluator, FisherSettings, by_accuracy
 from fmerge.experts import Ensemble
+from fmerge.kinship import task_vector_facts
 from fmerge.merge_optimizer import MergeOptimizer
 from fmerge.merger import Merger
 from fmerge.methods import Average, MergeMethod
@@ -166,7 +167,7 @@ class MergeRun:
         body = merger.assemble(best.coefficients)
         # the other processes were told no scores: their search has no model
         pick = search.pick() if self.trainer.is_global_zero and self.data is not None else None
-        rows = self._rows(body)
+        rows, base = self._rows(body), self.ensemble.base
         self._save(body, folder.path / "merged")
         return MergeReport(
             type(self.method).__name__,
@@ -180,6 +181,7 @@ class MergeRun:
             search.groups,
             pick,
             self._measure(),
+            "" if base is None else task_vector_facts(base, self.ensemble.bodies),
         )
 
     @cached_property

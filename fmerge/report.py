@@ -52,6 +52,7 @@ class MergeReport:
         groups: Names of the groups that have coefficients of their own.
         pick: The trial that the search's model would have kept, where it has a model.
         measure: What the scores are: ``accuracy``, or ``score`` where tasks have other metrics.
+        vectors: How long the task vectors are and how alike, where there is a base.
     """
 
     method: str
@@ -65,6 +66,7 @@ class MergeReport:
     groups: Sequence[str] = ("",)
     pick: Pick | None = None
     measure: str = "accuracy"
+    vectors: str = ""
 
     def table(self) -> Table:
         """Lays out the scores for the terminal.
@@ -101,6 +103,7 @@ class MergeReport:
             *self._coefficients(),
             *(f"- expert `{name}`: {path}" for name, path in self.experts.items()),
             *([f"- base: {self.base}"] if self.base else []),
+            *([f"- task vectors: {self.vectors}"] if self.vectors else []),
         ]
         if self.rows:
             header, *rows = _cells(self.rows)

@@ -7,6 +7,7 @@ import torch
 from rich.console import Console
 
 from fmerge.errors import UserError
+from fmerge.kinship import task_vector_facts
 from fmerge.objective import Objective
 from fmerge.picture import draw_search
 from fmerge.report import MergeReport, Row, compare, fisher_table, layer_of, score_table
@@ -133,3 +134,15 @@ def test_the_report_of_a_search_with_bounds_and_a_model():
     short = report({"a": 0.7, "b": 0.8}, Pick(Trial(4, {}, 0.7), 0.685, 0.004))
     assert "NO TRIAL kept to that" in short and "falls short by least: a by 2.0\n" in short
     assert "would have kept the same trial, 68.5" in short
+
+
+def test_task_vectors_are_told_by_length_and_direction():
+    base = {"w": torch.tensor([3.0, 4.0]), "b": torch.tensor([0.0])}
+    bodies = {
+        "x": {"w": torch.tensor([3.5, 4.0]), "b": torch.tensor([0.0])},
+        "y": {"w": torch.tensor([4.0, 5.0]), "b": torch.tensor([0.0])},
+    }
+    # τ = (0.5, 0) and (1, 1) beside a base of norm 5; the angle between them is 45°
+    assert task_vector_facts(base, bodies) == (
+        "`x` 10.0%, `y` 28.3% of the base's norm; cosines: `y` and `x` 0.71"
+    )
