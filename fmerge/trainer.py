@@ -10,18 +10,19 @@ from lightning.pytorch.trainer import call
 from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
 from rich.console import Console
 
-from fmerge.data import MultiTask, Split
-from fmerge.errors import UserError
-from fmerge.evaluation import FisherSettings, check_strategy
+from fmerge.data import Split
+from fmerge.evaluation import FisherSettings
 from fmerge.experts import Expert, load_ensemble, target_first
 from fmerge.fisher import Estimator, Fallback, FisherEstimate
 from fmerge.fisher_run import FisherRun
 from fmerge.fit_run import ConfigWriter, save_experts
+from fmerge.given import task_module, tasks_of
 from fmerge.interrupts import asking_to_stop
 from fmerge.merge_optimizer import MergeOptimizer
 from fmerge.merge_run import MergeRun, References, show
 from fmerge.methods import Average, MergeMethod
 from fmerge.modules import TaskModule
+from fmerge.processes import check_strategy
 from fmerge.report import MergeReport
 from fmerge.search import Search
 from fmerge.store import (
@@ -177,7 +178,7 @@ class FMergeTrainer(Trainer):
             check_fisher_path(output)
             check_new_file(output, overwrite)
         check_strategy(self)
-        data = _tasks(datamodule)
+        data = tasks_of(datamodule)
         settings = FisherSettings(
             estimator, split, examples, samples, seed, until, standard_error, fallback
         )
@@ -230,8 +231,8 @@ class FMergeTrainer(Trainer):
             if self.is_global_zero:
                 going_on = folder.check(overwrite)
             check_strategy(self)
-            module = _task_module(model)
-            data = _tasks(datamodule) if datamodule is not None else None
+            module = task_module(model)
+            data = tasks_of(datamodule) if datamodule is not None else None
             data = data if data is not None and data.tasks else None
             optimizer = self._merge_optimizer()
             search = optimizer.prepare(list(experts), method, scored=data is not None)
@@ -284,18 +285,3 @@ class FMergeTrainer(Trainer):
     def _merge_optimizer(self) -> MergeOptimizer:
         found = [one for one in self.callbacks if isinstance(one, MergeOptimizer)]  # type: ignore[attr-defined]
         return found[0] if found else MergeOptimizer()
-
-
-def _task_module(model: LightningModule) -> TaskModule:
-    if not isinstance(model, TaskModule):
-        raise UserError(
-            f"--model: {type(model).__name__} does not say what its tasks share, so it cannot be "
-            "merged; use TextClassifier, or derive it from fmerge.modules.TaskModule"
-        )
-    return model
-
-
-def _tasks(datamodule: LightningDataModule) -> MultiTask:
-    if not isinstance(datamodule, MultiTask):
-        raise UserError(f"--data: {type(datamodule).__name__} names no tasks; use MultiTask")
-    return datamodule
