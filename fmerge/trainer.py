@@ -11,6 +11,7 @@ from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
 from rich.console import Console
 
 from fmerge.data import Split
+from fmerge.dry_run import show_merge_plan
 from fmerge.evaluation import FisherSettings
 from fmerge.experts import Expert, load_ensemble, target_first
 from fmerge.fisher import Estimator, Fallback, FisherEstimate
@@ -145,7 +146,8 @@ class FMergeTrainer(Trainer):
         seed: int = 0,
         save_every: float = 60.0,
         overwrite: bool = False,
-    ) -> FisherEstimate:
+        dry_run: bool = False,
+    ) -> FisherEstimate | None:
         """Estimate the diagonal Fisher of one expert on one task.
 
         Args:
@@ -169,9 +171,10 @@ class FMergeTrainer(Trainer):
             save_every: Seconds between savings of the unfinished sums; an interrupted command
                 goes on from there when it is given again.
             overwrite: Replace the output file if it exists.
+            dry_run: Check everything, print what would be done, and write nothing.
 
         Returns:
-            The Fisher, by parameter name, and the number of examples used.
+            The Fisher, by parameter name, and the number of examples used; None of a dry run.
         """
         output = Path(output)
         if self.is_global_zero:
@@ -184,7 +187,7 @@ class FMergeTrainer(Trainer):
         )
         run = FisherRun(self, model, data, data.only_task(task), settings, output, save_every)
         with only_run(lock_of(output, folder=False), on=self.is_global_zero):
-            return run.run(expert)
+            return run.run(expert, dry_run)
 
     def merge(
         self,
@@ -198,7 +201,8 @@ class FMergeTrainer(Trainer):
         fisher: FisherSettings | None = None,
         references: References = "all",
         overwrite: bool = False,
-    ) -> MergeReport:
+        dry_run: bool = False,
+    ) -> MergeReport | None:
         """Merge experts into one model, with the best coefficients that a search finds.
 
         Args:
@@ -216,9 +220,10 @@ class FMergeTrainer(Trainer):
             overwrite: Begin anew in an output folder that is not empty. Without it, a command
                 that was interrupted goes on after the last finished trial, and more trials can
                 be added to a finished run.
+            dry_run: Check everything, print what would be done, and write nothing.
 
         Returns:
-            What was kept and the test scores.
+            What was kept and the test scores; None of a dry run.
 
         Raises:
             UserError: If an input is missing, does not fit the others, or is not finite.
@@ -246,6 +251,10 @@ class FMergeTrainer(Trainer):
             run = MergeRun(self, module, data, ensemble, method, settings, references)
             run.check(search, grouped=optimizer.groups != "whole")
             optimizer.divide(search, method, list(next(iter(ensemble.bodies.values()))))
+            if dry_run:
+                if self.is_global_zero:
+                    show_merge_plan(ensemble, data, method, search, settings.curve, going_on)
+                return None
             done: list[dict[str, Any]] = []
             if self.is_global_zero and going_on:
                 done = folder.resume(run.inputs())

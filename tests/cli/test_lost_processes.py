@@ -29,7 +29,7 @@ def fisher(zoo, folder, output):
     return [
         *["fisher", "--config", data_config(zoo, folder, "colour"), "--output", output],
         *["--expert", zoo.experts["colour"], "--data.batch_size", "1", "--save_every", "0"],
-        *["--estimator", "sampled", "--samples", "30000", *DDP],
+        *["--estimator", "sampled", "--samples", "6000", *DDP],
     ]
 
 
