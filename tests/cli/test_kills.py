@@ -1,7 +1,8 @@
 """Kill -9 at seeded instants; after each the same command ends in the uninterrupted result.
 
-With test_resume.py (20 of a search), test_fisher_pass.py (12) and test_fit_resumes.py (3) these
-are more than fifty; test_interrupts.py adds some of one fit.
+29 here; 20 of a search (test_resume.py), 12 of Fishers (test_fisher_pass.py), 6 of fits
+(test_fit_resumes.py, test_interrupts.py): 67 in all, and of one of two processes in
+test_lost_processes.py.
 """
 
 import multiprocessing

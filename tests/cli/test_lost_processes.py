@@ -124,3 +124,20 @@ def test_a_fisher_that_loses_a_process_ends_and_goes_on(zoo, tmp_path, rank, rec
     assert all(torch.equal(found[name], value) for name, value in expected.items())
     assert not list(tmp_path.glob("*unfinished*"))
     record_property("figure", f"Fisher without process {rank}: ended in {seconds:.1f} s: {line}")
+
+
+@pytest.mark.slow
+def test_processes_that_saved_after_other_batches_stay_in_step(zoo, tmp_path):
+    """With --until they meet after every batch: one that is ahead would wait for ever."""
+    arguments = [*fisher(zoo, tmp_path, tmp_path / "out.safetensors"), "--until", "0.001"]
+
+    def ready():
+        return len(list(tmp_path.glob("out.unfinished-*-of-2.safetensors"))) == 2
+
+    lose(arguments, 1, ready, tmp_path / "errors.txt")
+    (tmp_path / "out.unfinished-1-of-2.safetensors").unlink()
+    in_process(*arguments)
+    in_process(*fisher(zoo, tmp_path, tmp_path / "whole.safetensors"), "--until", "0.001")
+    found, expected = (read_fisher(tmp_path / f"{one}.safetensors") for one in ("out", "whole"))
+    assert found[1] == expected[1]
+    assert all(torch.equal(found[0][name], value) for name, value in expected[0].items())
