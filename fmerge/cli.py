@@ -15,6 +15,7 @@ from fmerge.data import MultiTask
 from fmerge.errors import UserError
 from fmerge.merge_optimizer import MergeOptimizer
 from fmerge.parser import FMergeParser
+from fmerge.processes import LostProcessError, watching_processes
 from fmerge.store import check_resume, disk_trouble, load_lightning
 from fmerge.trainer import FMergeTrainer
 
@@ -156,22 +157,8 @@ def main(args: list[str] | None = None) -> None:
     warnings.filterwarnings("ignore", ".*exists and is not empty.*")
     warnings.filterwarnings("ignore", ".*treespec, LeafSpec.*")
     try:
-        FMergeCLI(
-            LightningModule,
-            MultiTask,
-            trainer_class=FMergeTrainer,
-            trainer_defaults={"logger": False, "enable_model_summary": False},
-            subclass_mode_model=True,
-            save_config_callback=None,
-            auto_configure_optimizers=False,
-            seed_everything_default=0,
-            parser_class=FMergeParser,
-            parser_kwargs={
-                "prog": "fmerge",
-                "description": "Fine-tune, estimate Fishers, merge; each command has its --help.",
-            },
-            args=args,
-        )
+        with watching_processes():
+            _run(args)
     except (UserError, ValueError) as error:
         # jsonargparse wraps what a constructor raises into an error of its own
         cause: BaseException | None = error
@@ -188,8 +175,30 @@ def main(args: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         sys.stderr.write("fmerge: interrupted\n")
         sys.exit(130)
+    except LostProcessError as error:
+        sys.stderr.write(f"fmerge: error: {error}\n" if str(error) else "")
+        sys.exit(1)
     except (OSError, RuntimeError) as error:
         if (trouble := disk_trouble(error)) is None:
             raise
         sys.stderr.write(f"fmerge: error: {trouble}\n")
         sys.exit(2)
+
+
+def _run(args: list[str] | None) -> None:
+    FMergeCLI(
+        LightningModule,
+        MultiTask,
+        trainer_class=FMergeTrainer,
+        trainer_defaults={"logger": False, "enable_model_summary": False},
+        subclass_mode_model=True,
+        save_config_callback=None,
+        auto_configure_optimizers=False,
+        seed_everything_default=0,
+        parser_class=FMergeParser,
+        parser_kwargs={
+            "prog": "fmerge",
+            "description": "Fine-tune, estimate Fishers, merge; each command has its --help.",
+        },
+        args=args,
+    )

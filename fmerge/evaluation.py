@@ -2,18 +2,18 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
-from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from torch import Tensor, distributed
 
 from fmerge.data import MultiTask, Split
 from fmerge.errors import UserError
 from fmerge.fisher import Errors, Estimator, Fallback, FisherEstimate
+from fmerge.memory import in_memory
 from fmerge.modules import (
     Estimation,
     FisherPass,
@@ -100,8 +100,12 @@ class Evaluator:
         data.trainer = trainer
         data.prepare_data()
         data.setup("validate")
-        if isinstance(module, TaskModule):
-            module.add_metrics(data.labels, data.metrics)
+        self._start_metrics()
+
+    def _start_metrics(self) -> None:
+        if isinstance(self.module, TaskModule):
+            self.module.add_metrics(self.data.labels, self.data.metrics)
+            self.module.val_loss.reset()
 
     def write_body(self, body: Params) -> None:
         """Copies a body into the live module, whose tasks all share it.
@@ -129,8 +133,16 @@ class Evaluator:
         """
         self.write_body(body)
         run = self.trainer.test if split == "test" else self.trainer.validate
+
+        def whole() -> Any:
+            try:
+                return run(self.module, dataloaders=self.data.loaders(split, tasks), verbose=False)
+            except BaseException:
+                self._start_metrics()  # half a pass must not enter the scores of the next
+                raise
+
         with _silent(self.trainer):
-            results = run(self.module, dataloaders=self.data.loaders(split, tasks), verbose=False)
+            results = in_memory(self.trainer, self.data, whole)
         metrics: dict[str, float] = {key: value for one in results for key, value in one.items()}
         return {
             task: mean({key: one for key, one in metrics.items() if key.startswith(f"{task}/")})
@@ -176,10 +188,18 @@ class Evaluator:
         """
         if body is not None:
             self.write_body(body)
+        return in_memory(self.trainer, self.data, lambda: self._fisher(task, settings, bar, saving))
+
+    def _fisher(
+        self, task: str, settings: FisherSettings, bar: bool, saving: Saving | None
+    ) -> FisherEstimate:
         key = (task, settings.estimation)
         if key not in self._passes:
             self._passes[key] = FisherPass(self.module, *key)
         one = self._passes[key]
+        if saving is not None:  # sums up to a batch mean nothing where batches are smaller
+            belongs_to = {**saving.belongs_to, "batch_size": self.data.batch_size}
+            saving = replace(saving, belongs_to=belongs_to)
         one.saving = saving
         # errors are estimated from the batches, which are random draws only in random order
         shuffled = key[1].errors is not None
@@ -204,10 +224,12 @@ class Evaluator:
         """
         self.write_body(body)
         splits: tuple[Split, ...] = ("train", "validation", "test")
+
+        def inputs_of(split: Split) -> Any:
+            return self._predict(HeadInputs(module, task), self.data.loaders(split, [task])[task])
+
         inputs: dict[str, list[tuple[Tensor, Tensor]]] = {
-            split: self._gather(
-                self._predict(HeadInputs(module, task), self.data.loaders(split, [task])[task])
-            )
+            split: self._gather(in_memory(self.trainer, self.data, partial(inputs_of, split)))
             for split in splits
         }
         return probe_score(inputs, self.data.metrics[task])
@@ -239,30 +261,6 @@ def by_accuracy(data: MultiTask, task: str) -> bool:
         Whether accuracy is its one metric.
     """
     return list(data.metrics[task]) == ["accuracy"]
-
-
-def check_strategy(trainer: Trainer) -> None:
-    """Refuses strategies under which a Fisher or a merge would be wrong or lost.
-
-    Args:
-        trainer: The Trainer.
-
-    Raises:
-        UserError: If its strategy splits parameters over processes, or starts processes whose
-            results do not come back.
-    """
-    strategy = trainer.strategy
-    name = type(strategy).__name__.removesuffix("Strategy")
-    if isinstance(strategy, FSDPStrategy | DeepSpeedStrategy | ModelParallelStrategy):
-        raise UserError(
-            f"--trainer.strategy: {name} splits a parameter over processes, so that no process "
-            "sees an example's whole gradient or a whole merge; use ddp or a single device"
-        )
-    if isinstance(strategy.launcher, _MultiProcessingLauncher):
-        raise UserError(
-            f"--trainer.strategy: {name} runs in spawned or forked processes, whose results do "
-            "not come back; use ddp"
-        )
 
 
 @contextmanager

@@ -9,13 +9,20 @@ from rich.console import Console
 
 from fmerge import __version__
 from fmerge.data import MultiTask
+from fmerge.dry_run import show_fisher_plan
 from fmerge.errors import UserError
 from fmerge.evaluation import Evaluator, FisherSettings
 from fmerge.fisher import FisherEstimate
 from fmerge.modules import Saving, TaskModule
 from fmerge.params import check_finite, fingerprint, params_of
 from fmerge.report import fisher_table
-from fmerge.store import load_lightning, load_tokenizer, remove_partial, write_fisher
+from fmerge.store import (
+    load_lightning,
+    load_tokenizer,
+    remove_leftovers,
+    remove_partial,
+    write_fisher,
+)
 
 
 class FisherRun:
@@ -49,17 +56,22 @@ class FisherRun:
         self.output = output
         self.save_every = save_every
 
-    def run(self, expert: str | None) -> FisherEstimate:
+    def run(self, expert: str | None, dry_run: bool = False) -> FisherEstimate | None:
         """Reads the expert, makes the pass and writes the Fisher in the first process.
 
         Args:
             expert: Where the weights are; those the module was made with when None.
+            dry_run: Print what would be done instead.
 
         Returns:
-            The Fisher, by parameter name, and the number of examples used.
+            The Fisher, by parameter name, and the number of examples used; None of a dry run.
         """
         self.data.check_splits(self.settings.split)
         provenance = self._provenance(expert, self._load(expert))
+        if dry_run:
+            if self.trainer.is_global_zero:
+                self._show_plan()
+            return None
         saving = Saving(
             self._unfinished(self.trainer.global_rank),
             {
@@ -79,6 +91,18 @@ class FisherRun:
         self.trainer.strategy.barrier("the Fisher is written")
         remove_partial(saving.path)
         return estimate
+
+    def _show_plan(self) -> None:
+        module, settings = self.module, self.settings
+        network = module.task_model(self.task) if isinstance(module, TaskModule) else module
+        show_fisher_plan(
+            params_of(network),
+            self.data,
+            self.task,
+            settings.split,
+            settings.examples,
+            settings.estimator,
+        )
 
     def _load(self, expert: str | None) -> dict[str, str]:
         """Fills the module with the expert's weights; returns their hashes."""
@@ -129,6 +153,7 @@ class FisherRun:
         provenance = {**provenance, "examples": estimate.count}
         if estimate.relative_error is not None:
             provenance["relative_standard_error"] = estimate.relative_error
+        remove_leftovers(self.output)
         write_fisher(self.output, estimate.values, provenance)
         settings, console = self.settings, Console()
         title = f"Fisher of {self.task}: {settings.estimator}, {estimate.count} {settings.split}"

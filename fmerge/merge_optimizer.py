@@ -197,7 +197,7 @@ class MergeOptimizer(Callback):
     ) -> Trial:
         try:
             scores = score(merger.assemble(coefficients))
-        except (ValueError, UserError, torch.OutOfMemoryError) as error:
+        except (ValueError, UserError, MemoryError, torch.OutOfMemoryError) as error:
             return Trial(index, coefficients, status="failed", reason=str(error))
         metrics, objective = scores.metrics, scores.objective
         if objective is None:

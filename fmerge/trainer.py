@@ -10,18 +10,20 @@ from lightning.pytorch.trainer import call
 from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
 from rich.console import Console
 
-from fmerge.data import MultiTask, Split
-from fmerge.errors import UserError
-from fmerge.evaluation import FisherSettings, check_strategy
+from fmerge.data import Split
+from fmerge.dry_run import show_merge_plan
+from fmerge.evaluation import FisherSettings
 from fmerge.experts import Expert, load_ensemble, target_first
 from fmerge.fisher import Estimator, Fallback, FisherEstimate
 from fmerge.fisher_run import FisherRun
 from fmerge.fit_run import ConfigWriter, save_experts
+from fmerge.given import task_module, tasks_of
 from fmerge.interrupts import asking_to_stop
 from fmerge.merge_optimizer import MergeOptimizer
 from fmerge.merge_run import MergeRun, References, show
 from fmerge.methods import Average, MergeMethod
 from fmerge.modules import TaskModule
+from fmerge.processes import check_strategy
 from fmerge.report import MergeReport
 from fmerge.search import Search
 from fmerge.store import (
@@ -144,7 +146,8 @@ class FMergeTrainer(Trainer):
         seed: int = 0,
         save_every: float = 60.0,
         overwrite: bool = False,
-    ) -> FisherEstimate:
+        dry_run: bool = False,
+    ) -> FisherEstimate | None:
         """Estimate the diagonal Fisher of one expert on one task.
 
         Args:
@@ -168,22 +171,23 @@ class FMergeTrainer(Trainer):
             save_every: Seconds between savings of the unfinished sums; an interrupted command
                 goes on from there when it is given again.
             overwrite: Replace the output file if it exists.
+            dry_run: Check everything, print what would be done, and write nothing.
 
         Returns:
-            The Fisher, by parameter name, and the number of examples used.
+            The Fisher, by parameter name, and the number of examples used; None of a dry run.
         """
         output = Path(output)
         if self.is_global_zero:
             check_fisher_path(output)
             check_new_file(output, overwrite)
         check_strategy(self)
-        data = _tasks(datamodule)
+        data = tasks_of(datamodule)
         settings = FisherSettings(
             estimator, split, examples, samples, seed, until, standard_error, fallback
         )
         run = FisherRun(self, model, data, data.only_task(task), settings, output, save_every)
         with only_run(lock_of(output, folder=False), on=self.is_global_zero):
-            return run.run(expert)
+            return run.run(expert, dry_run)
 
     def merge(
         self,
@@ -197,7 +201,8 @@ class FMergeTrainer(Trainer):
         fisher: FisherSettings | None = None,
         references: References = "all",
         overwrite: bool = False,
-    ) -> MergeReport:
+        dry_run: bool = False,
+    ) -> MergeReport | None:
         """Merge experts into one model, with the best coefficients that a search finds.
 
         Args:
@@ -215,9 +220,10 @@ class FMergeTrainer(Trainer):
             overwrite: Begin anew in an output folder that is not empty. Without it, a command
                 that was interrupted goes on after the last finished trial, and more trials can
                 be added to a finished run.
+            dry_run: Check everything, print what would be done, and write nothing.
 
         Returns:
-            What was kept and the test scores.
+            What was kept and the test scores; None of a dry run.
 
         Raises:
             UserError: If an input is missing, does not fit the others, or is not finite.
@@ -230,8 +236,8 @@ class FMergeTrainer(Trainer):
             if self.is_global_zero:
                 going_on = folder.check(overwrite)
             check_strategy(self)
-            module = _task_module(model)
-            data = _tasks(datamodule) if datamodule is not None else None
+            module = task_module(model)
+            data = tasks_of(datamodule) if datamodule is not None else None
             data = data if data is not None and data.tasks else None
             optimizer = self._merge_optimizer()
             search = optimizer.prepare(list(experts), method, scored=data is not None)
@@ -245,6 +251,10 @@ class FMergeTrainer(Trainer):
             run = MergeRun(self, module, data, ensemble, method, settings, references)
             run.check(search, grouped=optimizer.groups != "whole")
             optimizer.divide(search, method, list(next(iter(ensemble.bodies.values()))))
+            if dry_run:
+                if self.is_global_zero:
+                    show_merge_plan(ensemble, data, method, search, settings.curve, going_on)
+                return None
             done: list[dict[str, Any]] = []
             if self.is_global_zero and going_on:
                 done = folder.resume(run.inputs())
@@ -284,18 +294,3 @@ class FMergeTrainer(Trainer):
     def _merge_optimizer(self) -> MergeOptimizer:
         found = [one for one in self.callbacks if isinstance(one, MergeOptimizer)]  # type: ignore[attr-defined]
         return found[0] if found else MergeOptimizer()
-
-
-def _task_module(model: LightningModule) -> TaskModule:
-    if not isinstance(model, TaskModule):
-        raise UserError(
-            f"--model: {type(model).__name__} does not say what its tasks share, so it cannot be "
-            "merged; use TextClassifier, or derive it from fmerge.modules.TaskModule"
-        )
-    return model
-
-
-def _tasks(datamodule: LightningDataModule) -> MultiTask:
-    if not isinstance(datamodule, MultiTask):
-        raise UserError(f"--data: {type(datamodule).__name__} names no tasks; use MultiTask")
-    return datamodule

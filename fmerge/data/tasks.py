@@ -217,7 +217,7 @@ class MultiTask(LightningDataModule):
                 padding.
 
         Returns:
-            Task name to loader, in order; the same objects when asked again.
+            Task name to loader, in order; the same objects when asked again with one batch size.
         """
         names = list(self.tasks if tasks is None else tasks)
         return {name: self._loader(name, split, examples, seed, shuffled) for name in names}
@@ -225,7 +225,7 @@ class MultiTask(LightningDataModule):
     def _loader(
         self, name: str, split: Split, examples: int | None, seed: int, shuffled: bool
     ) -> DataLoader[Example]:
-        key = (name, split, examples, seed, shuffled)
+        key = (name, split, examples, seed, shuffled, self.batch_size)
         if key not in self._cache:
             chosen = self._choose(name, split, examples, seed)
             if not shuffled:  # neighbours of one length; the order changes no score

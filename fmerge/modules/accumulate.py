@@ -216,10 +216,19 @@ class FisherPass(LightningModule):
         if self.saving is None:
             return
         state = read_partial(self.saving.path, self.saving.belongs_to)
+        if self.settings.until is not None and not self._is_same_everywhere(state):
+            return
         if state is not None:
             self._done = int(state.pop("done"))
             accumulator.restore(state)
             rank_zero_info(f"{self.saving.path}: going on after batch {self._done}")
+
+    def _is_same_everywhere(self, state: Mapping[str, Tensor] | None) -> bool:
+        """Whether all processes saved after the same batch: those with ``until`` go in step."""
+        done = torch.tensor(0.0 if state is None else float(state["done"]), dtype=torch.float64)
+        moments = torch.stack([done, done**2, torch.ones_like(done)])
+        total, squares, processes = self._reduced(moments).tolist()
+        return bool(processes * squares == total**2)  # no variance
 
     def _save_now_and_then(self, accumulator: FisherAccumulator) -> None:
         if self.saving is None or time.monotonic() - self._saved_at < self.saving.seconds:

@@ -6,6 +6,7 @@ from fmerge.store.atomic import (
     check_new_folder,
     disk_trouble,
     recover_folder,
+    remove_leftovers,
     replacing_file,
     write_text,
 )
@@ -34,6 +35,7 @@ __all__ = [
     "read_fisher",
     "read_partial",
     "recover_folder",
+    "remove_leftovers",
     "remove_partial",
     "replacing_file",
     "save_models",

@@ -42,6 +42,18 @@ def replacing_file(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def remove_leftovers(path: Path) -> None:
+    """Removes what kills during ``replacing_file`` left beside its place.
+
+    Args:
+        path: The file that was being replaced, by a run that has the place for itself.
+    """
+    if path.parent.is_dir():
+        for one in path.parent.iterdir():
+            if one.name.startswith(f".{path.name}.") and one.suffix == path.suffix:
+                one.unlink(missing_ok=True)
+
+
 @contextmanager
 def replacing_folder(path: Path) -> Iterator[Path]:
     """Fills a folder under a temporary name beside its place, then renames it.

@@ -5,7 +5,7 @@ import logging
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from fmerge.errors import UserError
@@ -54,7 +54,8 @@ def only_run(lock: Path, on: bool = True) -> Iterator[None]:
     try:
         yield
     finally:
-        lock.unlink(missing_ok=True)
+        with suppress(OSError):  # the folder may be read-only by now, which is said elsewhere
+            lock.unlink()
         os.close(handle)
         for folder in made:
             try:

@@ -9,9 +9,18 @@ from typing import Any
 import yaml
 
 from fmerge.errors import UserError
-from fmerge.store.atomic import append_line, check_new_folder, recover_folder, write_text
+from fmerge.store.atomic import (
+    append_line,
+    check_new_folder,
+    recover_folder,
+    remove_leftovers,
+    write_text,
+)
 
-_IGNORED = ("output", "overwrite", "config", "trainer.callbacks", "trainer.enable_progress_bar")
+_IGNORED = (
+    *("output", "overwrite", "dry_run", "config"),
+    *("trainer.callbacks", "trainer.enable_progress_bar"),
+)
 """What a run may be gone on with although it differs."""
 
 _GROWING = "optimizer.search.init_args.trials"
@@ -99,6 +108,8 @@ class RunFolder:
                     "folder, or add --overwrite true"
                 )
         records = self._records()
+        for name in ("trials.jsonl", "inputs.json", "config.yaml", *_RESULTS):
+            remove_leftovers(self.path / name)
         # a kill may have left half a line behind
         write_text(self._log, "".join(json.dumps(record) + "\n" for record in records))
         self._describe({**noted, **inputs})

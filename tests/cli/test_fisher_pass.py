@@ -18,9 +18,9 @@ from transformers import AutoModelForSeq2SeqLM
 
 from fmerge.cli import main
 from fmerge.errors import UserError
-from fmerge.evaluation import check_strategy
 from fmerge.fisher import FisherAccumulator, estimate_fisher
 from fmerge.modules import accumulate
+from fmerge.processes import check_strategy
 from fmerge.store import read_fisher
 from tests import tiny
 from tests.cli.run import data_config, fails, in_process
