@@ -1,5 +1,6 @@
 # make quickstart   environment, three experts, their Fishers, three merges, one table
-# make test         the whole suite
+# make test         the suite, but for its slow tests
+# make slow         those: lost processes, hundreds of trials, a T5 from scratch
 # make lint         style, types and the import floors
 # make clean        forget the quickstart's runs
 
@@ -10,7 +11,7 @@ CONFIGS := configs/quickstart
 LIBRARIES := sklearn sympy torch
 FMERGE := $(BIN)/fmerge
 
-.PHONY: quickstart test lint clean
+.PHONY: quickstart test slow lint clean
 .DELETE_ON_ERROR:
 
 quickstart: $(RUNS)/average/report.md $(RUNS)/fisher_merge/report.md $(RUNS)/df_merge/report.md
@@ -18,7 +19,10 @@ quickstart: $(RUNS)/average/report.md $(RUNS)/fisher_merge/report.md $(RUNS)/df_
 	@echo "Merged models: $(RUNS)/*/merged/  reports: $(RUNS)/*/report.md"
 
 test: .venv/installed
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+
+slow: .venv/installed
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m slow
 
 lint: .venv/installed
 	$(BIN)/ruff check .
