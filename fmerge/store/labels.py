@@ -109,7 +109,7 @@ def other_labels(source: str, expected: Sequence[str], found: Sequence[str]) -> 
     """
     return (
         f"{source}: its labels are {list(found)}, but the task's are {list(expected)}; "
-        "use an expert of this very task, or list the task's labels in the expert's order"
+        "use an expert of this very task"
     )
 
 

@@ -67,7 +67,14 @@ def text_to_text(folder):
     return ["--config", folder / "rows.yaml", "--expert", folder / "t5"]
 
 
-@pytest.mark.parametrize("kind", ["classes, exact", "classes, sampled", "choices, exact"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "classes, exact",
+        pytest.param("classes, sampled", marks=pytest.mark.slow),
+        "choices, exact",
+    ],
+)
 def test_any_number_of_processes_gives_the_fisher_of_one(zoo, tmp_path, kind, record_property):
     """13 examples in batches of 4: the last batches are uneven, and no example counts twice."""
     data, estimator = kind.split(", ")
