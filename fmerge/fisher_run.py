@@ -78,7 +78,8 @@ class FisherRun:
                 **provenance,
                 "examples": self.settings.examples,
                 "until": self.settings.until,
-                "batch_size": self.data.batch_size,
+                "standard_error": self.settings.standard_error,  # it sets the examples' order
+                "module": {name: str(value) for name, value in self.module.hparams.items()},
                 "processes": self.trainer.world_size,
                 "data_sha256": self.data.fingerprint(self.task, self.settings.split),
             },

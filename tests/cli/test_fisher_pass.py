@@ -204,6 +204,30 @@ def test_unfinished_sums_of_other_work_are_not_gone_on_with(zoo, tmp_path, caplo
     assert_same(read_fisher(output)[0], read_fisher(fresh)[0])
 
 
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (["--standard_error", "true"], "standard_error was False, is True"),
+        (["--model.max_length", "3"], "module was"),
+    ],
+)
+def test_what_changes_the_batches_begins_anew(zoo, tmp_path, caplog, change, named):
+    output, fresh = tmp_path / "fisher.safetensors", tmp_path / "fresh.safetensors"
+    options = ["--data.batch_size", "2", "--save_every", "0"]
+    process = multiprocessing.get_context("fork").Process(
+        target=killed_run, args=(command(zoo, tmp_path, output, *options), "batch", 3)
+    )
+    process.start()
+    process.join()
+    assert list(tmp_path.glob("*unfinished*"))
+    run(*command(zoo, tmp_path, output, *options, *change))
+    assert named in caplog.text
+    run(*command(zoo, tmp_path, fresh, *options, *change))
+    found, expected = read_fisher(output), read_fisher(fresh)
+    assert found[1] == expected[1]
+    assert all(torch.equal(found[0][name], value) for name, value in expected[0].items())
+
+
 class Own(LightningModule):
     """A user's own module: nothing of Hugging Face in it, and a layer that no rule covers."""
 
