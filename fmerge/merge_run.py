@@ -111,7 +111,11 @@ class MergeRun:
         Returns:
             Hashes by expert and by task.
         """
-        models = {name: fingerprint(params_of(one)) for name, one in self.ensemble.models.items()}
+        whole = self.ensemble.models
+        models = {  # of a donor the body alone takes part
+            name: fingerprint(params_of(whole[name]) if name in whole else body)
+            for name, body in self.ensemble.bodies.items()
+        }
         base = self.ensemble.base
         data = self.data
         return {
@@ -208,8 +212,9 @@ class MergeRun:
         return own
 
     def _measure(self) -> str:
-        metrics = [] if self.data is None else list(self.data.metrics.values())
-        return "accuracy" if all(list(one) == ["accuracy"] for one in metrics) else "score"
+        tasks = [] if self.data is None else list(self.data.tasks)
+        plain = all(self.data is not None and by_accuracy(self.data, task) for task in tasks)
+        return "accuracy" if plain else "score"
 
     def _refits(self) -> bool:
         """Whether all heads are of classes: others cannot be refitted by logistic regression."""

@@ -185,10 +185,9 @@ class FisherAccumulator:
         half = self._in_half()
         entries = self.spread is not None and self.spread.squares is not None
         if not half and not entries:
-            before = total_of(self.sums) if self.spread is not None else 0.0
             self._add_squares(batch, n, indices, self.sums)
             if self.spread is not None:
-                self.spread.add(n, total_of(self.sums) - before)
+                self.spread.add(n, total_of(self.sums) - self.spread.total)
             return
         if self._scratch is None:
             self._scratch = self._zeros()

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fmerge.params import Params
-from fmerge.store.atomic import replacing_file
+from fmerge.store.atomic import remove_leftovers, replacing_file
 
 _KEY = "fmerge.unfinished"
 _LOG = logging.getLogger(__name__)
@@ -36,8 +36,8 @@ def remove_partial(path: Path) -> None:
     Args:
         path: Where ``write_partial`` put it, if it did.
     """
-    for leftover in (path, *path.parent.glob(f".{path.name}.*")):
-        leftover.unlink(missing_ok=True)
+    path.unlink(missing_ok=True)
+    remove_leftovers(path)
 
 
 def read_partial(path: Path, belongs_to: Mapping[str, Any]) -> Params | None:
@@ -55,14 +55,19 @@ def read_partial(path: Path, belongs_to: Mapping[str, Any]) -> Params | None:
         return None
     try:
         with safe_open(path, framework="pt") as file:
-            found = json.loads((file.metadata() or {}).get(_KEY, "{}"))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            if not _belongs(path, json.loads((file.metadata() or {}).get(_KEY, "{}")), belongs_to):
+                return None
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
         _LOG.warning("%s: not readable (%s); beginning anew", path, error)
         return None
+
+
+def _belongs(path: Path, found: Any, belongs_to: Mapping[str, Any]) -> bool:
+    """Compares what a file says it is a part of, before its tensors are read; logs a difference."""
     if not isinstance(found, dict):
         _LOG.warning("%s: does not say what it is a part of; beginning anew", path)
-        return None
+        return False
     expected = json.loads(json.dumps(belongs_to))
     for key in {**expected, **found}:
         if expected.get(key) != found.get(key):
@@ -70,5 +75,5 @@ def read_partial(path: Path, belongs_to: Mapping[str, Any]) -> Params | None:
                 "%s: is of other work (%s was %s, is %s); beginning anew",
                 path, key, found.get(key), expected.get(key),
             )  # fmt: skip
-            return None
-    return tensors
+            return False
+    return True
