@@ -22,7 +22,7 @@ from fmerge.objective import binomial_error
 from fmerge.store import write_text
 
 FOLDER = Path(__file__).parent / "surfaces"
-POINTS = 6
+POINTS = 5
 """Grid points along each coefficient."""
 
 METHODS: dict[str, Callable[[], MergeMethod]] = {
