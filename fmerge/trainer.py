@@ -10,6 +10,7 @@ from lightning.pytorch.trainer import call
 from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
 from rich.console import Console
 
+from fmerge.batch_sizes import check_automatic
 from fmerge.data import Split
 from fmerge.dry_run import show_merge_plan
 from fmerge.evaluation import FisherSettings
@@ -17,7 +18,7 @@ from fmerge.experts import Expert, load_ensemble, target_first
 from fmerge.fisher import Estimator, Fallback, FisherEstimate
 from fmerge.fisher_run import FisherRun
 from fmerge.fit_run import ConfigWriter, save_experts
-from fmerge.given import task_module, tasks_of
+from fmerge.given import check_numbered, task_module, tasks_of
 from fmerge.interrupts import asking_to_stop
 from fmerge.merge_optimizer import MergeOptimizer
 from fmerge.merge_run import MergeRun, References, show
@@ -68,6 +69,7 @@ class FMergeTrainer(Trainer):
             output: Folder of the run: checkpoints and expert/, a Hugging Face folder.
             overwrite: Write into the output folder although it is not empty.
         """
+        check_numbered(datamodule)
         check_resume(ckpt_path)
         if output is None:
             return super().fit(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path)
@@ -102,6 +104,7 @@ class FMergeTrainer(Trainer):
         Returns:
             One dictionary of metrics per loader.
         """
+        check_numbered(datamodule)
         check_resume(ckpt_path)
         return super().validate(model, dataloaders, ckpt_path, verbose, datamodule)
 
@@ -125,6 +128,7 @@ class FMergeTrainer(Trainer):
         Returns:
             One dictionary of metrics per loader.
         """
+        check_numbered(datamodule)
         check_resume(ckpt_path)
         return super().test(model, dataloaders, ckpt_path, verbose, datamodule)
 
@@ -185,6 +189,7 @@ class FMergeTrainer(Trainer):
         settings = FisherSettings(
             estimator, split, examples, samples, seed, until, standard_error, fallback
         )
+        check_automatic(self, data, estimator, settings.estimation.errors is not None)
         run = FisherRun(self, model, data, data.only_task(task), settings, output, save_every)
         with only_run(lock_of(output, folder=False), on=self.is_global_zero):
             return run.run(expert, dry_run)

@@ -14,11 +14,12 @@ from fmerge.store.checkpoints import load_classifier
 from fmerge.store.fishers import check_fisher_path, read_fisher, write_fisher
 from fmerge.store.language_models import load_language_model
 from fmerge.store.lock import lock_of, only_run
-from fmerge.store.partial import read_partial, remove_partial, write_partial
+from fmerge.store.partial import begun_with, read_partial, remove_partial, write_partial
 from fmerge.store.runs import RunFolder
 from fmerge.store.sources import check_resume, load_lightning, load_tokenizer, save_models
 
 __all__ = [
+    "begun_with",
     "LOCK",
     "RunFolder",
     "check_fisher_path",
