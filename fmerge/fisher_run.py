@@ -1,5 +1,6 @@
 """One Fisher from an expert and its data to a file."""
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from fmerge.dry_run import show_fisher_plan
 from fmerge.errors import UserError
 from fmerge.evaluation import Evaluator, FisherSettings
 from fmerge.fisher import FisherEstimate
+from fmerge.interrupts import asking_to_stop
 from fmerge.modules import Saving, TaskModule
 from fmerge.params import check_finite, fingerprint, params_of
 from fmerge.report import fisher_table
@@ -65,6 +67,9 @@ class FisherRun:
 
         Returns:
             The Fisher, by parameter name, and the number of examples used; None of a dry run.
+
+        Raises:
+            SystemExit: If a signal asked to stop, once the sums are saved.
         """
         self.data.check_splits(self.settings.split)
         provenance = self._provenance(expert, self._load(expert))
@@ -72,25 +77,29 @@ class FisherRun:
             if self.trainer.is_global_zero:
                 self._show_plan()
             return None
-        saving = Saving(
-            self._unfinished(self.trainer.global_rank),
-            {
-                **provenance,
-                "examples": self.settings.examples,
-                "until": self.settings.until,
-                "standard_error": self.settings.standard_error,  # it sets the examples' order
-                "module": {name: str(value) for name, value in self.module.hparams.items()},
-                "processes": self.trainer.world_size,
-                "data_sha256": self.data.fingerprint(self.task, self.settings.split),
-            },
-            self.save_every,
-        )
+        belongs_to = {
+            **provenance,
+            "examples": self.settings.examples,
+            "until": self.settings.until,
+            "standard_error": self.settings.standard_error,  # it sets the examples' order
+            "module": {name: str(value) for name, value in self.module.hparams.items()},
+            "processes": self.trainer.world_size,
+            "data_sha256": self.data.fingerprint(self.task, self.settings.split),
+        }
         evaluator = Evaluator(self.trainer, self.module, self.data)
-        estimate = evaluator.fisher(self.task, self.settings, bar=True, saving=saving)
+        path = self._unfinished(self.trainer.global_rank)
+        try:
+            with asking_to_stop(self.trainer, "batch", together=False) as stop:
+                saving = Saving(path, belongs_to, self.save_every, stop)
+                estimate = evaluator.fisher(self.task, self.settings, bar=True, saving=saving)
+        except SystemExit:
+            if self.trainer.is_global_zero and path.is_file():
+                sys.stderr.write(f"fmerge: stopped; the same command goes on from {path}\n")
+            raise
         if self.trainer.is_global_zero:
             self._write(estimate, provenance)
         self.trainer.strategy.barrier("the Fisher is written")
-        remove_partial(saving.path)
+        remove_partial(path)
         return estimate
 
     def _show_plan(self) -> None:

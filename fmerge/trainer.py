@@ -26,6 +26,7 @@ from fmerge.methods import Average, MergeMethod
 from fmerge.modules import TaskModule
 from fmerge.processes import check_strategy
 from fmerge.report import MergeReport
+from fmerge.requeue import RequeuedFit, requeued_checkpoint
 from fmerge.search import Search
 from fmerge.store import (
     RunFolder,
@@ -74,7 +75,13 @@ class FMergeTrainer(Trainer):
         if output is None:
             return super().fit(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path)
         output = Path(output)
-        with only_run(lock_of(output, folder=True), on=self.is_global_zero):
+        callback = RequeuedFit()
+        with (
+            only_run(lock_of(output, folder=True), on=self.is_global_zero),
+            callback.listening(self),
+        ):
+            if (saved := requeued_checkpoint(self, overwrite)) is not None:
+                check_resume(ckpt_path := str(saved))
             if self.is_global_zero:
                 recover_folder(output / "expert")
                 check_new_folder(output, overwrite or ckpt_path is not None)

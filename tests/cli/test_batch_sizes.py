@@ -81,8 +81,8 @@ def test_a_fisher_has_the_size_that_fits_and_the_values_of_any(
     assert "out of memory" not in caplog.text  # the longest were tried
     found, expected = read_fisher(tmp_path / "out.h5"), read_fisher(tmp_path / "expected.h5")
     assert found[1] == expected[1]
+    rounding = 1e-7 * max(float(value.max()) for value in expected[0].values())
     for name, value in expected[0].items():
-        rounding = 1e-5 * float(value.max())
         torch.testing.assert_close(found[0][name], value, rtol=1e-5, atol=rounding)
 
 
@@ -167,5 +167,5 @@ def test_it_is_refused_where_the_result_would_depend_on_it(zoo, tmp_path, capsys
     fit = ["fit", *auto, "--model.path", zoo.base, "--output", tmp_path / "fit"]
     assert "which fisher and merge alone know" in fails(capsys, *fit)
     line = fails(capsys, *fisher, "--data.batch_size", "many")
-    assert "data.batch_size" in line and "many" in line
+    assert "data.batch_size: Expected a <class 'int'> or a typing.Literal['auto']" in line
     assert not (tmp_path / "x.h5").exists() and not (tmp_path / "fit").exists()
