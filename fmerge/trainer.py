@@ -12,7 +12,7 @@ from rich.console import Console
 
 from fmerge.batch_sizes import check_automatic
 from fmerge.data import Split
-from fmerge.dry_run import show_merge_plan
+from fmerge.dry_run import merge_passes, show_merge_plan
 from fmerge.evaluation import FisherSettings
 from fmerge.experts import Expert, load_ensemble, target_first
 from fmerge.fisher import Estimator, Fallback, FisherEstimate
@@ -182,7 +182,8 @@ class FMergeTrainer(Trainer):
             save_every: Seconds between savings of the unfinished sums; an interrupted command
                 goes on from there when it is given again.
             overwrite: Replace the output file if it exists.
-            dry_run: Check everything, print what would be done, and write nothing.
+            dry_run: Check all that headers tell, measure one batch, print what would be done and
+                what it would take, and write nothing.
 
         Returns:
             The Fisher, by parameter name, and the number of examples used; None of a dry run.
@@ -199,7 +200,10 @@ class FMergeTrainer(Trainer):
         check_automatic(self, data, estimator, settings.estimation.errors is not None)
         run = FisherRun(self, model, data, data.only_task(task), settings, output, save_every)
         with only_run(lock_of(output, folder=False), on=self.is_global_zero):
-            return run.run(expert, dry_run)
+            if dry_run:
+                run.describe(expert)
+                return None
+            return run.run(expert)
 
     def merge(
         self,
@@ -232,7 +236,8 @@ class FMergeTrainer(Trainer):
             overwrite: Begin anew in an output folder that is not empty. Without it, a command
                 that was interrupted goes on after the last finished trial, and more trials can
                 be added to a finished run.
-            dry_run: Check everything, print what would be done, and write nothing.
+            dry_run: Check all that headers tell, measure one batch, print what would be done and
+                what it would take, and write nothing.
 
         Returns:
             What was kept and the test scores; None of a dry run.
@@ -259,13 +264,19 @@ class FMergeTrainer(Trainer):
                 method,
                 module,
                 None if data is None else data.labels,
+                values=not dry_run,
             )
             run = MergeRun(self, module, data, ensemble, method, settings, references)
             run.check(search, grouped=optimizer.groups != "whole")
             optimizer.divide(search, method, list(next(iter(ensemble.bodies.values()))))
             if dry_run:
-                if self.is_global_zero:
-                    show_merge_plan(ensemble, data, method, search, settings.curve, going_on)
+                own = optimizer.needs_experts
+                passes = merge_passes(
+                    module, ensemble, data, method, search, settings, references, own
+                )
+                show_merge_plan(
+                    self, module, ensemble, data, method, search, settings, output, passes, going_on
+                )
                 return None
             done: list[dict[str, Any]] = []
             if self.is_global_zero and going_on:
