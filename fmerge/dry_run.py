@@ -14,7 +14,13 @@ from torch import Tensor, nn
 from fmerge.data import MultiTask, Split
 from fmerge.evaluation import FisherSettings
 from fmerge.experts import Ensemble
-from fmerge.measured import adopt_random, batches, free_memory, seconds_of_pass
+from fmerge.measured import (
+    adopt_random,
+    batches,
+    examples_in_batch,
+    free_memory,
+    seconds_of_pass,
+)
 from fmerge.methods import Average, MergeMethod
 from fmerge.modules import TaskModule, TextClassifier
 from fmerge.params import params_of
@@ -197,7 +203,8 @@ def _time(
     measured = {(kind, task): measure(kind, task) for task, kind in kinds}
     seconds = total_seconds(passes, measured, data, trainer.world_size)
     most = max(measured.values(), default=0.0)
-    return f"about {_duration(seconds)}: an estimate from one batch ({_duration(most)})"
+    size = examples_in_batch(data)
+    return f"about {_duration(seconds)}: an estimate from one batch of {size} ({_duration(most)})"
 
 
 def total_seconds(

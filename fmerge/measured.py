@@ -45,7 +45,7 @@ def seconds_of_pass(
         Seconds, what Lightning does before and after a pass included.
     """
     trainer.loggers = []  # nothing may be written
-    batch = typical(data, task, examples_in_batch(data))
+    batch = typical(data, task, examples_in_batch(data), trainer.world_size)
     evaluator = Evaluator(trainer, module, batch)
 
     def once() -> None:

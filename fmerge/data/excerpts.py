@@ -55,21 +55,23 @@ def longest(data: MultiTask, tasks: Sequence[str], size: int) -> MultiTask:
     return _one_batch(data, tasks, size, choose)
 
 
-def typical(data: MultiTask, task: str, size: int) -> MultiTask:
+def typical(data: MultiTask, task: str, size: int, processes: int) -> MultiTask:
     """Makes one batch of a task as a pass will have many: neighbours of middling length.
 
     Args:
         data: The tasks.
         task: Which of them.
         size: Examples in the batch.
+        processes: How many have a batch each.
 
     Returns:
         Data whose splits are that batch.
     """
+    taken = size * processes
 
     def choose(examples: Sequence[Example]) -> Sequence[Example]:
-        first = max(0, (len(examples) - size) // 2)
-        return sorted(examples, key=length)[first : first + size]
+        first = max(0, (len(examples) - taken) // 2)
+        return sorted(examples, key=length)[first : first + taken]
 
     return _one_batch(data, [task], size, choose)
 

@@ -18,6 +18,7 @@ from fmerge.data import MultiTask
 from fmerge.dry_run import total_seconds
 from fmerge.store import write_fisher
 from tests.cli.run import data_config, experts, fails
+from tests.cli.test_fisher_pass import Own, text_to_text
 
 
 def run(*args):
@@ -197,6 +198,21 @@ def test_no_weights_are_read_however_many_there_are(zoo, tmp_path, capfd, monkey
     assert not (tmp_path / "out").exists()
 
 
+def test_other_kinds_of_models(zoo, tmp_path, capsys, idle):
+    t5 = [*text_to_text(tmp_path), "--output", tmp_path / "x.h5", "--dry_run", "true"]
+    run("fisher", *t5, "--split", "validation")
+    assert "an estimate from one batch of 4" in capsys.readouterr().out
+    own = tmp_path / "own.ckpt"
+    torch.save({"state_dict": Own(5).state_dict()}, own)
+    config = ["--config", data_config(zoo, tmp_path, "colour"), "--output", tmp_path / "x.h5"]
+    model = ["--model", "tests.cli.test_fisher_pass.Own", "--expert", own, "--dry_run", "true"]
+    run("fisher", *config, *model, "--model.width", "5")
+    assert "an estimate from one batch of 4" in capsys.readouterr().out
+    line = fails(capsys, "fisher", *config, *model)
+    assert "own.ckpt: tensor 'embedding.weight' is (40, 5), but (40, 4) in Own" in line
+    assert not (tmp_path / "x.h5").exists()
+
+
 def test_the_estimate_is_the_time_of_a_batch_times_the_batches():
     data, four = MultiTask(batch_size=4), ("score", "a", "validation", 13)
     passes = Counter({four: 7, ("Fisher", "a", "train", 8): 2})
@@ -217,9 +233,9 @@ def test_the_estimates_of_both_commands(zoo, tmp_path, capsys, monkeypatch):
     config = ["--config", data_config(zoo, tmp_path, "colour"), "--output", tmp_path / "x.h5"]
     fisher = ["fisher", *config, "--expert", zoo.experts["colour"], "--dry_run", "true"]
     run(*fisher, "--data.batch_size", "2")
-    assert "about 10.0 h: an estimate from one batch (60 min)" in capsys.readouterr().out
+    assert "about 10.0 h: an estimate from one batch of 2 (60 min)" in capsys.readouterr().out
     run(*fisher, "--examples", "7", "--data.batch_size", "auto")
-    assert "about 60 min: an estimate" in capsys.readouterr().out
+    assert "about 60 min: an estimate from one batch of 16" in capsys.readouterr().out
     # 7 trials on two tasks of 4 batches; then base, experts, average and merge on 3, and the
     # refitted heads on 5 + 4 + 3 batches
     run(*merge(zoo, tmp_path, "--method", "Isotropic"))

@@ -1,8 +1,8 @@
 """Kill -9 at seeded instants; after each the same command ends in the uninterrupted result.
 
-29 here with the slow ones, 15 without; 20 of a search (test_resume.py), 12 of Fishers (test_fisher_pass.py), 6 of fits
+29 here; 20 of a search (test_resume.py), 12 of Fishers (test_fisher_pass.py), 6 of fits
 (test_fit_resumes.py, test_interrupts.py): 67 in all, and of one of two processes in
-test_lost_processes.py.
+test_lost_processes.py. Without the slow ones 15 here and 8 of a search.
 """
 
 import multiprocessing
