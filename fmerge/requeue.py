@@ -51,6 +51,19 @@ def requeue() -> None:
     )
 
 
+def is_requeued(trainer: Trainer) -> bool:
+    """Tells whether this job has been put back into the queue, and goes on now.
+
+    Args:
+        trainer: The Trainer.
+
+    Returns:
+        Whether SLURM counts a restart.
+    """
+    count = os.environ.get("SLURM_RESTART_COUNT", "0")
+    return requeue_signal(trainer) is not None and count.isdigit() and int(count) > 0
+
+
 def requeued_checkpoint(trainer: Trainer, overwrite: bool) -> Path | None:
     """Finds what a fit that was put back into the queue goes on from.
 
@@ -64,8 +77,7 @@ def requeued_checkpoint(trainer: Trainer, overwrite: bool) -> Path | None:
     path = Path(trainer.default_root_dir) / _NAME
     if requeue_signal(trainer) is None or not path.is_file():
         return None
-    again = int(os.environ.get("SLURM_RESTART_COUNT", "0")) > 0
-    if overwrite and not again:
+    if overwrite and not is_requeued(trainer):
         if trainer.is_global_zero:
             path.unlink()  # Lightning would go on from it
         return None

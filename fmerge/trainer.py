@@ -26,7 +26,7 @@ from fmerge.methods import Average, MergeMethod
 from fmerge.modules import TaskModule
 from fmerge.processes import check_strategy
 from fmerge.report import MergeReport
-from fmerge.requeue import RequeuedFit, requeued_checkpoint
+from fmerge.requeue import RequeuedFit, is_requeued, requeued_checkpoint
 from fmerge.search import Search
 from fmerge.store import (
     RunFolder,
@@ -251,7 +251,7 @@ class FMergeTrainer(Trainer):
         with only_run(lock_of(output, folder=True), on=self.is_global_zero):
             folder, going_on = RunFolder(output, self.resolved_config), False
             if self.is_global_zero:
-                going_on = folder.check(overwrite)
+                going_on = folder.check(overwrite and not is_requeued(self))
             check_strategy(self)
             module = task_module(model)
             data = tasks_of(datamodule) if datamodule is not None else None

@@ -83,17 +83,20 @@ def test_a_requeued_fisher_is_the_same_bit_for_bit(zoo, tmp_path, slurm, capfd):
     assert all(torch.equal(found[0][name], value) for name, value in expected[0].items())
 
 
-def test_a_requeued_merge_goes_on_with_its_trials(zoo, tmp_path, slurm, monkeypatch):
+def test_a_requeued_merge_goes_on_with_its_trials(zoo, tmp_path, slurm, monkeypatch, capsys):
     whole, output = tmp_path / "whole", tmp_path / "out"
     run(*merge(zoo, tmp_path, whole))
-    arguments = merge(zoo, tmp_path, output)
+    arguments = [*merge(zoo, tmp_path, output), "--overwrite", "true"]
     monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "77")
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "5")
     # SLURM may send it twice; a trial has 8 batches
     twice = send(signal.SIGUSR1, signal.SIGUSR1)
     assert in_child(arguments, TextClassifier, "validation_step", 9, twice) == CODE
     assert slurm.read_text() == "requeue 77_5\n" and trials(output) == trials(whole)[:2]
-    run(*arguments)
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    capsys.readouterr()
+    run(*arguments)  # of a requeued job, it does not begin anew
+    assert "Going on after 2 trials" in capsys.readouterr().out
     assert trials(output) == trials(whole)
     assert (output / "report.md").read_text() == (whole / "report.md").read_text()
 
