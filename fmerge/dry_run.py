@@ -1,65 +1,115 @@
 """What a command would do, printed instead of done."""
 
-from collections.abc import Iterable, Mapping
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
 
+from lightning.pytorch import LightningModule, Trainer
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
+from torch import Tensor, nn
 
 from fmerge.data import MultiTask, Split
+from fmerge.evaluation import FisherSettings
 from fmerge.experts import Ensemble
-from fmerge.methods import MergeMethod
-from fmerge.params import Params, params_of
+from fmerge.measured import (
+    adopt_random,
+    batches,
+    examples_in_batch,
+    free_memory,
+    seconds_of_pass,
+)
+from fmerge.methods import Average, MergeMethod
+from fmerge.modules import TaskModule, TextClassifier
+from fmerge.params import params_of
 from fmerge.search import Search
+
+LEFT = "NaN and infinite weights, distance to the base, whose Fisher a file is"
+"""Checks that need numbers, and are therefore left to the run."""
+
+Pass = tuple[str, str, Split, int]
+"""Kind (``score`` or ``Fisher``), task, split and examples."""
 
 
 def show_fisher_plan(
-    weights: Params, data: MultiTask, task: str, split: Split, examples: int | None, estimator: str
+    trainer: Trainer,
+    module: LightningModule,
+    network: nn.Module,
+    tokenizer: Any,
+    data: MultiTask,
+    task: str,
+    settings: FisherSettings,
+    output: Path,
 ) -> None:
     """Prints what a Fisher would be of, and what it would take.
 
     Args:
-        weights: The parameters it is taken over.
+        trainer: The Trainer, which runs one batch.
+        module: What it runs.
+        network: What the Fisher is taken over; its weights may be lacking.
+        tokenizer: Its tokenizer, where the module is a task module.
         data: The data.
         task: The task.
-        split: Where the examples come from.
-        examples: How many of them at most; all when None.
-        estimator: How it is estimated.
+        settings: Estimator and examples.
+        output: Where it would be written.
     """
-    there = len(data.tasks[task].examples(split))
-    one = _float32(weights.values())
-    _show({
+    there = len(data.tasks[task].examples(settings.split))
+    examples = min(settings.examples or there, there)
+    one = _float32(params_of(network).values())
+
+    def measure(_: str, task: str) -> float:
+        if isinstance(module, TaskModule):
+            adopt_random(module, task, network, tokenizer)
+        return seconds_of_pass(trainer, module, data, task, settings)
+
+    passes = Counter[Pass]({("Fisher", task, settings.split, examples): 1})
+    rows: dict[str, str] = {
         "task": task,
-        "estimator": estimator,
-        "examples": f"{min(examples or there, there)} of {there} in {split}",
-        "memory": f"parameters {_mib(one)}, Fisher {_mib(one)}, and what a batch takes",
-        "disk": f"{_mib(one)}, and as much for what is unfinished",
-    })
+        "estimator": settings.estimator,
+        "examples": f"{examples} of {there} in {settings.split}",
+        "memory": f"parameters {_mib(one)}, Fisher {_mib(one)}, and what a batch takes"
+        + _free(trainer),
+        "disk": f"{_mib(one)}, and as much for what is unfinished{_room(output)}",
+        "time": _time(trainer, data, passes, 3 * one, measure),
+    }
+    if settings.until is not None:
+        rows["time"] += ", or less with until"
+    _show(trainer, rows)
 
 
 def show_merge_plan(
+    trainer: Trainer,
+    module: TaskModule,
     ensemble: Ensemble,
     data: MultiTask | None,
     method: MergeMethod,
     search: Search,
-    curve: int,
+    settings: FisherSettings,
+    output: Path,
+    passes: Counter[Pass],
     going_on: bool,
 ) -> None:
     """Prints what would be merged and searched, and what it would take.
 
     Args:
-        ensemble: Base, experts and Fishers.
+        trainer: The Trainer, which runs a batch of every task.
+        module: What it runs.
+        ensemble: Base, experts and Fishers, of which headers suffice.
         data: The tasks, if there are any.
         method: The formula.
         search: The started search.
-        curve: Nodes of each Fisher's curve; 0 for none.
+        settings: How Fishers that are not given are estimated.
+        output: The run's folder.
+        passes: What ``merge_passes`` counted.
         going_on: Whether the output folder holds a run that would be gone on with.
     """
     bodies = list(ensemble.bodies.values())
     one = _float32(bodies[0].values())
     # the experts, the base, the merge and the live body
     held = len(bodies) + (ensemble.base is not None) + 2
-    fishers = len(bodies) * max(curve, 1) if method.fisher_at is not None else 0
+    fishers = len(bodies) * max(settings.curve, 1) if method.fisher_at is not None else 0
     disk = sum(_float32(params_of(model).values()) for model in ensemble.models.values())
     rows = {f"expert {name}": str(source) for name, source in ensemble.sources.items()}
     if ensemble.base_source is not None:
@@ -72,9 +122,112 @@ def show_merge_plan(
     memory = f"parameters {_mib(held * one)} ({held} bodies)"
     if fishers:
         memory += f", Fishers {_mib(fishers * one)} ({fishers})"
-    rows["memory"] = memory + ", and what a batch takes"
-    rows["disk"] = f"{_mib(disk)} ({len(ensemble.models)} merged models)"
-    _show(rows)
+    rows["memory"] = memory + ", and what a batch takes" + _free(trainer)
+    rows["disk"] = f"{_mib(disk)} ({len(ensemble.models)} merged models){_room(output)}"
+    if data is not None:
+        adopted: list[str] = []
+
+        def measure(kind: str, task: str) -> float:
+            if task not in adopted:  # one network at a time
+                adopt_random(module, task, ensemble.models[task], ensemble.tokenizer)
+                adopted[:] = [task]
+            own = settings if kind == "Fisher" else None
+            return seconds_of_pass(trainer, module, data, task, own)
+
+        rows["time"] = _time(trainer, data, passes, 3 * one, measure)
+        rows["time"] += ", without the formula's own"
+    _show(trainer, rows)
+
+
+def merge_passes(
+    module: TaskModule,
+    ensemble: Ensemble,
+    data: MultiTask | None,
+    method: MergeMethod,
+    search: Search,
+    settings: FisherSettings,
+    references: str,
+    own: bool,
+) -> Counter[Pass]:
+    """Counts the passes over data that a whole merge makes.
+
+    Args:
+        module: What is run.
+        ensemble: Base, experts and Fishers.
+        data: The tasks, if there are any.
+        method: The formula.
+        search: The started search.
+        settings: How Fishers that are not given are estimated.
+        references: Which rows the table has beside the merge.
+        own: Whether the experts' own validation scores are needed.
+
+    Returns:
+        How often each pass is made.
+    """
+    passes: Counter[Pass] = Counter()
+    if data is None:
+        return passes
+    every = references == "all"
+    plain = isinstance(method, Average)
+    rows = 1 + (every or plain) + (not plain) + (every and ensemble.base is not None)
+    for task in ensemble.tasks:
+        here = data.tasks[task]
+        passes["score", task, "validation", len(here.examples("validation"))] += search.budget + own
+        passes["score", task, "test", len(here.examples("test"))] += rows
+        if every and ensemble.base is not None and isinstance(module, TextClassifier):
+            splits: tuple[Split, ...] = ("train", "validation", "test")
+            for split in splits:  # for the refitted heads
+                passes["score", task, split, len(here.examples(split))] += 1
+    times = {None: 0, "expert": 0 if ensemble.fishers else 1, "scaled": search.budget + 1}
+    for name in ensemble.names:
+        task = name if name in ensemble.models else ensemble.tasks[0]
+        there = len(data.tasks[task].examples(settings.split))
+        examples = min(settings.examples or there, there)
+        number = settings.curve if method.fisher_at == "scaled" else 0
+        passes["Fisher", task, settings.split, examples] += number or times[method.fisher_at]
+    return +passes
+
+
+def _time(
+    trainer: Trainer,
+    data: MultiTask,
+    passes: Mapping[Pass, int],
+    needed: int,
+    measure: Callable[[str, str], float],
+) -> str:
+    """Multiplies the times of one batch by the batches there are."""
+    free = free_memory(trainer.strategy.root_device)
+    if free is not None and needed > free:
+        return f"not measured: a batch takes {_mib(needed)} or more, of which {_mib(free)} are free"
+    kinds = sorted({(task, kind) for kind, task, _, _ in passes})  # task by task
+    measured = {(kind, task): measure(kind, task) for task, kind in kinds}
+    seconds = total_seconds(passes, measured, data, trainer.world_size)
+    most = max(measured.values(), default=0.0)
+    size = examples_in_batch(data)
+    return f"about {_duration(seconds)}: an estimate from one batch of {size} ({_duration(most)})"
+
+
+def total_seconds(
+    passes: Mapping[Pass, int],
+    measured: Mapping[tuple[str, str], float],
+    data: MultiTask,
+    processes: int,
+) -> float:
+    """Extrapolates from one batch to all of them.
+
+    Args:
+        passes: How often each pass is made.
+        measured: Seconds of one batch by kind and task.
+        data: The data, which know the batch size.
+        processes: How many share the examples.
+
+    Returns:
+        Seconds.
+    """
+    return sum(
+        number * batches(examples, data, processes) * measured[kind, task]
+        for (kind, task, _, examples), number in passes.items()
+    )
 
 
 def _sizes(data: MultiTask | None) -> dict[str, str]:
@@ -94,8 +247,31 @@ def _mib(size: float) -> str:
     return f"{size / 2**20:,.1f} MiB"
 
 
-def _show(rows: Mapping[str, str]) -> None:
-    table = Table("what", "is", title="Dry run: all checks passed, nothing was written")
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.2g} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def _free(trainer: Trainer) -> str:
+    free = free_memory(trainer.strategy.root_device)
+    return "" if free is None else f"; {_mib(free)} free"
+
+
+def _room(output: Path) -> str:
+    place = output.absolute()
+    while not place.exists():
+        place = place.parent
+    return f"; {_mib(shutil.disk_usage(place).free)} free"
+
+
+def _show(trainer: Trainer, rows: dict[str, str]) -> None:
+    if not trainer.is_global_zero:
+        return
+    table = Table("what", "is", title="Dry run: all checks of headers passed, nothing was written")
+    rows = rows | {"left to the run": LEFT}
     for name, value in rows.items():
         table.add_row(name, value)
-    Console(soft_wrap=True).print(table)
+    # paths and sentences stay whole, to be searched for
+    width = 7 + max(map(len, rows)) + max(map(len, rows.values()))
+    Console(soft_wrap=True, width=width).print(table)

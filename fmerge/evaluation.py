@@ -3,17 +3,16 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, distributed
 
+from fmerge.batch_sizes import BatchSizes
 from fmerge.data import MultiTask, Split
 from fmerge.errors import UserError
 from fmerge.fisher import Errors, Estimator, Fallback, FisherEstimate
-from fmerge.memory import in_memory
 from fmerge.modules import (
     Estimation,
     FisherPass,
@@ -25,6 +24,7 @@ from fmerge.modules import (
 )
 from fmerge.objective import binomial_error
 from fmerge.params import Params, write_params
+from fmerge.store import begun_with
 
 
 @dataclass(frozen=True)
@@ -96,6 +96,7 @@ class Evaluator:
         self.trainer = trainer
         self.module = module
         self.data = data
+        self.sizes = BatchSizes(trainer, data)
         self._passes: dict[tuple[str, Estimation], FisherPass] = {}
         data.trainer = trainer
         data.prepare_data()
@@ -134,15 +135,15 @@ class Evaluator:
         self.write_body(body)
         run = self.trainer.test if split == "test" else self.trainer.validate
 
-        def whole() -> Any:
+        def whole(data: MultiTask) -> Any:
             try:
-                return run(self.module, dataloaders=self.data.loaders(split, tasks), verbose=False)
+                return run(self.module, dataloaders=data.loaders(split, tasks), verbose=False)
             except BaseException:
                 self._start_metrics()  # half a pass must not enter the scores of the next
                 raise
 
         with _silent(self.trainer):
-            results = in_memory(self.trainer, self.data, whole)
+            results = self.sizes.make("scores", split, tasks, whole)
         metrics: dict[str, float] = {key: value for one in results for key, value in one.items()}
         return {
             task: mean({key: one for key, one in metrics.items() if key.startswith(f"{task}/")})
@@ -188,24 +189,39 @@ class Evaluator:
         """
         if body is not None:
             self.write_body(body)
-        return in_memory(self.trainer, self.data, lambda: self._fisher(task, settings, bar, saving))
+        kind = f"Fisher of {task}"
+        if saving is not None and self.data.automatic:
+            begun = begun_with(saving.path, saving.belongs_to, "batch_size")
+            if isinstance(begun, int) and begun > 0:
+                self.sizes.found[kind] = begun
+
+        def whole(data: MultiTask) -> FisherEstimate:
+            real = data is self.data
+            return self._fisher(data, task, settings, bar and real, saving if real else None)
+
+        return self.sizes.make(kind, settings.split, [task], whole)
 
     def _fisher(
-        self, task: str, settings: FisherSettings, bar: bool, saving: Saving | None
+        self,
+        data: MultiTask,
+        task: str,
+        settings: FisherSettings,
+        bar: bool,
+        saving: Saving | None,
     ) -> FisherEstimate:
         key = (task, settings.estimation)
         if key not in self._passes:
             self._passes[key] = FisherPass(self.module, *key)
         one = self._passes[key]
         if saving is not None:  # sums up to a batch mean nothing where batches are smaller
-            belongs_to = {**saving.belongs_to, "batch_size": self.data.batch_size}
+            belongs_to = {**saving.belongs_to, "batch_size": data.batch_size}
             saving = replace(saving, belongs_to=belongs_to)
         one.saving = saving
         # errors are estimated from the batches, which are random draws only in random order
         shuffled = key[1].errors is not None
-        loader = self.data.loaders(
-            settings.split, [task], settings.examples, settings.seed, shuffled
-        )[task]
+        loader = data.loaders(settings.split, [task], settings.examples, settings.seed, shuffled)[
+            task
+        ]
         examples, size = len(loader.dataset), loader.batch_size or 1  # type: ignore[arg-type]
         one.common_batches = -(-(examples // self.trainer.world_size) // size)
         self._predict(one, loader, keep=False, bar=bar)
@@ -226,11 +242,13 @@ class Evaluator:
         splits: tuple[Split, ...] = ("train", "validation", "test")
 
         def inputs_of(split: Split) -> Any:
-            return self._predict(HeadInputs(module, task), self.data.loaders(split, [task])[task])
+            def whole(data: MultiTask) -> Any:
+                return self._predict(HeadInputs(module, task), data.loaders(split, [task])[task])
+
+            return self.sizes.make(f"features of {task}", split, [task], whole)
 
         inputs: dict[str, list[tuple[Tensor, Tensor]]] = {
-            split: self._gather(in_memory(self.trainer, self.data, partial(inputs_of, split)))
-            for split in splits
+            split: self._gather(inputs_of(split)) for split in splits
         }
         return probe_score(inputs, self.data.metrics[task])
 

@@ -1,6 +1,7 @@
 """Experts, base and Fishers of a merge: read, and proved to belong together."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +13,7 @@ from fmerge.kinship import check_related, check_same_function
 from fmerge.methods import MergeMethod
 from fmerge.modules import TaskModule
 from fmerge.params import Params, check_finite, check_same_layout, fingerprint, params_of
-from fmerge.store import load_tokenizer, read_fisher
+from fmerge.store import load_tokenizer, read_fisher, read_fisher_header, reading_headers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -95,6 +96,7 @@ def load_ensemble(
     method: MergeMethod,
     module: TaskModule,
     labels: Mapping[str, Sequence[str]] | None = None,
+    values: bool = True,
 ) -> Ensemble:
     """Reads everything a merge needs and checks it before any long work.
 
@@ -104,6 +106,8 @@ def load_ensemble(
         method: What the merge will compute.
         module: Reads the networks and knows what their tasks share.
         labels: Task name to class names, where the data are known.
+        values: Whether numbers are read; without them all is checked that headers tell, and the
+            tensors of the ensemble have shapes alone.
 
     Returns:
         The ensemble; the bodies are not those of the networks that ``module`` will run on.
@@ -119,27 +123,32 @@ def load_ensemble(
             f"--base: is not set, but {type(method).__name__} needs the pretrained model"
         )
     files = _fisher_files(experts) if method.fisher_at else {}
-    read = {
-        # a donor like a base: complete but for a head
-        name: module.read(one.path, name, (labels or {}).get(name), fresh_head=one.donor)
-        for name, one in experts.items()
-    }
+    with nullcontext() if values else reading_headers():
+        read = {
+            # a donor like a base: complete but for a head
+            name: module.read(one.path, name, (labels or {}).get(name), fresh_head=one.donor)
+            for name, one in experts.items()
+        }
+        ancestor = None if base is None else module.read(base, "base", fresh_head=True)
     bodies = {name: module.body(model) for name, model in read.items()}
     first = next(iter(bodies))  # the live network's weights will change
-    bodies[first] = {name: tensor.clone() for name, tensor in bodies[first].items()}
+    if values:
+        bodies[first] = {name: tensor.clone() for name, tensor in bodies[first].items()}
     reference, reference_name = next(iter(bodies.values())), next(iter(experts.values())).path
-    origin, ancestor = None, read[first]
-    if base is not None:
-        ancestor = module.read(base, "base", fresh_head=True)
+    origin = None
+    if base is not None and ancestor is not None:
         origin = module.body(ancestor)
-        check_finite(origin, base)
         reference, reference_name = origin, f"the base {base}"
+    if values and origin is not None:
+        check_finite(origin, str(base))
     for name, expert in experts.items():
-        check_same_function(ancestor, read[name], reference_name, expert.path)
+        kin = read[first] if ancestor is None else ancestor
+        check_same_function(kin, read[name], reference_name, expert.path)
         check_same_layout(reference, bodies[name], reference_name, expert.path)
-        check_finite(bodies[name] if expert.donor else params_of(read[name]), expert.path)
-        check_related(reference, bodies[name], reference_name, expert.path)
-    fishers = {n: _fisher(f, read[n], bodies[n], experts[n]) for n, f in files.items()}
+        if values:
+            check_finite(bodies[name] if expert.donor else params_of(read[name]), expert.path)
+            check_related(reference, bodies[name], reference_name, expert.path)
+    fishers = {n: _fisher(f, read[n], bodies[n], experts[n], values) for n, f in files.items()}
     models = {name: model for name, model in read.items() if not experts[name].donor}
     sources = {name: expert.path for name, expert in experts.items()}
     return Ensemble(models, bodies, origin, fishers or None, _tokenizer(sources), sources, base)
@@ -188,16 +197,17 @@ def _fisher_files(experts: Mapping[str, Expert]) -> dict[str, Path]:
     return files
 
 
-def _fisher(file: Path, model: nn.Module, body: Params, expert: Expert) -> Params:
+def _fisher(file: Path, model: nn.Module, body: Params, expert: Expert, whole: bool) -> Params:
     """Reads a Fisher of a model's body; a donor's head is of a kind of its own."""
-    values, provenance = read_fisher(file)
+    values, provenance = read_fisher(file) if whole else read_fisher_header(file)
     if expert.donor:
         weights, key = body, "body_sha256"
         values = {name: value for name, value in values.items() if name in body}
     else:
         weights, key = params_of(model), "model_sha256"
     check_same_layout(weights, values, expert.path, str(file))
-    if provenance.get(key) != fingerprint(weights):
+    recorded = provenance.get(key)
+    if recorded != fingerprint(weights) if whole else not isinstance(recorded, str):
         raise UserError(
             f"{file}: is the Fisher of another model ({provenance.get('model', 'unknown')}), "
             f"not of {expert.path}; compute it with 'fmerge fisher --expert {expert.path}'"

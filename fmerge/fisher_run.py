@@ -1,6 +1,6 @@
 """One Fisher from an expert and its data to a file."""
 
-from collections.abc import Callable
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,14 @@ from fmerge.dry_run import show_fisher_plan
 from fmerge.errors import UserError
 from fmerge.evaluation import Evaluator, FisherSettings
 from fmerge.fisher import FisherEstimate
+from fmerge.interrupts import asking_to_stop
 from fmerge.modules import Saving, TaskModule
-from fmerge.params import check_finite, fingerprint, params_of
+from fmerge.params import check_finite, check_same_layout, fingerprint, params_of
 from fmerge.report import fisher_table
 from fmerge.store import (
     load_lightning,
     load_tokenizer,
+    reading_headers,
     remove_leftovers,
     remove_partial,
     write_fisher,
@@ -56,61 +58,78 @@ class FisherRun:
         self.output = output
         self.save_every = save_every
 
-    def run(self, expert: str | None, dry_run: bool = False) -> FisherEstimate | None:
+    def run(self, expert: str | None) -> FisherEstimate:
         """Reads the expert, makes the pass and writes the Fisher in the first process.
 
         Args:
             expert: Where the weights are; those the module was made with when None.
-            dry_run: Print what would be done instead.
 
         Returns:
-            The Fisher, by parameter name, and the number of examples used; None of a dry run.
+            The Fisher, by parameter name, and the number of examples used.
+
+        Raises:
+            SystemExit: If a signal asked to stop, once the sums are saved.
         """
         self.data.check_splits(self.settings.split)
         provenance = self._provenance(expert, self._load(expert))
-        if dry_run:
-            if self.trainer.is_global_zero:
-                self._show_plan()
-            return None
-        saving = Saving(
-            self._unfinished(self.trainer.global_rank),
-            {
-                **provenance,
-                "examples": self.settings.examples,
-                "until": self.settings.until,
-                "standard_error": self.settings.standard_error,  # it sets the examples' order
-                "module": {name: str(value) for name, value in self.module.hparams.items()},
-                "processes": self.trainer.world_size,
-                "data_sha256": self.data.fingerprint(self.task, self.settings.split),
-            },
-            self.save_every,
-        )
+        belongs_to = {
+            **provenance,
+            "examples": self.settings.examples,
+            "until": self.settings.until,
+            "standard_error": self.settings.standard_error,  # it sets the examples' order
+            "module": {name: str(value) for name, value in self.module.hparams.items()},
+            "processes": self.trainer.world_size,
+            "data_sha256": self.data.fingerprint(self.task, self.settings.split),
+        }
         evaluator = Evaluator(self.trainer, self.module, self.data)
-        estimate = evaluator.fisher(self.task, self.settings, bar=True, saving=saving)
+        path = self._unfinished(self.trainer.global_rank)
+        try:
+            with asking_to_stop(self.trainer, "batch", together=False) as stop:
+                saving = Saving(path, belongs_to, self.save_every, stop)
+                estimate = evaluator.fisher(self.task, self.settings, bar=True, saving=saving)
+        except SystemExit:
+            if self.trainer.is_global_zero and path.is_file():
+                sys.stderr.write(f"fmerge: stopped; the same command goes on from {path}\n")
+            raise
         if self.trainer.is_global_zero:
             self._write(estimate, provenance)
         self.trainer.strategy.barrier("the Fisher is written")
-        remove_partial(saving.path)
+        remove_partial(path)
         return estimate
 
-    def _show_plan(self) -> None:
-        module, settings = self.module, self.settings
-        network = module.task_model(self.task) if isinstance(module, TaskModule) else module
+    def describe(self, expert: str | None) -> None:
+        """Checks what headers tell, measures a batch and prints what the run would take.
+
+        Args:
+            expert: Where the weights are.
+        """
+        self.data.check_splits(self.settings.split)
+        network, tokenizer = self.module, None
+        if isinstance(self.module, TaskModule):
+            with reading_headers():
+                network = self._read(self.module, expert)
+            tokenizer = load_tokenizer(str(expert))
+        else:
+            _check_own(self.module)
+            if expert is not None:
+                state = load_lightning(_lightning(self.module, expert))["state_dict"]
+                own = type(self.module).__name__
+                check_same_layout(self.module.state_dict(), state, own, expert)
         show_fisher_plan(
-            params_of(network),
-            self.data,
-            self.task,
-            settings.split,
-            settings.examples,
-            settings.estimator,
-        )
+            self.trainer, self.module, network, tokenizer, self.data, self.task, self.settings,
+            self.output,
+        )  # fmt: skip
+
+    def _read(self, module: TaskModule, expert: str | None) -> Any:
+        if expert is None:
+            raise UserError("--expert: required but not given; name the fine-tuned model")
+        return module.read(expert, self.task, self.data.labels[self.task])
 
     def _load(self, expert: str | None) -> dict[str, str]:
         """Fills the module with the expert's weights; returns their hashes."""
         if isinstance(self.module, TaskModule):
-            if expert is None:
-                raise UserError("--expert: required but not given; name the fine-tuned model")
-            model = self.module.read(expert, self.task, self.data.labels[self.task])
+            model = self._read(self.module, expert)
+            expert = str(expert)
             weights = params_of(model)
             check_finite(weights, expert)
             # the body's own, as a donor's head is not read in a merge
@@ -120,12 +139,7 @@ class FisherRun:
             }
             self.module.adopt({self.task: model}, load_tokenizer(expert))
             return hashes
-        own: Callable[..., Any] | None = getattr(self.module, "label_log_probs", None)
-        if own is None:
-            raise UserError(
-                f"--model: {type(self.module).__name__} has no label_log_probs(batch), which gives "
-                "the log-likelihoods (n, c) of the candidate answers; add it, or use TextClassifier"
-            )
+        _check_own(self.module)
         if expert is not None:
             _restore(self.module, expert)
         weights = params_of(self.module)
@@ -165,14 +179,27 @@ class FisherRun:
         console.print(f"Fisher: {self.output}", soft_wrap=True, highlight=False)
 
 
-def _restore(module: LightningModule, expert: str) -> None:
-    """Loads a Lightning checkpoint of the module's own class."""
+def _check_own(module: LightningModule) -> None:
+    if not hasattr(module, "label_log_probs"):
+        raise UserError(
+            f"--model: {type(module).__name__} has no label_log_probs(batch), which gives "
+            "the log-likelihoods (n, c) of the candidate answers; add it, or use TextClassifier"
+        )
+
+
+def _lightning(module: LightningModule, expert: str) -> Path:
     if not expert.endswith(".ckpt"):
         raise UserError(
             f"--expert {expert}: a {type(module).__name__} is read from a Lightning .ckpt"
         )
+    return Path(expert)
+
+
+def _restore(module: LightningModule, expert: str) -> None:
+    """Loads a Lightning checkpoint of the module's own class."""
+    path = _lightning(module, expert)
     try:
-        module.load_state_dict(load_lightning(Path(expert))["state_dict"])
+        module.load_state_dict(load_lightning(path)["state_dict"])
     except RuntimeError as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{expert}: does not fit {type(module).__name__}: {reason}") from error

@@ -42,3 +42,19 @@ def tasks_of(datamodule: LightningDataModule) -> MultiTask:
     if not isinstance(datamodule, MultiTask):
         raise UserError(f"--data: {type(datamodule).__name__} names no tasks; use MultiTask")
     return datamodule
+
+
+def check_numbered(datamodule: object) -> None:
+    """Refuses a batch size that is to be found where a user's own number is needed.
+
+    Args:
+        datamodule: The data, if there are any.
+
+    Raises:
+        UserError: If the size is ``auto``.
+    """
+    if isinstance(datamodule, MultiTask) and datamodule.automatic:
+        raise UserError(
+            "--data.batch_size: is auto, which fisher and merge alone know; give a number "
+            "(what fit learns depends on it)"
+        )

@@ -2,13 +2,14 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
 from lightning.pytorch import Trainer
 from rich.console import Console
 
+from fmerge.batch_sizes import check_automatic
 from fmerge.data import MultiTask
 from fmerge.errors import UserError
 from fmerge.evaluation import Evaluator, FisherSettings, by_accuracy
@@ -28,6 +29,7 @@ from fmerge.store import RunFolder, write_text
 References = Literal["all", "experts"]
 
 _OWN = "experts' validation scores"
+_SIZES = "batch sizes"
 
 
 class MergeRun:
@@ -94,6 +96,9 @@ class MergeRun:
                 raise UserError(f"{name}: needs data to estimate Fishers on; give --data")
             return
         self.data.check_splits("validation", "test")
+        errors = self.settings.estimation.errors is not None
+        kind = self.settings.estimator if estimated else "exact"
+        check_automatic(self.trainer, self.data, kind, estimated and errors)
         for task in self.data.tasks:
             if search.needs_errors and not by_accuracy(self.data, task):
                 raise UserError(
@@ -147,6 +152,10 @@ class MergeRun:
             What was kept, with the rows of the table: none without data.
         """
         self.trainer.strategy.setup_environment()
+        if self.data is not None and self.data.automatic:  # a run that goes on has the same
+            sizes = self._evaluator.sizes
+            sizes.found |= folder.noted(_SIZES) or {}
+            sizes.note = partial(folder.note, _SIZES)
         goal = optimizer.goal(self._own_scores(folder) if optimizer.needs_experts else {})
         search.constrain(goal.bounds)
         for record in self.trainer.strategy.broadcast(list(done)):

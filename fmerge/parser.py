@@ -147,8 +147,8 @@ def one_line(message: str, options: list[str]) -> str:
         return f"{name}: no such option; " + (
             f"did you mean {close[0]}?" if close else "see --help"
         )
-    if expected := re.search(r"- (Expected (?!a <class 'NoneType'>).+)", message):
-        return f"{key}: {expected[1].strip()}"
+    if expected := re.findall(r"- Expected (?!a <class 'NoneType'>)(.+)", message):
+        return f"{key}: Expected {' or '.join(dict.fromkeys(map(str.strip, expected)))}"
     text = re.sub(r'Parser key "[^"]+":\s*', "", message)
     return (f"{key}: " if keys else "") + re.sub(r"\s+", " ", text).strip()
 

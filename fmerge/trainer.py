@@ -10,14 +10,15 @@ from lightning.pytorch.trainer import call
 from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
 from rich.console import Console
 
+from fmerge.batch_sizes import check_automatic
 from fmerge.data import Split
-from fmerge.dry_run import show_merge_plan
+from fmerge.dry_run import merge_passes, show_merge_plan
 from fmerge.evaluation import FisherSettings
 from fmerge.experts import Expert, load_ensemble, target_first
 from fmerge.fisher import Estimator, Fallback, FisherEstimate
 from fmerge.fisher_run import FisherRun
 from fmerge.fit_run import ConfigWriter, save_experts
-from fmerge.given import task_module, tasks_of
+from fmerge.given import check_numbered, task_module, tasks_of
 from fmerge.interrupts import asking_to_stop
 from fmerge.merge_optimizer import MergeOptimizer
 from fmerge.merge_run import MergeRun, References, show
@@ -25,6 +26,7 @@ from fmerge.methods import Average, MergeMethod
 from fmerge.modules import TaskModule
 from fmerge.processes import check_strategy
 from fmerge.report import MergeReport
+from fmerge.requeue import RequeuedFit, is_requeued, requeued_checkpoint
 from fmerge.search import Search
 from fmerge.store import (
     RunFolder,
@@ -68,11 +70,18 @@ class FMergeTrainer(Trainer):
             output: Folder of the run: checkpoints and expert/, a Hugging Face folder.
             overwrite: Write into the output folder although it is not empty.
         """
+        check_numbered(datamodule)
         check_resume(ckpt_path)
         if output is None:
             return super().fit(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path)
         output = Path(output)
-        with only_run(lock_of(output, folder=True), on=self.is_global_zero):
+        callback = RequeuedFit()
+        with (
+            only_run(lock_of(output, folder=True), on=self.is_global_zero),
+            callback.listening(self),
+        ):
+            if (saved := requeued_checkpoint(self, overwrite)) is not None:
+                check_resume(ckpt_path := str(saved))
             if self.is_global_zero:
                 recover_folder(output / "expert")
                 check_new_folder(output, overwrite or ckpt_path is not None)
@@ -102,6 +111,7 @@ class FMergeTrainer(Trainer):
         Returns:
             One dictionary of metrics per loader.
         """
+        check_numbered(datamodule)
         check_resume(ckpt_path)
         return super().validate(model, dataloaders, ckpt_path, verbose, datamodule)
 
@@ -125,6 +135,7 @@ class FMergeTrainer(Trainer):
         Returns:
             One dictionary of metrics per loader.
         """
+        check_numbered(datamodule)
         check_resume(ckpt_path)
         return super().test(model, dataloaders, ckpt_path, verbose, datamodule)
 
@@ -171,7 +182,8 @@ class FMergeTrainer(Trainer):
             save_every: Seconds between savings of the unfinished sums; an interrupted command
                 goes on from there when it is given again.
             overwrite: Replace the output file if it exists.
-            dry_run: Check everything, print what would be done, and write nothing.
+            dry_run: Check all that headers tell, measure one batch, print what would be done and
+                what it would take, and write nothing.
 
         Returns:
             The Fisher, by parameter name, and the number of examples used; None of a dry run.
@@ -185,9 +197,13 @@ class FMergeTrainer(Trainer):
         settings = FisherSettings(
             estimator, split, examples, samples, seed, until, standard_error, fallback
         )
+        check_automatic(self, data, estimator, settings.estimation.errors is not None)
         run = FisherRun(self, model, data, data.only_task(task), settings, output, save_every)
         with only_run(lock_of(output, folder=False), on=self.is_global_zero):
-            return run.run(expert, dry_run)
+            if dry_run:
+                run.describe(expert)
+                return None
+            return run.run(expert)
 
     def merge(
         self,
@@ -220,7 +236,8 @@ class FMergeTrainer(Trainer):
             overwrite: Begin anew in an output folder that is not empty. Without it, a command
                 that was interrupted goes on after the last finished trial, and more trials can
                 be added to a finished run.
-            dry_run: Check everything, print what would be done, and write nothing.
+            dry_run: Check all that headers tell, measure one batch, print what would be done and
+                what it would take, and write nothing.
 
         Returns:
             What was kept and the test scores; None of a dry run.
@@ -234,7 +251,7 @@ class FMergeTrainer(Trainer):
         with only_run(lock_of(output, folder=True), on=self.is_global_zero):
             folder, going_on = RunFolder(output, self.resolved_config), False
             if self.is_global_zero:
-                going_on = folder.check(overwrite)
+                going_on = folder.check(overwrite and not is_requeued(self))
             check_strategy(self)
             module = task_module(model)
             data = tasks_of(datamodule) if datamodule is not None else None
@@ -247,13 +264,19 @@ class FMergeTrainer(Trainer):
                 method,
                 module,
                 None if data is None else data.labels,
+                values=not dry_run,
             )
             run = MergeRun(self, module, data, ensemble, method, settings, references)
             run.check(search, grouped=optimizer.groups != "whole")
             optimizer.divide(search, method, list(next(iter(ensemble.bodies.values()))))
             if dry_run:
-                if self.is_global_zero:
-                    show_merge_plan(ensemble, data, method, search, settings.curve, going_on)
+                own = optimizer.needs_experts
+                passes = merge_passes(
+                    module, ensemble, data, method, search, settings, references, own
+                )
+                show_merge_plan(
+                    self, module, ensemble, data, method, search, settings, output, passes, going_on
+                )
                 return None
             done: list[dict[str, Any]] = []
             if self.is_global_zero and going_on:

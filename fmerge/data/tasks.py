@@ -65,17 +65,21 @@ class MultiTask(LightningDataModule):
     Args:
         tasks: Task name to its data. The names are also those of the experts, of the
             coefficients and of the metrics.
-        batch_size: Examples in a batch, on each device.
+        batch_size: Examples in a batch, on each device; auto: as many as fit and still are faster,
+            for fisher and merge.
         num_workers: Processes that prepare batches; 0 prepares them in the main one.
     """
 
     def __init__(
         self,
         tasks: dict[str, TaskData] | None = None,
-        batch_size: int = 16,
+        batch_size: int | Literal["auto"] = 16,
         num_workers: int = 0,
     ) -> None:
         super().__init__()
+        self.automatic = batch_size == "auto"
+        if batch_size == "auto":
+            batch_size = 1  # until one is found
         if batch_size < 1:
             raise UserError(f"--data.batch_size: is {batch_size}, but must be at least 1")
         self.tasks = tasks or {}
@@ -150,7 +154,7 @@ class MultiTask(LightningDataModule):
         loaders = {}
         for name in self.tasks:
             dataset = _Examples(self._read(name, "train"))
-            lengths = [_length(example) for example in dataset.examples]
+            lengths = [length(example) for example in dataset.examples]
             generator = torch.Generator().manual_seed(torch.initial_seed())
             sampler = LengthGroupedSampler(self.batch_size, lengths=lengths, generator=generator)
             loader = self._make(name, dataset, sampler, ResumableLoader, generator)
@@ -229,7 +233,7 @@ class MultiTask(LightningDataModule):
         if key not in self._cache:
             chosen = self._choose(name, split, examples, seed)
             if not shuffled:  # neighbours of one length; the order changes no score
-                chosen.sort(key=_length)
+                chosen.sort(key=length)
             dataset = _Examples(chosen)
             self._cache[key] = self._make(name, dataset, self._unrepeated(dataset))
         return self._cache[key]
@@ -295,5 +299,13 @@ def plain_batch(examples: Sequence[Example], task: str) -> dict[str, Any]:
     return {**batch, "task": task}
 
 
-def _length(example: Example) -> int:
+def length(example: Example) -> int:
+    """Measures an example without a tokenizer.
+
+    Args:
+        example: An example.
+
+    Returns:
+        Characters of its texts.
+    """
     return len(str(example.get("text", ""))) + len(str(example.get("text_pair", "")))

@@ -55,11 +55,13 @@ class Saving:
         path: A file of this process's own.
         belongs_to: Plain values that tell this pass from others.
         seconds: Time between two savings.
+        stop: Tells the number of the signal that asked to save and end after a batch, or 0.
     """
 
     path: Path
     belongs_to: Mapping[str, Any]
     seconds: float = 60.0
+    stop: Callable[[], int] = lambda: 0
 
 
 @final
@@ -149,6 +151,7 @@ class FisherPass(LightningModule):
 
         Raises:
             StopIteration: If the Fisher is known well enough, which ends the Trainer's loop.
+            SystemExit: If it is asked to stop, once the sums are saved.
         """
         if batch_idx < self._done:
             return 0
@@ -231,11 +234,16 @@ class FisherPass(LightningModule):
         return bool(processes * squares == total**2)  # no variance
 
     def _save_now_and_then(self, accumulator: FisherAccumulator) -> None:
-        if self.saving is None or time.monotonic() - self._saved_at < self.saving.seconds:
+        if self.saving is None:
+            return
+        number = self.saving.stop()
+        if not number and time.monotonic() - self._saved_at < self.saving.seconds:
             return
         state = accumulator.state() | {"done": torch.tensor(self._done)}
         write_partial(self.saving.path, self.saving.belongs_to, state)
         self._saved_at = time.monotonic()
+        if number:
+            raise SystemExit(128 + number)
 
     @property
     def _running(self) -> FisherAccumulator:

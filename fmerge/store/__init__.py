@@ -11,16 +11,23 @@ from fmerge.store.atomic import (
     write_text,
 )
 from fmerge.store.checkpoints import load_classifier
-from fmerge.store.fishers import check_fisher_path, read_fisher, write_fisher
+from fmerge.store.fishers import (
+    check_fisher_path,
+    read_fisher,
+    read_fisher_header,
+    write_fisher,
+)
 from fmerge.store.language_models import load_language_model
 from fmerge.store.lock import lock_of, only_run
-from fmerge.store.partial import read_partial, remove_partial, write_partial
+from fmerge.store.partial import begun_with, read_partial, remove_partial, write_partial
 from fmerge.store.runs import RunFolder
 from fmerge.store.sources import check_resume, load_lightning, load_tokenizer, save_models
+from fmerge.store.weights import reading_headers
 
 __all__ = [
     "LOCK",
     "RunFolder",
+    "begun_with",
     "check_fisher_path",
     "check_new_file",
     "check_new_folder",
@@ -33,7 +40,9 @@ __all__ = [
     "lock_of",
     "only_run",
     "read_fisher",
+    "read_fisher_header",
     "read_partial",
+    "reading_headers",
     "recover_folder",
     "remove_leftovers",
     "remove_partial",

@@ -87,6 +87,32 @@ def read_fisher(path: Path) -> tuple[Params, dict[str, Any]]:
     return values, provenance
 
 
+def read_fisher_header(path: Path) -> tuple[Params, dict[str, Any]]:
+    """Reads what a Fisher file says of itself, and none of its values.
+
+    Args:
+        path: A file that ``write_fisher`` wrote.
+
+    Returns:
+        Tensors without data by parameter name, and the provenance.
+
+    Raises:
+        UserError: If the file is missing, damaged or of another kind.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such Fisher file; make it with 'fmerge fisher'")
+    if path.suffix == ".h5":
+        found = _h5_layout(path)
+        shapes = {name: shape for name, (_, shape, _) in found["tensors"].items()}
+        text = found["provenance"]
+    else:
+        shapes = _safetensors_shapes(path)
+        with safe_open(path, framework="numpy") as file:
+            text = (file.metadata() or {}).get(_KEY)
+    values = {name: torch.empty(tuple(shape), device="meta") for name, shape in shapes.items()}
+    return values, _provenance(path, text)
+
+
 def _provenance(path: Path, text: Any) -> dict[str, Any]:
     if not isinstance(text, str):
         raise UserError(f"{path}: was not written by 'fmerge fisher': its provenance is missing")
@@ -99,10 +125,16 @@ def _provenance(path: Path, text: Any) -> dict[str, Any]:
     return provenance
 
 
-def _read_safetensors(path: Path) -> tuple[Params, Any]:
-    for name, (kind, _) in safetensors_header(path).items():
+def _safetensors_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    header = safetensors_header(path)
+    for name, (kind, _) in header.items():
         if kind not in {"F16", "BF16", "F32", "F64"}:
             raise _no_fisher(path, name, f"is of kind {kind}")
+    return {name: shape for name, (_, shape) in header.items()}
+
+
+def _read_safetensors(path: Path) -> tuple[Params, Any]:
+    _safetensors_shapes(path)
     try:
         with safe_open(path, framework="pt") as file:
             text = (file.metadata() or {}).get(_KEY)
@@ -112,6 +144,11 @@ def _read_safetensors(path: Path) -> tuple[Params, Any]:
 
 
 def _read_h5(path: Path) -> tuple[Params, Any]:
+    found = _h5_layout(path)
+    return read_layout(path, found["tensors"]), found["provenance"]
+
+
+def _h5_layout(path: Path) -> dict[str, Any]:
     _h5py(path)  # or an error that says how to install it
     script = Path(__file__).with_name("hdf5_layout.py")
     command = [sys.executable, "-P", str(script), str(path), _KEY]
@@ -125,7 +162,7 @@ def _read_h5(path: Path) -> tuple[Params, Any]:
     if "error" in found:
         wrong = str(found["error"])
         raise UserError(f"{path}: {wrong}")
-    return read_layout(path, found["tensors"]), found["provenance"]
+    return dict(found)
 
 
 def read_layout(path: Path, tensors: Mapping[str, Any]) -> Params:

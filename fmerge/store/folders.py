@@ -150,7 +150,8 @@ def safetensors_header(path: Path) -> Header:
     if not path.is_file():
         raise UserError(f"{path}: no such file, or no regular file")
     try:
-        with safe_open(path, framework="pt") as file:
+        # as PyTorch it would be mapped to be written to, which the system counts as memory
+        with safe_open(path, framework="numpy") as file:
             views = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
             return {
                 name: (str(view.get_dtype()), tuple(view.get_shape()))

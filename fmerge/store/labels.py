@@ -92,7 +92,7 @@ def reorder_outputs(
             "expert's order"
         )
     for parameter in linear[-1].parameters():
-        parameter.copy_(parameter[list(order)])
+        parameter.data = parameter.detach()[list(order)]
     return model
 
 

@@ -63,6 +63,28 @@ def read_partial(path: Path, belongs_to: Mapping[str, Any]) -> Params | None:
         return None
 
 
+def begun_with(path: Path, belongs_to: Mapping[str, Any], key: str) -> Any:
+    """Reads one thing that unfinished work was begun with, and this command leaves open.
+
+    Args:
+        path: Where ``write_partial`` put it, if it did.
+        belongs_to: What work is being done now, without that thing.
+        key: What is asked for.
+
+    Returns:
+        What ``write_partial`` was told; None where there is no such work.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            found = json.loads((file.metadata() or {}).get(_KEY, "{}"))
+    except (SafetensorError, OSError, ValueError):
+        return None
+    if not isinstance(found, dict):
+        return None
+    value = found.pop(key, None)
+    return value if found == json.loads(json.dumps(belongs_to)) else None
+
+
 def _belongs(path: Path, found: Any, belongs_to: Mapping[str, Any]) -> bool:
     """Compares what a file says it is a part of, before its tensors are read; logs a difference."""
     if not isinstance(found, dict):

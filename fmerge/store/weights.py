@@ -1,7 +1,9 @@
-"""A model's weights, read once they have proved to be what its config describes."""
+"""A model's weights, or their headers, read once they have proved to be what its config says."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +16,25 @@ from fmerge.store.sources import local_folder, read_part
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+_HEADERS = ContextVar("headers", default=False)
+
+
+@contextmanager
+def reading_headers() -> Iterator[None]:
+    """Makes ``read_weights`` read names, kinds and shapes alone inside the block.
+
+    Its models then have one zero in the place of every weight, whatever their size. A model from
+    the hub, whose header is not here, is read whole.
+
+    Yields:
+        Nothing.
+    """
+    token = _HEADERS.set(True)
+    try:
+        yield
+    finally:
+        _HEADERS.reset(token)
 
 
 def read_weights(
@@ -46,10 +67,17 @@ def read_weights(
         check_described(Path(place), numbers, header)
         _check_kinds(source, described, header)
 
+    quiet: Any = nullcontext()
+    if _HEADERS.get() and (state is not None or header):
+        from transformers.initialization import no_init_weights
+
+        place, state = None, _unread(header) if state is None else _emptied(state)
+        quiet = no_init_weights()  # what is lacking would get memory
+
     def read(auto: Any) -> Any:
         loader = getattr(auto, kind)
         if state is not None:  # the class itself takes tensors, the Auto class wants a folder
-            loader = type(loader.from_config(config))
+            loader = type(describe(auto))
         # not load_state_dict, which overwrites a weight that the config ties and the file does not
         return loader.from_pretrained(
             place,
@@ -61,12 +89,25 @@ def read_weights(
             ignore_mismatched_sizes=True,  # reported in the loading info, to be refused
         )
 
-    model, info = read_part(source, "weights", read)
+    with quiet:
+        model, info = read_part(source, "weights", read)
     lacking = dict.fromkeys(info["missing_keys"], "missing")
     for key, found, expected in info["mismatched_keys"]:
         lacking[key] = f"{tuple(found)} where its config says {tuple(expected)}"
     _check_layers(source, info["unexpected_keys"], [name for name, _ in model.named_parameters()])
     return model, lacking
+
+
+def _unread(header: Header) -> dict[str, Tensor]:
+    kinds = {True: torch.float32, False: torch.int64}
+    return {
+        name: torch.zeros((), dtype=kinds[is_float(kind)]).expand(shape)
+        for name, (kind, shape) in header.items()
+    }
+
+
+def _emptied(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: torch.zeros((), dtype=one.dtype).expand(one.shape) for name, one in state.items()}
 
 
 def _check_kinds(source: str, described: Mapping[str, Any], header: Header) -> None:

@@ -393,8 +393,8 @@ def test_the_same_seed_gives_the_same_trials(zoo, tmp_path, search):
 
 def test_two_processes_merge_as_one(zoo, tmp_path):
     config = data_config(zoo, tmp_path)
-    for processes in (1, 2):
-        in_process(
+    for processes, start in ((1, run), (2, in_process)):
+        start(
             *["merge", "--config", config, *experts(zoo), "--base", zoo.base],
             *["--method", "DFMerge", "--optimizer.search", "Dirichlet"],
             *["--optimizer.search.draws", "3", "--output", tmp_path / str(processes)],

@@ -215,6 +215,7 @@ def test_binomial_noise_is_that_of_accuracies(zoo, tmp_path, capsys, monkeypatch
     assert "errors" not in trial and "error" not in trial
 
 
+@pytest.mark.slow
 def test_two_processes_share_goal_and_bounds(zoo, tmp_path):
     options = ["--optimizer.objective", "worst_retained", "--optimizer.keep", "0.9"]
     search = ["--optimizer.search", "AxSearch", "--optimizer.search.trials", "6"]

@@ -11,8 +11,10 @@ import time
 import pytest
 import torch
 from lightning.fabric.plugins.io import torch_io
+from safetensors.torch import load_file
 
 from fmerge.cli import main
+from fmerge.fisher import FisherAccumulator
 from fmerge.modules import TextClassifier
 from fmerge.store import LOCK, RunFolder, atomic, load_classifier, load_lightning
 from tests import tiny
@@ -89,6 +91,18 @@ def test_a_signal_ends_the_search_after_its_trial(zoo, tmp_path, capfd, number, 
     run(*arguments)
     assert trials(output) == trials(whole)
     assert (output / "report.md").read_text() == (whole / "report.md").read_text()
+
+
+def test_a_signal_ends_a_fisher_after_its_batch(zoo, tmp_path, capfd):
+    config = ["--config", data_config(zoo, tmp_path, "colour")]
+    output = tmp_path / "out.safetensors"
+    arguments = ["fisher", *config, "--expert", zoo.experts["colour"], "--output", output]
+    assert in_child(arguments, FisherAccumulator, "add", 1, send(signal.SIGINT)) == 130
+    printed = capfd.readouterr().err
+    assert "stopping after this batch" in printed and "stopped; the same command goes" in printed
+    assert "Traceback" not in printed
+    unfinished = load_file(tmp_path / "out.unfinished-0-of-1.safetensors")
+    assert int(unfinished["done"]) == 2 and not output.exists()
 
 
 @pytest.mark.parametrize("numbers", [(signal.SIGINT,) * 2, (signal.SIGTERM,) * 2])

@@ -2,7 +2,7 @@
 
 29 here; 20 of a search (test_resume.py), 12 of Fishers (test_fisher_pass.py), 6 of fits
 (test_fit_resumes.py, test_interrupts.py): 67 in all, and of one of two processes in
-test_lost_processes.py.
+test_lost_processes.py. Without the slow ones 15 here and 8 of a search.
 """
 
 import multiprocessing
@@ -11,6 +11,7 @@ import random
 import shutil
 import signal
 
+import pytest
 import torch
 from lightning.fabric.plugins.io import torch_io
 from safetensors.torch import load_file
@@ -72,7 +73,10 @@ def assert_same_fisher(found, expected):
     assert all(torch.equal(values[name], value) for name, value in others.items())
 
 
-def test_a_merge_killed_after_its_search_ends_in_the_same_folder(zoo, tmp_path, record_property):
+@pytest.mark.parametrize("most", [6, pytest.param(14, marks=pytest.mark.slow)])
+def test_a_merge_killed_after_its_search_ends_in_the_same_folder(
+    zoo, tmp_path, record_property, most
+):
     """While it is tested, written and reported; the trials are all there already."""
     whole, output, begun = tmp_path / "whole", tmp_path / "killed", tmp_path / "begun"
     run(merge(zoo, tmp_path, whole))
@@ -89,9 +93,9 @@ def test_a_merge_killed_after_its_search_ends_in_the_same_folder(zoo, tmp_path, 
         (TextClassifier, "save", 1),
     ]
     generator, kills = random.Random(7), []
-    while len(kills) < 14:
-        owner, name, most = moments[len(kills) % len(moments)]
-        times, after = generator.randrange(most), generator.random() < 0.5
+    while len(kills) < most:
+        owner, name, uses = moments[len(kills) % len(moments)]
+        times, after = generator.randrange(uses), generator.random() < 0.5
         shutil.rmtree(output, ignore_errors=True)
         shutil.copytree(begun, output)
         assert kill_at(merge(zoo, tmp_path, output), owner, name, times, after), (name, times)
@@ -103,7 +107,8 @@ def test_a_merge_killed_after_its_search_ends_in_the_same_folder(zoo, tmp_path, 
     record_property("figure", f"{len(kills)} kills of a merge's last phase: the same folder")
 
 
-def test_a_fit_killed_at_any_instant_ends_at_the_same_weights(zoo, tmp_path, record_property):
+@pytest.mark.parametrize("most", [3, pytest.param(9, marks=pytest.mark.slow)])
+def test_a_fit_killed_at_any_instant_ends_at_the_same_weights(zoo, tmp_path, record_property, most):
     whole = tmp_path / "whole"
     run(fit(zoo, tmp_path, whole))
     moments = [
@@ -112,11 +117,11 @@ def test_a_fit_killed_at_any_instant_ends_at_the_same_weights(zoo, tmp_path, rec
         (atomic, "_sync", 8),
     ]
     generator, kills = random.Random(11), []
-    for i in range(9):
-        owner, name, most = moments[i % len(moments)]
+    for i in range(most):
+        owner, name, uses = moments[i % len(moments)]
         output = tmp_path / f"killed_{i}"
         last = output / "checkpoints" / "last.ckpt"
-        times, after = generator.randrange(most), generator.random() < 0.5
+        times, after = generator.randrange(uses), generator.random() < 0.5
         assert kill_at(fit(zoo, tmp_path, output), owner, name, times, after), (name, times)
         kills.append(f"{name} {times}")
         going_on = ["--ckpt_path", last] if last.is_file() else ["--overwrite", "true"]
