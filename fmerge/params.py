@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,33 @@ from fmerge.errors import UserError
 
 Params = dict[str, Tensor]
 """Parameter names to tensors; a tied parameter stands in it once, under its first name."""
+
+
+@dataclass(frozen=True)
+class Between(Mapping[str, Tensor]):
+    """Tensors between two others, low + share · (high − low): each made when it is asked for.
+
+    Attributes:
+        low: Where ``share`` is 0.
+        high: Where it is 1, of the same layout.
+        share: In [0, 1].
+    """
+
+    low: Params
+    high: Params
+    share: float
+
+    def __getitem__(self, name: str) -> Tensor:
+        """Interpolates one tensor, whole."""
+        return torch.lerp(self.low[name], self.high[name], self.share)
+
+    def __iter__(self) -> Iterator[str]:
+        """Goes through the names."""
+        return iter(self.low)
+
+    def __len__(self) -> int:
+        """Counts the tensors."""
+        return len(self.low)
 
 
 def params_of(module: nn.Module) -> Params:
