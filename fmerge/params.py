@@ -134,6 +134,21 @@ def task_vector(expert: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> Par
     return {name: expert[name] - tensor for name, tensor in base.items()}
 
 
+def empty_like(params: Mapping[str, Tensor]) -> Params:
+    """Makes contiguous tensors of a layout, to be written to.
+
+    Args:
+        params: Names to tensors.
+
+    Returns:
+        The names to new tensors of the same shapes, dtypes and devices, of any values.
+    """
+    return {
+        name: torch.empty_like(tensor, memory_format=torch.contiguous_format)
+        for name, tensor in params.items()
+    }
+
+
 def fingerprint(params: Mapping[str, Tensor]) -> str:
     """Hashes names, dtypes, shapes and values: equal if and only if the model is the same.
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fmerge.methods.base import MergeMethod
-from fmerge.params import Between, Params
+from fmerge.params import Between, Params, empty_like
 
 PIECE = 1 << 17
 """Entries a thread takes at a time: what a formula holds of them fits into its cache."""
@@ -32,6 +32,8 @@ class Elementwise(MergeMethod):
 
     def scale(self, fisher: Mapping[str, Tensor]) -> float:
         """Measures a Fisher by the one number over all its tensors that the formula needs.
+
+        Of a Fisher that moves with the coefficients it must be linear in the entries.
 
         Args:
             fisher: Fₘ.
@@ -90,7 +92,7 @@ class Elementwise(MergeMethod):
             scales = [self.scale(fisher) for fisher in fishers]
         formula = self.formula(coefficients, scales)
         origin = experts[0] if base is None else base
-        merged = _empty_like(experts[0]) if out is None else out
+        merged = empty_like(experts[0]) if out is None else out
         for key, target in merged.items():
             _stream(formula, key, target, [origin], experts, fishers)
         return merged
@@ -120,7 +122,7 @@ def _stream(formula: Formula, name: str, target: Tensor, *inputs: Sources) -> No
     wide = torch.promote_types(target.dtype, torch.float32)
     like = torch.empty(min(size, target.numel()), dtype=wide, device=target.device)
     rows = (_rows(sources, name, size, like) for sources in inputs)
-    for piece, (origin,), experts, fishers in zip(target.view(-1).split(size), *rows, strict=False):
+    for piece, (origin,), experts, fishers in zip(_split(target, size), *rows, strict=False):
         result = piece if piece.dtype == wide else like[: len(piece)]
         formula(result, origin, experts, fishers)
         if result is not piece:
@@ -140,12 +142,10 @@ def _pieces(source: Mapping[str, Tensor], name: str, size: int, like: Tensor) ->
         for low, high in zip(*ends, strict=True):
             yield torch.lerp(low, high, source.share)
         return
-    for piece in source[name].reshape(-1).split(size):
+    for piece in _split(source[name], size):
         yield piece.to(like)
 
 
-def _empty_like(params: Params) -> Params:
-    return {
-        name: torch.empty_like(tensor, memory_format=torch.contiguous_format)
-        for name, tensor in params.items()
-    }
+def _split(tensor: Tensor, size: int) -> tuple[Tensor, ...]:
+    pieces: tuple[Tensor, ...] = tensor.reshape(-1).split(size)  # type: ignore[no-untyped-call]
+    return pieces

@@ -8,7 +8,6 @@ from torch import Tensor
 
 from fmerge.methods.base import check_within
 from fmerge.methods.streaming import Elementwise, Formula, divide_
-from fmerge.params import Between
 
 
 class TaskArithmetic(Elementwise):
@@ -84,9 +83,6 @@ class DFMerge(Elementwise):
         """
         if self.alpha == 0 or not (self.normalize or self.damping):
             return 1.0
-        if isinstance(fisher, Between):
-            low, high = self.scale(fisher.low), self.scale(fisher.high)
-            return low + fisher.share * (high - low)
         total = sum(float(tensor.sum(dtype=torch.float64)) for tensor in fisher.values())
         return total / sum(tensor.numel() for tensor in fisher.values())
 
