@@ -12,7 +12,9 @@ ways take turns in one process, so that other work on the machine meets them all
 - the loop: the formula as whole-model dict comprehensions, out of place, without any checks.
 
 Peak memory is the highest resident size during a first merge minus that before: 1 result is its
-floor. The error is the largest difference from the loop, relative to the largest entry.
+floor. DFMerge is given its Fishers, as after a pass over data; with a curve it interpolates them
+between two nodes that are among the six, so that as much is read. The error is the largest
+difference from the loop, relative to the largest entry.
 """
 
 import argparse
@@ -40,6 +42,7 @@ from fmerge.methods import (
     MergeMethod,
     TaskArithmetic,
 )
+from fmerge.params import check_finite, empty_like
 from fmerge.store import write_text
 
 EXPERTS = 6
@@ -91,6 +94,7 @@ FORMULAS: dict[str, tuple[MergeMethod, Loop]] = {
     "TaskArithmetic": (TaskArithmetic(), arithmetic),
     "FisherMerge": (FisherMerge(floor=0.0), weighted),
     "DFMerge": (DFMerge(), dynamic),
+    "DFMerge, curve": (DFMerge(), dynamic),
 }
 
 
@@ -120,16 +124,30 @@ class Inputs:
         rows = zip(self.shapes.items(), pieces, strict=True)
         return {name: piece.view(shape) for (name, shape), piece in rows}
 
-    def merger(self, method: MergeMethod) -> Merger:
-        """Makes what assembles the trials; Fishers that move are known, as at a curve's nodes."""
-        fishers = {f"e{m}": one for m, one in enumerate(self.fishers)}
-        return Merger(
+    def assembling(self, name: str) -> Callable[[list[float]], Model]:
+        """Makes what assembles the trials."""
+        method, fishers = FORMULAS[name][0], self.fishers
+        if method.fisher_at == "scaled" and "curve" not in name:  # as after Fisher passes
+            out = empty_like(self.base)
+
+            def merge(lam: list[float]) -> Model:
+                method.merge(self.base, self.experts, lam, fishers, out=out)
+                check_finite(out, name)
+                return out
+
+            return merge
+        names = [f"e{m}" for m in range(EXPERTS)]
+        nodes = {one: (fishers[m], fishers[m - 1]) for m, one in enumerate(names)}
+        ends = iter([end for m in names for end in nodes[m]])
+        merger = Merger(
             method,
             self.base,
-            {f"e{m}": one for m, one in enumerate(self.experts)},
-            lambda name, body: fishers[name],
-            fishers if method.fisher_at else None,
+            dict(zip(names, self.experts, strict=True)),
+            lambda expert, body: next(ends),
+            dict(zip(names, fishers, strict=True)) if method.fisher_at else None,
+            curve_nodes=2 if "curve" in name else 0,
         )
+        return lambda lam: merger.assemble(dict(zip(names, lam, strict=True)))
 
     def units(self, method: MergeMethod) -> int:
         """Counts the models that a merge has to read and write."""
@@ -142,11 +160,6 @@ class Inputs:
             torch.add(sources[2 * i], sources[2 * i + 1], out=self.output)
         if rest := self.size * (units % 3) // 3:
             torch.add(sources[-1][:rest], sources[-2][:rest], out=self.output[:rest])
-
-
-def assembling(merger: Merger) -> Callable[[list[float]], Model]:
-    """Gives coefficients names."""
-    return lambda lam: merger.assemble({f"e{m}": one for m, one in enumerate(lam)})
 
 
 def peak(run: Callable[[], object]) -> int:
@@ -179,9 +192,9 @@ def measure(inputs: Inputs, name: str, rounds: int) -> list[str]:
     arguments = inputs.base, inputs.experts, inputs.fishers
     generator = torch.Generator().manual_seed(1)
     first: list[float] = torch.rand(EXPERTS, generator=generator).tolist()
-    size = peak(lambda: assembling(inputs.merger(method))(first))
-    assemble, units = assembling(inputs.merger(method)), inputs.units(method)
-    difference = error(assemble(first), loop(*arguments, first))
+    size = peak(lambda: inputs.assembling(name)(first))
+    assemble, units = inputs.assembling(name), inputs.units(method)
+    difference = error(assemble(first), loop(*arguments, first)) if "curve" not in name else None
     taken: dict[str, list[tuple[float, float]]] = {"ours": [], "stream": [], "loop": []}
     for turn in range(rounds + 1):
         lam: list[float] = torch.rand(EXPERTS, generator=generator).tolist()
@@ -210,7 +223,7 @@ def measure(inputs: Inputs, name: str, rounds: int) -> list[str]:
         f"{1e3 * slow[0]:.0f}",
         f"{slow[0] / ours[0]:.1f}",
         f"{size / inputs.output.nbytes:.2f}",
-        f"{difference:.0e}",
+        "-" if difference is None else f"{difference:.0e}",
     ]
 
 

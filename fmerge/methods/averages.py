@@ -129,7 +129,7 @@ class FisherMerge(Elementwise):
 
 
 def _mean(merged: Tensor, experts: Sequence[Tensor], weights: Sequence[float]) -> None:
-    total = float(sum(weights))
-    merged.zero_()
-    for expert, weight in zip(experts, weights, strict=True):
-        merged.add_(expert, alpha=weight / total)
+    first, *shares = (weight / float(sum(weights)) for weight in weights)
+    torch.mul(experts[0], first, out=merged)
+    for expert, share in zip(experts[1:], shares, strict=True):
+        merged.add_(expert, alpha=share)
