@@ -44,9 +44,10 @@ class FisherSettings:
         fallback: What is done about parameters that no rule covers: exact differentiation
             example by example, by vmap or a loop, or an error that names them.
         curve: For DFMerge, at how many coefficients between 0 and 1 each task's Fisher is
-            computed, once, to be interpolated in between: a trial then needs no gradient. Takes
-            so many copies of every Fisher in memory. 0 computes them anew in every trial, as the
-            paper does.
+            computed, once, to be interpolated in between: a trial then needs no gradient. So many
+            copies of every Fisher are kept in memory, and on the output's disk once less than a
+            fifth of the memory would be free. 0 computes them anew in every trial, as the paper
+            does.
     """
 
     estimator: Estimator = "exact"

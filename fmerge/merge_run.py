@@ -24,7 +24,7 @@ from fmerge.params import Params, fingerprint, params_of, write_params
 from fmerge.picture import draw_search
 from fmerge.report import AVERAGE, BASE, EXPERTS, MERGE, PROBE, MergeReport, Row
 from fmerge.search import Search, Trial
-from fmerge.store import RunFolder, write_text
+from fmerge.store import RunFolder, Shelf, write_text
 
 References = Literal["all", "experts"]
 
@@ -160,6 +160,7 @@ class MergeRun:
         search.constrain(goal.bounds)
         for record in self.trainer.strategy.broadcast(list(done)):
             search.replay(Trial.from_record(record))
+        weight = next(iter(next(iter(self.ensemble.bodies.values())).values()))
         merger = Merger(
             self.method,
             self.ensemble.base,
@@ -168,6 +169,7 @@ class MergeRun:
             self._fishers(),
             optimizer.parts,
             self.settings.curve,
+            Shelf(folder.path, weight.device).keep,
         )
         best = optimizer.optimize(
             self.trainer,

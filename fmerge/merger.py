@@ -3,15 +3,20 @@
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
+from torch import Tensor
 
 from fmerge.fisher_curve import FisherCurves
 from fmerge.grouping import coefficient_name
 from fmerge.methods import MergeMethod
-from fmerge.params import Params, check_finite
+from fmerge.methods.streaming import Elementwise
+from fmerge.params import Params, check_finite, empty_like
 
 
 class Merger:
     """Assembles a merge for given coefficients.
+
+    The merged tensors are the Merger's own: a merge stays as it is until the next is assembled,
+    which is written over it. Experts, base and given Fishers must not change in its life.
 
     Args:
         method: The formula.
@@ -24,6 +29,7 @@ class Merger:
             own coefficients. One group of all tensors when left out.
         curve_nodes: At how many λ a Fisher that moves with it is computed, to be interpolated in
             between; 0 computes it anew in every trial, as Lee et al. do.
+        keep: Puts the tensors of such a Fisher where they shall stay; see FisherCurves.
     """
 
     def __init__(
@@ -35,6 +41,7 @@ class Merger:
         fishers: Mapping[str, Params] | None = None,
         parts: Mapping[str, Sequence[str]] | None = None,
         curve_nodes: int = 0,
+        keep: Callable[[Params], Params] = lambda fisher: fisher,
     ) -> None:
         self.method = method
         self.base = base
@@ -43,7 +50,12 @@ class Merger:
         self.fishers = fishers
         self.order = list(next(iter(experts.values())))
         self.parts = {"": self.order} if parts is None else parts
-        self._curves = FisherCurves(curve_nodes, self._fisher_at) if curve_nodes else None
+        self._curves = None
+        if curve_nodes:
+            self._curves = FisherCurves(curve_nodes, self._fisher_at, self._scale, keep)
+        self._scales: dict[tuple[str, str], float] = {}
+        self._merged: Params = {}
+        self._merged_at: dict[str, float] | None = None
 
     def assemble(self, coefficients: Mapping[str, float]) -> Params:
         """Computes the merged body.
@@ -52,30 +64,77 @@ class Merger:
             coefficients: λ by expert, or by ``expert/group``.
 
         Returns:
-            The merged tensors.
+            The merged tensors, to be read and not changed, and only until the next call.
 
         Raises:
             ValueError: If the method cannot merge with these coefficients.
             UserError: If the merged tensors are not finite.
         """
-        fishers = self.fishers
-        if self.method.fisher_at == "scaled":
-            fishers = {name: self._moving_fisher(name, coefficients) for name in self.experts}
-        merged: Params = {}
+        if self._merged_at == coefficients:
+            return self._merged
+        self._merged_at = None
+        if not isinstance(self.method, Elementwise):
+            self._merged = {}  # frees the last merge
+        elif not self._merged:
+            self._merged = empty_like(self.experts[next(iter(self.experts))])
+        fishers = self._fishers_at(coefficients)
         for group, names in self.parts.items():
-            merged |= self.method.merge(
-                None if self.base is None else _only(self.base, names),
-                [_only(expert, names) for expert in self.experts.values()],
-                [coefficients[coefficient_name(name, group)] for name in self.experts],
-                None if fishers is None else [_only(fishers[name], names) for name in self.experts],
-            )
-        check_finite(merged, f"{type(self.method).__name__} at {dict(coefficients)}")
-        return {name: merged[name] for name in self.order}
+            self._merge(group, names, coefficients, fishers)
+        self._merged = {name: self._merged[name] for name in self.order}
+        check_finite(self._merged, f"{type(self.method).__name__} at {dict(coefficients)}")
+        self._merged_at = dict(coefficients)
+        return self._merged
 
-    def _moving_fisher(self, name: str, coefficients: Mapping[str, float]) -> Params:
-        if self._curves is None:
-            return self.fisher_of(name, self._scaled(name, coefficients))
-        return self._curves.at(name, coefficients[name])
+    def _merge(
+        self,
+        group: str,
+        names: Sequence[str],
+        coefficients: Mapping[str, float],
+        fishers: Mapping[str, Mapping[str, Tensor]] | None,
+    ) -> None:
+        base = None if self.base is None else _only(self.base, names)
+        experts = [_only(expert, names) for expert in self.experts.values()]
+        weights = [coefficients[coefficient_name(name, group)] for name in self.experts]
+        if not isinstance(self.method, Elementwise):
+            given = None if fishers is None else [_only(fishers[m], names) for m in self.experts]
+            self._merged |= self.method.merge(base, experts, weights, given)
+            return
+        # over the last merge: the pages of new tensors would cost more than the sums
+        out = _only(self._merged, names)
+        if fishers is None:
+            self.method.merge(base, experts, weights, out=out)
+            return
+        scales = [self._scale_at(name, group, coefficients, fishers) for name in self.experts]
+        self.method.merge(base, experts, weights, [fishers[m] for m in self.experts], scales, out)
+
+    def _fishers_at(
+        self, coefficients: Mapping[str, float]
+    ) -> Mapping[str, Mapping[str, Tensor]] | None:
+        if self.method.fisher_at != "scaled":
+            return self.fishers
+        if self._curves is not None:
+            return {name: self._curves.at(name, coefficients[name])[0] for name in self.experts}
+        return {
+            name: self.fisher_of(name, self._scaled(name, coefficients)) for name in self.experts
+        }
+
+    def _scale_at(
+        self,
+        name: str,
+        group: str,
+        coefficients: Mapping[str, float],
+        fishers: Mapping[str, Mapping[str, Tensor]],
+    ) -> float:
+        """A group's scale of a Fisher: measured once where the Fisher does not move."""
+        if self._curves is not None:
+            return self._curves.at(name, coefficients[name])[1]
+        key = name, group
+        if self.method.fisher_at == "scaled" or key not in self._scales:
+            self._scales[key] = self._scale(_only(fishers[name], self.parts[group]))
+        return self._scales[key]
+
+    def _scale(self, fisher: Params) -> float:
+        return self.method.scale(fisher) if isinstance(self.method, Elementwise) else 1.0
 
     def _fisher_at(self, name: str, coefficient: float) -> Params:
         return self.fisher_of(name, self._scaled(name, {name: coefficient}))
@@ -94,5 +153,5 @@ class Merger:
         }
 
 
-def _only(tensors: Params, names: Sequence[str]) -> Params:
+def _only(tensors: Mapping[str, Tensor], names: Sequence[str]) -> Params:
     return {name: tensors[name] for name in names}

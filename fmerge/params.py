@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,33 @@ from fmerge.errors import UserError
 
 Params = dict[str, Tensor]
 """Parameter names to tensors; a tied parameter stands in it once, under its first name."""
+
+
+@dataclass(frozen=True)
+class Between(Mapping[str, Tensor]):
+    """Tensors between two others, low + share · (high − low): each made when it is asked for.
+
+    Attributes:
+        low: Where ``share`` is 0.
+        high: Where it is 1, of the same layout.
+        share: In [0, 1].
+    """
+
+    low: Params
+    high: Params
+    share: float
+
+    def __getitem__(self, name: str) -> Tensor:
+        """Interpolates one tensor, whole."""
+        return torch.lerp(self.low[name], self.high[name], self.share)
+
+    def __iter__(self) -> Iterator[str]:
+        """Goes through the names."""
+        return iter(self.low)
+
+    def __len__(self) -> int:
+        """Counts the tensors."""
+        return len(self.low)
 
 
 def params_of(module: nn.Module) -> Params:
@@ -104,6 +132,21 @@ def task_vector(expert: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> Par
         The differences, one tensor per name of ``base``.
     """
     return {name: expert[name] - tensor for name, tensor in base.items()}
+
+
+def empty_like(params: Mapping[str, Tensor]) -> Params:
+    """Makes contiguous tensors of a layout, to be written to.
+
+    Args:
+        params: Names to tensors.
+
+    Returns:
+        The names to new tensors of the same shapes, dtypes and devices, of any values.
+    """
+    return {
+        name: torch.empty_like(tensor, memory_format=torch.contiguous_format)
+        for name, tensor in params.items()
+    }
 
 
 def fingerprint(params: Mapping[str, Tensor]) -> str:

@@ -19,14 +19,14 @@ def test_nodes_are_exact_and_computed_once_the_rest_is_linear():
         return {"w": torch.tensor([coefficient**2, 1.0], dtype=torch.float64)}
 
     curves = FisherCurves(5, fisher_at)
-    assert_same(curves.at("a", 0.5), {"w": torch.tensor([0.25, 1.0], dtype=torch.float64)})
+    assert_same(curves.at("a", 0.5)[0], {"w": torch.tensor([0.25, 1.0], dtype=torch.float64)})
     assert asked == [("a", 0.5)]
     # 0.6 lies 0.4 of the way from 0.5 to 0.75: 0.6 · 0.25 + 0.4 · 0.5625
-    assert_same(curves.at("a", 0.6), {"w": torch.tensor([0.375, 1.0], dtype=torch.float64)})
+    assert_same(curves.at("a", 0.6)[0], {"w": torch.tensor([0.375, 1.0], dtype=torch.float64)})
     assert asked == [("a", 0.5), ("a", 0.75)]
     curves.at("a", 0.7), curves.at("a", 0.75), curves.at("b", 1.0)
     assert asked == [("a", 0.5), ("a", 0.75), ("b", 1.0)]
-    assert_same(curves.at("a", 0.0), {"w": torch.tensor([0.0, 1.0], dtype=torch.float64)})
+    assert_same(curves.at("a", 0.0)[0], {"w": torch.tensor([0.0, 1.0], dtype=torch.float64)})
 
 
 def test_a_merge_by_curves_is_the_merge_with_interpolated_fishers():

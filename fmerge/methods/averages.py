@@ -1,42 +1,40 @@
 """Weighted averages of experts: plain, isotropic, and weighted by the diagonal Fisher."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from fmerge.methods.base import MergeMethod, check_positive_sum, wide
-from fmerge.params import Params
+from fmerge.methods.base import check_positive_sum
+from fmerge.methods.streaming import Elementwise, Formula, divide_
 
 
-class Average(MergeMethod):
+class Average(Elementwise):
     """Plain average of the experts: θ = Σₘ θₘ / M."""
 
     uses_coefficients = False
 
-    def merge(
-        self,
-        base: Params | None,
-        experts: Sequence[Params],
-        coefficients: Sequence[float],
-        fishers: Sequence[Params] | None = None,
-    ) -> Params:
-        """Computes θ = Σₘ θₘ / M.
+    def formula(self, coefficients: Sequence[float], scales: Sequence[float]) -> Formula:
+        """Prepares θ = Σₘ θₘ / M.
 
         Args:
-            base: Not used.
-            experts: θₘ, of one layout.
             coefficients: Not used.
-            fishers: Not used.
+            scales: Not used.
 
         Returns:
-            The average, tensor by tensor.
+            The formula.
         """
-        return _isotropic(experts, [1.0] * len(experts))
+
+        def entries(
+            merged: Tensor, base: Tensor, experts: Sequence[Tensor], fishers: Sequence[Tensor]
+        ) -> None:
+            _mean(merged, experts, [1.0] * len(experts))
+
+        return entries
 
 
-class Isotropic(MergeMethod):
+class Isotropic(Elementwise):
     """Average weighted by one number per expert: θ = Σₘ λₘθₘ / Σₘ λₘ.
 
     Fisher merging with every Fisher equal to one (Matena & Raffel 2022, section 3.1).
@@ -44,35 +42,31 @@ class Isotropic(MergeMethod):
 
     only_ratios = True
 
-    def merge(
-        self,
-        base: Params | None,
-        experts: Sequence[Params],
-        coefficients: Sequence[float],
-        fishers: Sequence[Params] | None = None,
-    ) -> Params:
-        """Computes θ = Σₘ λₘθₘ / Σₘ λₘ.
+    def formula(self, coefficients: Sequence[float], scales: Sequence[float]) -> Formula:
+        """Prepares θ = Σₘ λₘθₘ / Σₘ λₘ.
 
         Args:
-            base: Not used.
-            experts: θₘ, of one layout.
             coefficients: λₘ ≥ 0; only their ratios matter.
-            fishers: Not used.
+            scales: Not used.
 
         Returns:
-            The weighted average, tensor by tensor.
-
-        Raises:
-            ValueError: If the coefficients sum to zero.
+            The formula; the coefficients must not sum to zero.
         """
         check_positive_sum(coefficients)
-        return _isotropic(experts, coefficients)
+
+        def entries(
+            merged: Tensor, base: Tensor, experts: Sequence[Tensor], fishers: Sequence[Tensor]
+        ) -> None:
+            _mean(merged, experts, coefficients)
+
+        return entries
 
 
-class FisherMerge(MergeMethod):
+class FisherMerge(Elementwise):
     """Average weighted by the diagonal Fishers: θ = Σₘ λₘF̂ₘθₘ / Σₘ λₘF̂ₘ, elementwise.
 
     Matena & Raffel 2022, equation 4 for a diagonal Fisher, with the reference's three options.
+    Where Σₘ λₘF̂ₘ = 0 the base is kept; without one, or with ``favor_target``, the first expert.
 
     Args:
         floor: F̂ = max(F, floor): the least information an entry is given.
@@ -92,67 +86,50 @@ class FisherMerge(MergeMethod):
         self.favor_target = favor_target
         self.normalize = normalize
 
-    def merge(
-        self,
-        base: Params | None,
-        experts: Sequence[Params],
-        coefficients: Sequence[float],
-        fishers: Sequence[Params] | None = None,
-    ) -> Params:
-        """Computes θ = Σₘ λₘF̂ₘθₘ / Σₘ λₘF̂ₘ.
+    def scale(self, fisher: Mapping[str, Tensor]) -> float:
+        """Computes ‖F‖₂ over all parameters, where it is needed.
 
         Args:
-            base: Kept where Σₘ λₘF̂ₘ = 0; without one, or with ``favor_target``, the first expert
-                is kept there.
-            experts: θₘ, of one layout, the target first.
-            coefficients: λₘ ≥ 0; only their ratios matter.
-            fishers: Fₘ ≥ 0, of that layout.
+            fisher: Fₘ.
 
         Returns:
-            The weighted average, tensor by tensor.
-
-        Raises:
-            ValueError: If there are no Fishers, or the coefficients sum to zero.
+            The norm; 1 for an all-zero Fisher, which then weighs nothing anyway.
         """
-        if fishers is None:
-            raise ValueError("FisherMerge needs one diagonal Fisher per expert")
+        if not self.normalize:
+            return 1.0
+        norms = [torch.linalg.vector_norm(tensor).double() for tensor in fisher.values()]
+        return float(torch.linalg.vector_norm(torch.stack(norms))) or 1.0
+
+    def formula(self, coefficients: Sequence[float], scales: Sequence[float]) -> Formula:
+        """Prepares θ = Σₘ λₘF̂ₘθₘ / Σₘ λₘF̂ₘ.
+
+        Args:
+            coefficients: λₘ ≥ 0; only their ratios matter.
+            scales: ‖Fₘ‖₂, or 1.
+
+        Returns:
+            The formula; the coefficients must not sum to zero.
+        """
         check_positive_sum(coefficients)
-        weights = list(coefficients)
-        if self.normalize:
-            weights = [
-                weight / _norm(fisher) for weight, fisher in zip(weights, fishers, strict=True)
-            ]
-        fallback = experts[0] if base is None or self.favor_target else base
-        merged: Params = {}
-        for name, reference in experts[0].items():
-            numerator = torch.zeros_like(wide(reference))
-            denominator = torch.zeros_like(numerator)
+        weights = [one / scale for one, scale in zip(coefficients, scales, strict=True)]
+
+        def entries(
+            merged: Tensor, base: Tensor, experts: Sequence[Tensor], fishers: Sequence[Tensor]
+        ) -> None:
+            total = torch.zeros_like(merged)
+            merged.zero_()
             for m, (expert, fisher) in enumerate(zip(experts, fishers, strict=True)):
                 floored = m == 0 or not self.favor_target
-                information = fisher[name].to(numerator)
-                weight = weights[m] * (
-                    information.clamp_min(self.floor) if floored else information
-                )
-                numerator.addcmul_(weight, wide(expert[name]))
-                denominator.add_(weight)
-            kept = fallback[name].to(numerator)
-            mean = torch.where(denominator > 0, numerator / denominator, kept)
-            merged[name] = mean.to(reference)
-        return merged
+                information = fisher.clamp_min(self.floor) if floored else fisher
+                merged.addcmul_(information, expert, value=weights[m])
+                total.add_(information, alpha=weights[m])
+            divide_(merged, total, otherwise=experts[0] if self.favor_target else base)
+
+        return entries
 
 
-def _isotropic(experts: Sequence[Params], coefficients: Sequence[float]) -> Params:
-    total = float(sum(coefficients))
-    merged: Params = {}
-    for name, reference in experts[0].items():
-        mean = torch.zeros_like(wide(reference))
-        for expert, coefficient in zip(experts, coefficients, strict=True):
-            mean.add_(expert[name], alpha=coefficient / total)
-        merged[name] = mean.to(reference)
-    return merged
-
-
-def _norm(fisher: Params) -> float:
-    """‖F‖₂ over all parameters; 1 for an all-zero Fisher, which then weighs nothing anyway."""
-    norms: list[Tensor] = [torch.linalg.vector_norm(tensor).double() for tensor in fisher.values()]
-    return float(torch.linalg.vector_norm(torch.stack(norms))) or 1.0
+def _mean(merged: Tensor, experts: Sequence[Tensor], weights: Sequence[float]) -> None:
+    first, *shares = (weight / float(sum(weights)) for weight in weights)
+    torch.mul(experts[0], first, out=merged)
+    for expert, share in zip(experts[1:], shares, strict=True):
+        merged.add_(expert, alpha=share)

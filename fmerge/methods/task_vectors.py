@@ -1,54 +1,42 @@
 """Methods that add task vectors τₘ = θₘ − θ₀ to a base."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from fmerge.methods.base import MergeMethod, check_within, wide
-from fmerge.params import Params
+from fmerge.methods.base import check_within
+from fmerge.methods.streaming import Elementwise, Formula, divide_
 
 
-class TaskArithmetic(MergeMethod):
+class TaskArithmetic(Elementwise):
     """Sum of scaled task vectors: θ = θ₀ + Σₘ λₘτₘ (Ilharco et al. 2023, section 2)."""
 
     needs_base = True
 
-    def merge(
-        self,
-        base: Params | None,
-        experts: Sequence[Params],
-        coefficients: Sequence[float],
-        fishers: Sequence[Params] | None = None,
-    ) -> Params:
-        """Computes θ = θ₀ + Σₘ λₘ(θₘ − θ₀).
+    def formula(self, coefficients: Sequence[float], scales: Sequence[float]) -> Formula:
+        """Prepares θ = θ₀ + Σₘ λₘ(θₘ − θ₀).
 
         Args:
-            base: θ₀.
-            experts: θₘ, of its layout.
             coefficients: λₘ.
-            fishers: Not used.
+            scales: Not used.
 
         Returns:
-            The merged tensors.
-
-        Raises:
-            ValueError: If there is no base.
+            The formula.
         """
-        if base is None:
-            raise ValueError("TaskArithmetic needs the base model")
-        merged: Params = {}
-        for name, origin in base.items():
-            start = wide(origin)
-            total = start.clone()
+
+        def entries(
+            merged: Tensor, base: Tensor, experts: Sequence[Tensor], fishers: Sequence[Tensor]
+        ) -> None:
+            merged.copy_(base)
             for expert, coefficient in zip(experts, coefficients, strict=True):
-                total.add_(expert[name] - start, alpha=coefficient)
-            merged[name] = total.to(origin)
-        return merged
+                merged.add_(expert - base, alpha=coefficient)
+
+        return entries
 
 
-class DFMerge(MergeMethod):
+class DFMerge(Elementwise):
     """Dynamic Fisher-weighted merging: θ = θ₀ + M · Σₘ wₘλₘτₘ / Σₘ wₘ, elementwise.
 
     Lee et al., NAACL 2025, section 3, has wₘ = Fₘ, the diagonal Fisher of task m at θ₀ + λₘτₘ,
@@ -84,55 +72,52 @@ class DFMerge(MergeMethod):
         self.damping = damping
         self.normalize = normalize
 
-    def merge(
-        self,
-        base: Params | None,
-        experts: Sequence[Params],
-        coefficients: Sequence[float],
-        fishers: Sequence[Params] | None = None,
-    ) -> Params:
-        """Computes θ = θ₀ + M · Σₘ wₘλₘ(θₘ − θ₀) / Σₘ wₘ.
+    def scale(self, fisher: Mapping[str, Tensor]) -> float:
+        """Computes F̄ over all entries of all tensors, where it is needed.
 
         Args:
-            base: θ₀.
-            experts: θₘ, of its layout.
-            coefficients: λₘ.
-            fishers: Fₘ ≥ 0, each taken at θ₀ + λₘτₘ, of that layout.
+            fisher: Fₘ.
 
         Returns:
-            The merged tensors.
-
-        Raises:
-            ValueError: If there is no base or there are no Fishers.
+            The mean, or 1.
         """
-        if base is None or fishers is None:
-            raise ValueError("DFMerge needs the base model and one diagonal Fisher per expert")
+        if self.alpha == 0 or not (self.normalize or self.damping):
+            return 1.0
+        total = sum(float(tensor.sum(dtype=torch.float64)) for tensor in fisher.values())
+        return total / sum(tensor.numel() for tensor in fisher.values())
+
+    def formula(self, coefficients: Sequence[float], scales: Sequence[float]) -> Formula:
+        """Prepares θ = θ₀ + M · Σₘ wₘλₘ(θₘ − θ₀) / Σₘ wₘ.
+
+        Args:
+            coefficients: λₘ.
+            scales: F̄ₘ, or 1.
+
+        Returns:
+            The formula.
+        """
         if self.alpha == 0:  # all weights are one: the very numbers, without M · (1/M)
-            return TaskArithmetic().merge(base, experts, coefficients)
-        means = [_mean(fisher) if self.normalize or self.damping else 0.0 for fisher in fishers]
-        merged: Params = {}
-        for name, origin in base.items():
-            start = wide(origin)
-            numerator, denominator = torch.zeros_like(start), torch.zeros_like(start)
-            rows = zip(experts, coefficients, fishers, means, strict=True)
+            return TaskArithmetic().formula(coefficients, scales)
+
+        def entries(
+            merged: Tensor, base: Tensor, experts: Sequence[Tensor], fishers: Sequence[Tensor]
+        ) -> None:
+            total = torch.zeros_like(merged)
+            merged.zero_()
+            rows = zip(experts, coefficients, fishers, scales, strict=True)
             for expert, coefficient, fisher, mean in rows:
-                weight = self._weight(fisher[name].to(start), mean)
-                numerator.addcmul_(weight, expert[name] - start, value=coefficient)
-                denominator.add_(weight)
-            step = torch.where(denominator > 0, numerator / denominator, torch.zeros_like(start))
-            merged[name] = (start + len(experts) * step).to(origin)
-        return merged
+                weight = self._weight(fisher, mean)
+                merged.addcmul_(weight, expert - base, value=coefficient)
+                total.add_(weight)
+            divide_(merged, total, otherwise=0.0)
+            torch.add(base, merged, alpha=len(experts), out=merged)
+
+        return entries
 
     def _weight(self, fisher: Tensor, mean: float) -> Tensor:
         weight = fisher + self.epsilon
         if self.normalize:
-            weight = weight / (mean or 1.0) + self.damping
+            weight.div_(mean or 1.0).add_(self.damping)
         elif self.damping:
-            weight = weight + self.damping * mean
-        return weight if self.alpha == 1 else weight**self.alpha
-
-
-def _mean(fisher: Params) -> float:
-    """F̄ over all entries of all tensors."""
-    total = sum(float(tensor.sum(dtype=torch.float64)) for tensor in fisher.values())
-    return total / sum(tensor.numel() for tensor in fisher.values())
+            weight.add_(self.damping * mean)
+        return weight if self.alpha == 1 else weight.pow_(self.alpha)

@@ -21,12 +21,14 @@ from fmerge.store.language_models import load_language_model
 from fmerge.store.lock import lock_of, only_run
 from fmerge.store.partial import begun_with, read_partial, remove_partial, write_partial
 from fmerge.store.runs import RunFolder
+from fmerge.store.shelf import Shelf
 from fmerge.store.sources import check_resume, load_lightning, load_tokenizer, save_models
 from fmerge.store.weights import reading_headers
 
 __all__ = [
     "LOCK",
     "RunFolder",
+    "Shelf",
     "begun_with",
     "check_fisher_path",
     "check_new_file",

@@ -16,6 +16,7 @@ from fmerge.store.atomic import (
     remove_leftovers,
     write_text,
 )
+from fmerge.store.shelf import SHELVED
 
 _IGNORED = (
     *("output", "overwrite", "dry_run", "config"),
@@ -81,6 +82,7 @@ class RunFolder:
         Args:
             inputs: Plain values that tell the experts, the base and the data from others.
         """
+        remove_leftovers(self.path / SHELVED)
         for stale in _RESULTS:
             (self.path / stale).unlink(missing_ok=True)  # of the run that --overwrite replaces
         shutil.rmtree(self.path / "merged", ignore_errors=True)
@@ -108,7 +110,7 @@ class RunFolder:
                     "folder, or add --overwrite true"
                 )
         records = self._records()
-        for name in ("trials.jsonl", "inputs.json", "config.yaml", *_RESULTS):
+        for name in ("trials.jsonl", "inputs.json", "config.yaml", SHELVED, *_RESULTS):
             remove_leftovers(self.path / name)
         # a kill may have left half a line behind
         write_text(self._log, "".join(json.dumps(record) + "\n" for record in records))
