@@ -25,7 +25,7 @@ from fmerge.methods import (
     TaskArithmetic,
 )
 from fmerge.params import fingerprint, params_of
-from fmerge.store import read_fisher, write_fisher
+from fmerge.store import read_fisher, shelf, write_fisher
 from tests import oracle, tiny
 from tests.cli.run import data_config, experts, in_process
 from tests.compare import assert_same, relative_error
@@ -236,7 +236,11 @@ def test_a_merge_reloads_to_the_very_logits(zoo, tmp_path):
             assert torch.equal(loaded(**tokens).logits, module.task_model(task)(**tokens).logits)
 
 
-def test_df_merge_takes_each_fisher_where_the_coefficient_puts_it(zoo, tmp_path):
+@pytest.mark.parametrize("curve", [0, 5])  # 0.5 and 0.25 are nodes of a curve of 5
+def test_df_merge_takes_each_fisher_where_the_coefficient_puts_it(
+    zoo, tmp_path, monkeypatch, curve
+):
+    monkeypatch.setattr(shelf, "in_main_memory", lambda: (0, 1))  # curves go to the disk
     output = tmp_path / "merge"
     tasks = list(zoo.experts)
     coefficients = {tasks[0]: 0.5, tasks[1]: 0.25}
@@ -248,8 +252,11 @@ def test_df_merge_takes_each_fisher_where_the_coefficient_puts_it(zoo, tmp_path)
             json.dumps(coefficients),
             "--fisher.split",
             "validation",
+            "--fisher.curve",
+            curve,
         ],
     )
+    assert not list(output.glob("**/.fisher*"))
     base = body(zoo.base)
     fishers = []
     for task in tasks:
