@@ -7,10 +7,14 @@ e[i,j] = 0 for i ≠ j and e[i,i] = gᵢ, the gradient of ℓᵢ. For random fac
 2. Σᵢ sᵢ e[i,i] is autograd's own gradient Σᵢ sᵢ gᵢ, if and only if e[i,i] = gᵢ.
 """
 
+from contextlib import ExitStack
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
 from fmerge.fisher.recording import Recording
+from fmerge.fisher.sketch import Sketches
 from fmerge.fisher.terms import Term
 from fmerge.fisher.uses import Layout, Source, Use
 
@@ -29,7 +33,10 @@ class Check:
         self._random = torch.Generator().manual_seed(n)
         self._factors = self._uniform(n)
         self._seed = torch.empty(0)
-        self._truth: dict[nn.Parameter, Tensor | None] = {}
+        self._sketches = Sketches(self._random)
+        self._truth: dict[nn.Parameter, Tensor] = {}
+        self._norms: dict[nn.Parameter, float] = {}
+        self._directions: dict[tuple[int, torch.dtype, torch.device], Tensor] = {}
         # the coarsest precision met; models use float32 inside, whatever dtype they are in
         self._coarsest = torch.finfo(torch.float32).eps
 
@@ -44,11 +51,25 @@ class Check:
         random = self._uniform(*values.shape).to(values)
         self._seed = random * torch.isfinite(values)
         self._factors = self._factors.to(values.device)
-        gradients: tuple[Tensor | None, ...] = (None,) * len(parameters)
-        if parameters and log_likelihoods.requires_grad:
-            seed = self._seed * self._factors[:, None].to(values)
-            gradients = torch.autograd.grad(log_likelihoods, parameters, seed, allow_unused=True)
-        self._truth = dict(zip(parameters, gradients, strict=True))
+        self._truth.clear()
+        self._norms = dict.fromkeys(parameters, 0.0)
+        if not parameters or not log_likelihoods.requires_grad:
+            return
+
+        def keep(parameter: nn.Parameter, g: Tensor) -> Tensor:
+            """Keeps a sketch; what autograd then keeps is a single zero."""
+            dense = g.to_dense()
+            self._truth[parameter] = self._sketches.like(parameter).of(dense)
+            self._norms[parameter] = float(dense.norm())
+            return dense.new_zeros(()).expand_as(dense)
+
+        with ExitStack() as stack:
+            for parameter in parameters:
+                handle = parameter.register_hook(partial(keep, parameter))  # type: ignore[no-untyped-call]
+                stack.callback(handle.remove)
+            # autocast would round the sketches to half precision
+            stack.enter_context(torch.autocast(values.device.type, enabled=False))
+            torch.autograd.grad(log_likelihoods, parameters, self._scaled_seed(), allow_unused=True)
 
     def compare_values(self, plain: Tensor, hooked: Tensor) -> None:
         """Compares ℓ without and with hooks.
@@ -67,39 +88,50 @@ class Check:
         ):
             raise ValueError("log_probs gives other values for the same batch a second time")
 
-    def rows(self, recording: Recording, log_likelihoods: Tensor, leaves: list[Tensor]) -> bool:
-        """Finds out which rows of layers' outputs belong to which example.
+    def compare_gradients(
+        self, recording: Recording, log_likelihoods: Tensor, leaves: list[Tensor]
+    ) -> tuple[bool, list[nn.Parameter]]:
+        """Finds out which rows belong to which example, and compares sums with autograd's own.
 
         Args:
             recording: The recorded uses.
             log_likelihoods: ℓ (n, c), from the recorded forward pass.
-            leaves: All leaves of its graph.
+            leaves: All leaves of its graph, which is used up.
 
         Returns:
-            Whether a layout was supposed wrongly, so that the uses must be recorded again.
+            Whether a layout was supposed wrongly, so that the uses must be recorded again, and
+            the parameters for which the sum of all examples' gradients differs.
         """
         once: dict[str, Tensor] = {}
         scaled: dict[str, Tensor] = {}
-        directions: dict[str, Tensor] = {}
+        totals: dict[nn.Parameter, Tensor] = {}
 
-        def project(into: dict[str, Tensor], key: str, g: Tensor) -> None:
-            wide = torch.promote_types(g.dtype, torch.float32)
-            flat = g.reshape(len(g), -1).to(wide)
-            if key not in directions:
-                direction = torch.randn(flat.shape[1], generator=self._random, dtype=wide)
-                directions[key] = direction.to(flat.device)
-            into[key] = flat @ directions[key]
-            self._coarsest = max(self._coarsest, torch.finfo(g.dtype).eps)
+        def add(parameter: nn.Parameter, terms: list[Term]) -> None:
+            sketch = self._sketches.like(parameter)
+            totals[parameter] = sum((term.total(sketch) for term in terms), sketch.zero())
 
-        for into, seed in ((once, self._seed), (scaled, self._scaled_seed())):
-            recording.backward(
-                log_likelihoods,
-                leaves,
-                seed,
-                finish=lambda parameter, terms: None,
-                keep=True,
-                watch=lambda key, g, into=into: project(into, key, g),  # type: ignore[misc]
-            )
+        recording.backward(
+            log_likelihoods, leaves, self._seed, None, True, partial(self._project, once)
+        )
+        recording.backward(
+            log_likelihoods, leaves, self._scaled_seed(), add, False, partial(self._project, scaled)
+        )
+        return self._learn(recording, once, scaled), self._differing(totals)
+
+    def _project(self, into: dict[str, Tensor], key: str, g: Tensor) -> None:
+        wide = torch.promote_types(g.dtype, torch.float32)
+        flat = g.reshape(len(g), -1).to(wide)
+        form = (flat.shape[1], wide, flat.device)
+        if form not in self._directions:
+            direction = torch.randn(flat.shape[1], generator=self._random, dtype=wide)
+            self._directions[form] = direction.to(flat.device)
+        into[key] = flat @ self._directions[form]
+        self._coarsest = max(self._coarsest, torch.finfo(g.dtype).eps)
+
+    def _learn(
+        self, recording: Recording, once: dict[str, Tensor], scaled: dict[str, Tensor]
+    ) -> bool:
+        """Writes down how rows belong to examples; returns whether that is new."""
         # below one unit in the last place of the largest, a gradient is rounding: a saturated
         # attention's, say
         noise = self._coarsest * max((float(g.abs().max()) for g in once.values()), default=0.0)
@@ -114,36 +146,19 @@ class Check:
                     changed = True
         return changed
 
-    def totals(
-        self, recording: Recording, log_likelihoods: Tensor, leaves: list[Tensor]
-    ) -> list[nn.Parameter]:
-        """Compares the sum of all examples' gradients with autograd's own.
-
-        Args:
-            recording: The recorded uses.
-            log_likelihoods: ℓ (n, c), from the recorded forward pass.
-            leaves: All leaves of its graph.
-
-        Returns:
-            The parameters for which they differ.
-        """
-        errors = {p: 0.0 if g is None else float(g.norm()) for p, g in self._truth.items()}
-        norms = dict(errors)
-
-        def compare(parameter: nn.Parameter, terms: list[Term]) -> None:
-            wide = torch.promote_types(parameter.dtype, torch.float32)
-            total = torch.zeros(parameter.shape, dtype=wide, device=parameter.device)
-            for term in terms:
-                term.add_total(total)
-            truth = self._truth[parameter]
-            errors[parameter] = float((total if truth is None else total.sub_(truth)).norm())
-
-        recording.backward(log_likelihoods, leaves, self._scaled_seed(), compare, keep=False)
+    def _differing(self, totals: dict[nn.Parameter, Tensor]) -> list[nn.Parameter]:
+        """Gives the parameters whose sum of all examples' gradients is not autograd's own."""
         tolerance = self._coarsest**0.5
         # a gradient that cancels, such as that of an attention key's bias, is rounding alone
-        floor = min(100 * self._coarsest, tolerance) * max(norms.values(), default=0.0)
-        # "not <=" so that a NaN is a failure too
-        return [p for p in errors if not errors[p] <= tolerance * norms[p] + floor]
+        floor = min(100 * self._coarsest, tolerance) * max(self._norms.values(), default=0.0)
+        failed = []
+        for parameter, norm in self._norms.items():
+            zero = self._sketches.like(parameter).zero()
+            difference = totals.get(parameter, zero) - self._truth.get(parameter, zero)
+            # "not <=" so that a NaN is a failure too
+            if not float(difference.norm()) <= tolerance * norm + floor:
+                failed.append(parameter)
+        return failed
 
     def _layout(self, once: Tensor, scaled: Tensor, noise: float) -> Layout:
         limit = self._coarsest**0.5 * float(once.abs().max()) + noise

@@ -82,33 +82,29 @@ class SquaredGradients:
                 self._check(batch, n)
             if attempts > _ATTEMPTS:  # its calls are others each time
                 self._leave(set(self._covered()))
-            covered = self._covered()
-            with differentiating(covered.values(), everything):
-                recording = Recording(self.module, self._names, n, self._layouts)
-                with recording.record():
-                    seeds_or_none = self._try(batch, n, weigh, sums, recording)
+            with differentiating(self._covered().values(), everything):
+                seeds_or_none = self._try(batch, n, weigh, sums)
             attempts += 1
         uncovered = {name: self.parameters[name] for name in sorted(self.uncovered)}
         if uncovered:
             self._per_example.add(batch, seeds_or_none, uncovered, sums)
 
-    def _try(
-        self, batch: Any, n: int, weigh: Weigh, sums: Params, recording: Recording
-    ) -> list[Tensor] | None:
+    def _try(self, batch: Any, n: int, weigh: Weigh, sums: Params) -> list[Tensor] | None:
         """Adds the covered parameters' squares; None if this kind of batch was not checked."""
-        log_likelihoods = self._log_likelihoods(batch, n, recording)
-        unseen, leaves = recording.unseen(log_likelihoods)
-        kind = (recording.structure(), tuple(sorted(self.uncovered)))
-        if self._covered() and (unseen or kind not in self._checked):
-            return None
-        seeds = candidate_seeds(log_likelihoods, weigh(log_likelihoods))
 
         def square(parameter: nn.Parameter, terms: list[Term]) -> None:
             add_squares(terms, sums[self._names[parameter]])
 
-        for k, seed in enumerate(seeds):
-            last = k + 1 == len(seeds)
-            recording.backward(log_likelihoods, leaves, seed, square, keep=not last)
+        recording = Recording(self.module, self._names, n, self._layouts)
+        with recording.record():
+            log_likelihoods = self._log_likelihoods(batch, n, recording)
+            unseen, leaves = recording.unseen(log_likelihoods)
+            if self._covered() and (unseen or self._kind(recording) not in self._checked):
+                return None
+            seeds = candidate_seeds(log_likelihoods, weigh(log_likelihoods))
+            for k, seed in enumerate(seeds):
+                last = k + 1 == len(seeds)
+                recording.backward(log_likelihoods, leaves, seed, square, keep=not last)
         return seeds
 
     def _check(self, batch: Any, n: int) -> None:
@@ -120,30 +116,35 @@ class SquaredGradients:
             rounds += 1
             if rounds > _ROUNDS:
                 self._leave(set(self._covered()))
-            covered = self._covered()
-            with differentiating(covered.values(), everything):
-                values = self._log_likelihoods(batch, n)
-                check.differentiate(values, list(covered.values()))
-                values = values.detach()  # frees the graph
-                recording = Recording(self.module, self._names, n, self._layouts)
-                with recording.record():
-                    done = self._check_recording(check, batch, values, recording)
-        self._checked.add((recording.structure(), tuple(sorted(self.uncovered))))
+            with differentiating(self._covered().values(), everything):
+                done = self._check_once(check, batch, n)
 
-    def _check_recording(
-        self, check: Check, batch: Any, values: Tensor, recording: Recording
-    ) -> bool:
-        """Returns False where something was learnt, so that the batch is to be checked again."""
-        log_likelihoods = self._log_likelihoods(batch, recording.n, recording)
-        check.compare_values(values, log_likelihoods)
-        failed, leaves = recording.unseen(log_likelihoods)
-        if check.rows(recording, log_likelihoods, leaves):
+    def _check_once(self, check: Check, batch: Any, n: int) -> bool:
+        """Returns False where something was learnt, so that the batch is to be checked again.
+
+        No graph and no recording outlives it: a batch has the memory of one of them at a time.
+        """
+        values = self._log_likelihoods(batch, n)
+        check.differentiate(values, list(self._covered().values()))
+        values = values.detach()  # frees the graph
+        recording = Recording(self.module, self._names, n, self._layouts)
+        with recording.record():
+            log_likelihoods = self._log_likelihoods(batch, n, recording)
+            check.compare_values(values, log_likelihoods)
+            unseen, leaves = recording.unseen(log_likelihoods)
+            learnt, differing = check.compare_gradients(recording, log_likelihoods, leaves)
+        if learnt:
             return False
-        if not failed:
-            failed = check.totals(recording, log_likelihoods, leaves)
+        failed = unseen or differing
         if failed:
             self._leave({self._names[parameter] for parameter in failed})
-        return not failed
+            return False
+        self._checked.add(self._kind(recording))
+        return True
+
+    def _kind(self, recording: Recording) -> Any:
+        """What two batches must share for one check to hold for both."""
+        return recording.structure(), tuple(sorted(self.uncovered))
 
     def _log_likelihoods(self, batch: Any, n: int, recording: Recording | None = None) -> Tensor:
         if recording is None:

@@ -149,7 +149,7 @@ class Recording:
         log_likelihoods: Tensor,
         leaves: list[Tensor],
         seed: Tensor,
-        finish: Finish,
+        finish: Finish | None,
         keep: bool,
         watch: Callable[[str, Tensor], None] | None = None,
     ) -> None:
@@ -159,7 +159,8 @@ class Recording:
             log_likelihoods: ℓ (n, c).
             leaves: All leaves of its graph.
             seed: Gradient of ℓ (n, c).
-            finish: Called with each parameter once its uses have all been met.
+            finish: Called with each parameter once its uses have all been met; without it,
+                gradients are watched alone.
             keep: Whether another backward pass follows.
             watch: Called with the key and the gradient (r, …) of every use and source.
         """
@@ -172,6 +173,8 @@ class Recording:
         def collect(site: Use | Source, g: Tensor) -> None:
             if watch is not None:
                 watch(site.key, g)
+            if finish is None:
+                return
             for parameter, term in site.terms(g, self.n):
                 pending.setdefault(parameter, []).append(term)
                 if len(pending[parameter]) == expected[parameter]:
@@ -194,5 +197,5 @@ class Recording:
                 g = by_leaf.get(id(source.leaf))
                 if g is not None:
                     collect(source, g)
-            for parameter, terms in pending.items():
+            for parameter, terms in pending.items() if finish is not None else ():
                 finish(parameter, terms)  # another use of it had no part in this ℓ

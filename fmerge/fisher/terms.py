@@ -13,6 +13,8 @@ from typing import final
 import torch
 from torch import Tensor
 
+from fmerge.fisher.sketch import Sketch
+
 CACHE_BYTES = 2**20
 """The buffer of one CPU thread: with the sum it is added to, a second-level cache of 2 MiB."""
 
@@ -36,11 +38,14 @@ class Term(ABC):
         """
 
     @abstractmethod
-    def add_total(self, buffer: Tensor) -> None:
-        """Adds the sum of all examples' gradients.
+    def total(self, sketch: Sketch) -> Tensor:
+        """Sketches the sum of all examples' gradients.
 
         Args:
-            buffer: What is added to, of the parameter's shape.
+            sketch: Of the parameter's shape.
+
+        Returns:
+            The sketch (k, k).
         """
 
 
@@ -67,14 +72,16 @@ class Outer(Term):
         product = self.left[n].T @ self.right[n]
         buffer.add_(product.view(buffer.shape))
 
-    def add_total(self, buffer: Tensor) -> None:
-        """Adds the sum over n.
+    def total(self, sketch: Sketch) -> Tensor:
+        """Sketches the sum over n.
 
         Args:
-            buffer: Of the parameter's shape.
+            sketch: Of the parameter's shape.
+
+        Returns:
+            The sketch (k, k).
         """
-        product = self.left.flatten(0, 1).T @ self.right.flatten(0, 1)
-        buffer.add_(product.view(buffer.shape))
+        return sketch.of_product(self.left.flatten(0, 1), self.right.flatten(0, 1))
 
 
 @final
@@ -97,13 +104,16 @@ class Summed(Term):
         """
         buffer.add_(self.values[n].view(buffer.shape))
 
-    def add_total(self, buffer: Tensor) -> None:
-        """Adds the sum over n.
+    def total(self, sketch: Sketch) -> Tensor:
+        """Sketches the sum over n.
 
         Args:
-            buffer: Of the parameter's shape.
+            sketch: Of the parameter's shape.
+
+        Returns:
+            The sketch (k, k).
         """
-        buffer.add_(self.values.sum(0).view(buffer.shape))
+        return sketch.of(self.values.sum(0))
 
 
 @final
@@ -128,14 +138,16 @@ class Rows(Term):
         """
         buffer.index_add_(0, self.ids[n], self.values[n].to(buffer.dtype))
 
-    def add_total(self, buffer: Tensor) -> None:
-        """Adds the sum over n.
+    def total(self, sketch: Sketch) -> Tensor:
+        """Sketches the sum over n.
 
         Args:
-            buffer: Of the parameter's shape.
+            sketch: Of the parameter's shape.
+
+        Returns:
+            The sketch (k, k).
         """
-        values = self.values.flatten(0, 1).to(buffer.dtype)
-        buffer.index_add_(0, self.ids.flatten(), values)
+        return sketch.of_rows(self.ids.flatten(), self.values.flatten(0, 1))
 
 
 @final
@@ -165,16 +177,19 @@ class Pulled(Term):
         )
         buffer.add_(gradient)
 
-    def add_total(self, buffer: Tensor) -> None:
-        """Adds the sum over n.
+    def total(self, sketch: Sketch) -> Tensor:
+        """Sketches the sum over n.
 
         Args:
-            buffer: Of the parameter's shape.
+            sketch: Of the parameter's shape.
+
+        Returns:
+            The sketch (k, k).
         """
         (gradient,) = torch.autograd.grad(
             self.source, self.parameter, self.values.sum(0), retain_graph=True
         )
-        buffer.add_(gradient)
+        return sketch.of(gradient)
 
 
 def add_squares(terms: Sequence[Term], total: Tensor) -> None:
