@@ -235,9 +235,9 @@ class Bench:
             return {key: values[key] for key in body}
 
         fishers = None
-        if method.fisher_at == "expert":
+        if method.statistic == "fisher":
             fishers = {name: fisher(name, body) for name, body in bodies.items()}
-        curve = settings.curve if method.fisher_at == "scaled" else 0
+        curve = settings.curve if method.statistic == "moving fisher" else 0
         return Merger(method, self.ensemble.base, bodies, fisher, fishers, None, curve)
 
     def merge(self, entry: Entry) -> dict[str, Any]:

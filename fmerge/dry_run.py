@@ -22,7 +22,7 @@ from fmerge.measured import (
     seconds_of_pass,
 )
 from fmerge.methods import Average, MergeMethod
-from fmerge.modules import TaskModule, TextClassifier
+from fmerge.modules import TaskModule, TextClassifier, linear_weights
 from fmerge.params import params_of
 from fmerge.search import Search
 
@@ -109,7 +109,10 @@ def show_merge_plan(
     one = _float32(bodies[0].values())
     # the experts, the base, the merge and the live body
     held = len(bodies) + (ensemble.base is not None) + 2
-    fishers = len(bodies) * max(settings.curve, 1) if method.fisher_at is not None else 0
+    fishers = {
+        "fisher": len(bodies),
+        "moving fisher": len(bodies) * max(settings.curve, 1),
+    }.get(method.statistic or "", 0)
     disk = sum(_float32(params_of(model).values()) for model in ensemble.models.values())
     rows = {f"expert {name}": str(source) for name, source in ensemble.sources.items()}
     if ensemble.base_source is not None:
@@ -122,6 +125,10 @@ def show_merge_plan(
     memory = f"parameters {_mib(held * one)} ({held} bodies)"
     if fishers:
         memory += f", Fishers {_mib(fishers * one)} ({fishers})"
+    if method.statistic == "gram":
+        network = next(iter(ensemble.models.values()))
+        entries = sum(weight.inputs**2 for weight in linear_weights(network, bodies[0]).values())
+        memory += f", Grams {_mib(4 * len(bodies) * entries)} (of {len(bodies)} experts)"
     rows["memory"] = memory + ", and what a batch takes" + _free(trainer)
     rows["disk"] = f"{_mib(disk)} ({len(ensemble.models)} merged models){_room(output)}"
     if data is not None:
@@ -178,13 +185,16 @@ def merge_passes(
             splits: tuple[Split, ...] = ("train", "validation", "test")
             for split in splits:  # for the refitted heads
                 passes["score", task, split, len(here.examples(split))] += 1
-    times = {None: 0, "expert": 0 if ensemble.fishers else 1, "scaled": search.budget + 1}
+    once = 0 if ensemble.fishers else 1
+    times = {None: 0, "gram": 0, "fisher": once, "moving fisher": search.budget + 1}
     for name in ensemble.names:
         task = name if name in ensemble.models else ensemble.tasks[0]
         there = len(data.tasks[task].examples(settings.split))
         examples = min(settings.examples or there, there)
-        number = settings.curve if method.fisher_at == "scaled" else 0
-        passes["Fisher", task, settings.split, examples] += number or times[method.fisher_at]
+        number = settings.curve if method.statistic == "moving fisher" else 0
+        passes["Fisher", task, settings.split, examples] += number or times[method.statistic]
+        # a Gram costs a forward pass, as a score does
+        passes["score", task, settings.split, examples] += method.statistic == "gram"
     return +passes
 
 

@@ -143,7 +143,7 @@ class Evaluator:
                 self._start_metrics()  # half a pass must not enter the scores of the next
                 raise
 
-        with _silent(self.trainer):
+        with silent(self.trainer):
             results = self.sizes.make("scores", split, tasks, whole)
         metrics: dict[str, float] = {key: value for one in results for key, value in one.items()}
         return {
@@ -256,7 +256,7 @@ class Evaluator:
     def _predict(
         self, module: LightningModule, loader: Any, keep: bool = True, bar: bool = False
     ) -> Any:
-        with _silent(self.trainer, on=not bar):
+        with silent(self.trainer, on=not bar):
             return self.trainer.predict(module, dataloaders=loader, return_predictions=keep)
 
     def _gather(self, outputs: Any) -> list[tuple[Tensor, Tensor]]:
@@ -283,8 +283,16 @@ def by_accuracy(data: MultiTask, task: str) -> bool:
 
 
 @contextmanager
-def _silent(trainer: Trainer, on: bool = True) -> Iterator[None]:
-    """Hides Lightning's own bar during a pass of which there will be many."""
+def silent(trainer: Trainer, on: bool = True) -> Iterator[None]:
+    """Hides Lightning's own bar during a pass of which there will be many.
+
+    Args:
+        trainer: The Trainer.
+        on: Whether to do so at all.
+
+    Yields:
+        Nothing.
+    """
     bar = trainer.progress_bar_callback
     if bar is None or not on:
         yield

@@ -13,7 +13,13 @@ from fmerge.kinship import check_related, check_same_function
 from fmerge.methods import MergeMethod
 from fmerge.modules import TaskModule
 from fmerge.params import Params, check_finite, check_same_layout, fingerprint, params_of
-from fmerge.store import load_tokenizer, read_fisher, read_fisher_header, reading_headers
+from fmerge.store import (
+    load_tokenizer,
+    read_fisher,
+    read_fisher_header,
+    read_second_moments,
+    reading_headers,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -25,7 +31,8 @@ class Expert:
 
     Attributes:
         path: Hugging Face folder, hub id, or Lightning ``.ckpt``.
-        fisher: Its Fisher, a file that ``fmerge fisher`` wrote.
+        fisher: Its Fisher, a file that ``fmerge fisher`` wrote; or the ``.ckpt`` of its fit, whose
+            second moments of Adam are taken for one.
         donor: Its body alone takes part: it has no task among the data, and its head, of
             whatever kind, is left out.
     """
@@ -122,7 +129,7 @@ def load_ensemble(
         raise UserError(
             f"--base: is not set, but {type(method).__name__} needs the pretrained model"
         )
-    files = _fisher_files(experts) if method.fisher_at else {}
+    files = _fisher_files(experts) if method.statistic in {"fisher", "moving fisher"} else {}
     with nullcontext() if values else reading_headers():
         read = {
             # a donor like a base: complete but for a head
@@ -148,7 +155,12 @@ def load_ensemble(
         if values:
             check_finite(bodies[name] if expert.donor else params_of(read[name]), expert.path)
             check_related(reference, bodies[name], reference_name, expert.path)
-    fishers = {n: _fisher(f, read[n], bodies[n], experts[n], values) for n, f in files.items()}
+    fishers = {
+        name: _moments(file, name, bodies[name], experts[name], values)
+        if file.suffix == ".ckpt"
+        else _fisher(file, read[name], bodies[name], experts[name], values)
+        for name, file in files.items()
+    }
     models = {name: model for name, model in read.items() if not experts[name].donor}
     sources = {name: expert.path for name, expert in experts.items()}
     return Ensemble(models, bodies, origin, fishers or None, _tokenizer(sources), sources, base)
@@ -213,3 +225,15 @@ def _fisher(file: Path, model: nn.Module, body: Params, expert: Expert, whole: b
             f"not of {expert.path}; compute it with 'fmerge fisher --expert {expert.path}'"
         )
     return {name: values[name] for name in body}
+
+
+def _moments(file: Path, name: str, body: Params, expert: Expert, numbers: bool) -> Params:
+    """Reads Adam's second moments of a body, from the checkpoint that holds this very body."""
+    weights, moments = read_second_moments(file, name, body)
+    check_same_layout(body, weights, expert.path, str(file))
+    if numbers and fingerprint(weights) != fingerprint(body):
+        raise UserError(
+            f"{file}: holds other weights than {expert.path}; give the checkpoint whose weights "
+            "the expert has, such as best.ckpt of its fit"
+        )
+    return moments

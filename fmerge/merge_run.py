@@ -14,10 +14,11 @@ from fmerge.data import MultiTask
 from fmerge.errors import UserError
 from fmerge.evaluation import Evaluator, FisherSettings, by_accuracy
 from fmerge.experts import Ensemble
+from fmerge.grams import grams_of
 from fmerge.kinship import task_vector_facts
 from fmerge.merge_optimizer import MergeOptimizer
 from fmerge.merger import Merger
-from fmerge.methods import Average, MergeMethod
+from fmerge.methods import Average, Grams, MergeMethod
 from fmerge.modules import TaskModule, TextClassifier
 from fmerge.objective import Objective, Scores
 from fmerge.params import Params, fingerprint, params_of, write_params
@@ -87,13 +88,15 @@ class MergeRun:
                 "--fisher.curve: a Fisher is a curve over one coefficient, but --optimizer.groups "
                 "gives each expert several; leave one of the two out"
             )
-        estimated = self.method.fisher_at == "scaled" or (
-            self.method.fisher_at == "expert" and not self.ensemble.fishers
+        statistic = self.method.statistic
+        estimated = statistic in {"moving fisher", "gram"} or (
+            statistic == "fisher" and not self.ensemble.fishers
         )
         if self.data is None:
             if estimated:
                 name = type(self.method).__name__
-                raise UserError(f"{name}: needs data to estimate Fishers on; give --data")
+                what = "Grams" if statistic == "gram" else "Fishers"
+                raise UserError(f"{name}: needs data to estimate {what} on; give --data")
             return
         self.data.check_splits("validation", "test")
         errors = self.settings.estimation.errors is not None
@@ -166,7 +169,7 @@ class MergeRun:
             self.ensemble.base,
             self.ensemble.bodies,
             self._fisher,
-            self._fishers(),
+            self._statistics(),
             optimizer.parts,
             self.settings.curve,
             Shelf(folder.path, weight.device).keep,
@@ -233,16 +236,24 @@ class MergeRun:
         kinds = [len(names) > 1 for names in labels.values()]
         return isinstance(self.module, TextClassifier) and all(kinds)
 
-    def _fisher(self, name: str, body: Params) -> Params:
+    def _task_of(self, name: str) -> str:
         # a donor's information is about the target: its examples, under its head
-        task = name if name in self.ensemble.models else self.ensemble.tasks[0]
-        values = self._evaluator.fisher(task, self.settings, body).values
+        return name if name in self.ensemble.models else self.ensemble.tasks[0]
+
+    def _fisher(self, name: str, body: Params) -> Params:
+        values = self._evaluator.fisher(self._task_of(name), self.settings, body).values
         return {key: values[key] for key in self.ensemble.bodies[name]}
 
-    def _fishers(self) -> Mapping[str, Params] | None:
-        if self.method.fisher_at != "expert" or self.ensemble.fishers:
+    def _gram(self, name: str, body: Params) -> Grams:
+        return grams_of(self._evaluator, self.module, self._task_of(name), self.settings, body)
+
+    def _statistics(self) -> Mapping[str, Mapping[str, Any]] | None:
+        bodies = self.ensemble.bodies.items()
+        if self.method.statistic == "gram":
+            return {name: self._gram(name, body) for name, body in bodies}
+        if self.method.statistic != "fisher" or self.ensemble.fishers:
             return self.ensemble.fishers
-        return {name: self._fisher(name, body) for name, body in self.ensemble.bodies.items()}
+        return {name: self._fisher(name, body) for name, body in bodies}
 
     def _rows(self, body: Params) -> list[Row]:
         if self.data is None:

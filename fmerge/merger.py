@@ -1,6 +1,7 @@
 """Merges for given coefficients, group of tensors by group."""
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,7 +25,8 @@ class Merger:
         experts: Bodies θₘ by name.
         fisher_of: From an expert's name and a body to that task's diagonal Fisher there;
             called only for methods that move the Fisher with the coefficients.
-        fishers: Diagonal Fishers Fₘ at the experts, by name, or None.
+        statistics: What the method needs of the experts beside their bodies, by name: diagonal
+            Fishers Fₘ at the experts, or Grams; None if nothing.
         parts: Group name to the names of its tensors: each group is a merge of its own, with its
             own coefficients. One group of all tensors when left out.
         curve_nodes: At how many λ a Fisher that moves with it is computed, to be interpolated in
@@ -38,7 +40,7 @@ class Merger:
         base: Params | None,
         experts: Mapping[str, Params],
         fisher_of: Callable[[str, Params], Params],
-        fishers: Mapping[str, Params] | None = None,
+        statistics: Mapping[str, Mapping[str, Any]] | None = None,
         parts: Mapping[str, Sequence[str]] | None = None,
         curve_nodes: int = 0,
         keep: Callable[[Params], Params] = lambda fisher: fisher,
@@ -47,7 +49,7 @@ class Merger:
         self.base = base
         self.experts = experts
         self.fisher_of = fisher_of
-        self.fishers = fishers
+        self.statistics = statistics
         self.order = list(next(iter(experts.values())))
         self.parts = {"": self.order} if parts is None else parts
         self._curves = None
@@ -77,9 +79,9 @@ class Merger:
             self._merged = {}  # frees the last merge
         elif not self._merged:
             self._merged = empty_like(self.experts[next(iter(self.experts))])
-        fishers = self._fishers_at(coefficients)
+        statistics = self._statistics_at(coefficients)
         for group, names in self.parts.items():
-            self._merge(group, names, coefficients, fishers)
+            self._merge(group, names, coefficients, statistics)
         self._merged = {name: self._merged[name] for name in self.order}
         check_finite(self._merged, f"{type(self.method).__name__} at {dict(coefficients)}")
         self._merged_at = dict(coefficients)
@@ -90,28 +92,32 @@ class Merger:
         group: str,
         names: Sequence[str],
         coefficients: Mapping[str, float],
-        fishers: Mapping[str, Mapping[str, Tensor]] | None,
+        statistics: Mapping[str, Mapping[str, Any]] | None,
     ) -> None:
         base = None if self.base is None else _only(self.base, names)
         experts = [_only(expert, names) for expert in self.experts.values()]
         weights = [coefficients[coefficient_name(name, group)] for name in self.experts]
         if not isinstance(self.method, Elementwise):
-            given = None if fishers is None else [_only(fishers[m], names) for m in self.experts]
+            given = (
+                None if statistics is None else [_of(names, statistics[m]) for m in self.experts]
+            )
             self._merged |= self.method.merge(base, experts, weights, given)
             return
         # over the last merge: the pages of new tensors would cost more than the sums
         out = _only(self._merged, names)
-        if fishers is None:
+        if statistics is None:
             self.method.merge(base, experts, weights, out=out)
             return
-        scales = [self._scale_at(name, group, coefficients, fishers) for name in self.experts]
-        self.method.merge(base, experts, weights, [fishers[m] for m in self.experts], scales, out)
+        scales = [self._scale_at(name, group, coefficients, statistics) for name in self.experts]
+        self.method.merge(
+            base, experts, weights, [statistics[m] for m in self.experts], scales, out
+        )
 
-    def _fishers_at(
+    def _statistics_at(
         self, coefficients: Mapping[str, float]
-    ) -> Mapping[str, Mapping[str, Tensor]] | None:
-        if self.method.fisher_at != "scaled":
-            return self.fishers
+    ) -> Mapping[str, Mapping[str, Any]] | None:
+        if self.method.statistic != "moving fisher":
+            return self.statistics
         if self._curves is not None:
             return {name: self._curves.at(name, coefficients[name])[0] for name in self.experts}
         return {
@@ -129,7 +135,7 @@ class Merger:
         if self._curves is not None:
             return self._curves.at(name, coefficients[name])[1]
         key = name, group
-        if self.method.fisher_at == "scaled" or key not in self._scales:
+        if self.method.statistic == "moving fisher" or key not in self._scales:
             self._scales[key] = self._scale(_only(fishers[name], self.parts[group]))
         return self._scales[key]
 
@@ -151,6 +157,11 @@ class Merger:
             for group, names in self.parts.items()
             for key in names
         }
+
+
+def _of(names: Sequence[str], statistic: Mapping[str, Any]) -> dict[str, Any]:
+    """A group's part of a statistic, which need not say something of every tensor."""
+    return {name: statistic[name] for name in names if name in statistic}
 
 
 def _only(tensors: Mapping[str, Tensor], names: Sequence[str]) -> Params:

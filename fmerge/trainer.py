@@ -225,12 +225,12 @@ class FMergeTrainer(Trainer):
             model: The kind of model.
             datamodule: The experts' tasks; without data the merge is built but not scored.
             experts: Task name to expert: a Hugging Face folder, hub id or Lightning .ckpt; or
-                {path: the same, fisher: its Fisher, a file}.
+                {path: the same, fisher: its Fisher, a file, or the .ckpt of its fit for Adam's}.
             output: Folder for the merged model, the trials and the report.
             method: The formula, such as Average, TaskArithmetic, TIES, FisherMerge or DFMerge.
             base: The pretrained model the experts started from; for task vectors and the table.
-            fisher: How Fishers that no file gives are estimated; 30 validation examples a task
-                if left out.
+            fisher: How Fishers that no file gives are estimated, and on what examples RegMean's
+                Grams; 30 validation examples a task if left out.
             references: What the table compares with: all: the base, the base with refitted heads,
                 the experts and their plain average; experts: the experts alone, which is faster.
             overwrite: Begin anew in an output folder that is not empty. Without it, a command

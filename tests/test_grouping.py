@@ -156,7 +156,7 @@ def merger(method, groups="whole"):
     experts = {"a": tensors(1), "b": tensors(2)}
     fishers = {"a": tensors(3), "b": tensors(4)}
     squares = {name: {k: v**2 for k, v in one.items()} for name, one in fishers.items()}
-    given = squares if method.fisher_at == "expert" else None
+    given = squares if method.statistic == "fisher" else None
     parts = partition(list(SHAPES), groups)
     return Merger(method, tensors(0), experts, fisher_of, given, parts)
 

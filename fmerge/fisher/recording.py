@@ -197,5 +197,6 @@ class Recording:
                 g = by_leaf.get(id(source.leaf))
                 if g is not None:
                     collect(source, g)
-            for parameter, terms in pending.items() if finish is not None else ():
-                finish(parameter, terms)  # another use of it had no part in this ℓ
+            if finish is not None:
+                for parameter, terms in pending.items():
+                    finish(parameter, terms)  # another use of it had no part in this ℓ

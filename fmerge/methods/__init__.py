@@ -3,6 +3,7 @@
 from fmerge.methods.averages import Average, FisherMerge, Isotropic
 from fmerge.methods.base import MergeMethod
 from fmerge.methods.medians import FisherMedian
+from fmerge.methods.regmean import Gram, Grams, RegMean
 from fmerge.methods.sparse import DARE, DELLA, TIES, Breadcrumbs
 from fmerge.methods.spectral import TSVM, IsoC
 from fmerge.methods.spherical import SLERP, Karcher
@@ -19,9 +20,12 @@ __all__ = [
     "DFMerge",
     "FisherMedian",
     "FisherMerge",
+    "Gram",
+    "Grams",
     "IsoC",
     "Isotropic",
     "Karcher",
     "MergeMethod",
+    "RegMean",
     "TaskArithmetic",
 ]

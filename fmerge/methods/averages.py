@@ -1,12 +1,12 @@
 """Weighted averages of experts: plain, isotropic, and weighted by the diagonal Fisher."""
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from fmerge.methods.base import check_positive_sum
+from fmerge.methods.base import Statistic, check_positive_sum
 from fmerge.methods.streaming import Elementwise, Formula, divide_
 
 
@@ -76,7 +76,7 @@ class FisherMerge(Elementwise):
             another scale weigh the same.
     """
 
-    fisher_at: ClassVar[Literal["expert", "scaled"] | None] = "expert"
+    statistic: ClassVar[Statistic | None] = "fisher"
     only_ratios = True
 
     def __init__(

@@ -2,13 +2,16 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from fmerge.errors import UserError
 from fmerge.params import Params
+
+Statistic = Literal["fisher", "moving fisher", "gram"]
+"""What a formula may know of an expert beside its weights; see ``MergeMethod.statistic``."""
 
 
 class MergeMethod(ABC):
@@ -18,14 +21,15 @@ class MergeMethod(ABC):
     field: θ₀ base, θₘ expert, τₘ = θₘ − θ₀ task vector, λₘ coefficient, Fₘ diagonal Fisher.
 
     Attributes:
-        fisher_at: Where each expert's diagonal Fisher must be taken: ``"expert"`` at θₘ, once;
-            ``"scaled"`` at θ₀ + λₘτₘ, anew for every λ; ``None``: not needed.
+        statistic: What is needed of each expert: ``"fisher"``, its diagonal Fisher at θₘ, once;
+            ``"moving fisher"``, that at θ₀ + λₘτₘ, anew for every λ; ``"gram"``, a ``Gram`` of
+            what enters each linear layer at θₘ, once; ``None``: nothing.
         needs_base: Whether the formula uses θ₀.
         uses_coefficients: Whether λ changes the result, so that a search makes sense.
         only_ratios: Whether it does so by their ratios alone, so that c·λ is the same merge.
     """
 
-    fisher_at: ClassVar[Literal["expert", "scaled"] | None] = None
+    statistic: ClassVar[Statistic | None] = None
     needs_base: ClassVar[bool] = False
     uses_coefficients: ClassVar[bool] = True
     only_ratios: bool = False
@@ -36,7 +40,8 @@ class MergeMethod(ABC):
         base: Params | None,
         experts: Sequence[Params],
         coefficients: Sequence[float],
-        fishers: Sequence[Params] | None = None,
+        statistics: Sequence[Any] | None = None,
+        /,
     ) -> Params:
         """Computes the merged tensors.
 
@@ -44,7 +49,8 @@ class MergeMethod(ABC):
             base: θ₀, of the experts' layout; None where ``needs_base`` is False.
             experts: θₘ, M sets of tensors of one layout, the target task's expert first.
             coefficients: λₘ, M numbers in [0, 1].
-            fishers: Fₘ ≥ 0, M sets of tensors of that layout; None where ``fisher_at`` is None.
+            statistics: M of what ``statistic`` names, by tensor: Fₘ ≥ 0 of that layout, or a
+                ``Gram`` where there is one; None where ``statistic`` is None.
 
         Returns:
             New tensors of the experts' layout and dtype.

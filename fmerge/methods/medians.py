@@ -1,12 +1,12 @@
 """Weighted medians of experts."""
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from fmerge.methods.base import MergeMethod, check_positive_sum, wide
+from fmerge.methods.base import MergeMethod, Statistic, check_positive_sum, wide
 from fmerge.params import Params
 
 
@@ -18,7 +18,7 @@ class FisherMedian(MergeMethod):
     that is far off moves it less. Where Σₘ λₘFₘ = 0 the weights are λₘ.
     """
 
-    fisher_at: ClassVar[Literal["expert", "scaled"] | None] = "expert"
+    statistic: ClassVar[Statistic | None] = "fisher"
     only_ratios = True
 
     def merge(

@@ -84,7 +84,7 @@ class Elementwise(MergeMethod):
         name = type(self).__name__
         if self.needs_base and base is None:
             raise ValueError(f"{name} needs the base model")
-        if self.fisher_at is None:
+        if self.statistic is None:
             fishers, scales = [], []
         elif fishers is None:
             raise ValueError(f"{name} needs one diagonal Fisher per expert")

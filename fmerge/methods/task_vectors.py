@@ -1,12 +1,12 @@
 """Methods that add task vectors τₘ = θₘ − θ₀ to a base."""
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from fmerge.methods.base import check_within
+from fmerge.methods.base import Statistic, check_within
 from fmerge.methods.streaming import Elementwise, Formula, divide_
 
 
@@ -54,7 +54,7 @@ class DFMerge(Elementwise):
             scale weigh the same.
     """
 
-    fisher_at: ClassVar[Literal["expert", "scaled"] | None] = "scaled"
+    statistic: ClassVar[Statistic | None] = "moving fisher"
     needs_base = True
 
     def __init__(

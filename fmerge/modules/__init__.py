@@ -1,8 +1,9 @@
-"""LightningModules: task modules, and the Fisher pass around one."""
+"""LightningModules: task modules, and the passes around one."""
 
 from fmerge.modules.accumulate import Estimation, FisherPass, Saving
 from fmerge.modules.base import TaskModule
 from fmerge.modules.classification import TextClassifier
+from fmerge.modules.grams import GramPass, linear_weights
 from fmerge.modules.heads import HeadedModule
 from fmerge.modules.probe import HeadInputs, probe_score
 from fmerge.modules.rank_choice import RankChoice
@@ -11,6 +12,7 @@ from fmerge.modules.spans import SpanAnswers
 __all__ = [
     "Estimation",
     "FisherPass",
+    "GramPass",
     "HeadInputs",
     "HeadedModule",
     "RankChoice",
@@ -18,5 +20,6 @@ __all__ = [
     "SpanAnswers",
     "TaskModule",
     "TextClassifier",
+    "linear_weights",
     "probe_score",
 ]

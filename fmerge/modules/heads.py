@@ -172,7 +172,7 @@ class HeadedModule(TaskModule, ABC):
         """
         return adamw(
             self.trainer,
-            self.models.parameters(),
+            self.models.named_parameters("models"),
             self.learning_rate,
             self.weight_decay,
             self.scheduler,

@@ -12,7 +12,7 @@ Scheduler = Literal["linear", "cosine", "constant"]
 
 def adamw(
     trainer: Trainer,
-    parameters: Iterable[nn.Parameter],
+    parameters: Iterable[tuple[str, nn.Parameter]],
     learning_rate: float,
     weight_decay: float,
     scheduler: Scheduler,
@@ -22,7 +22,7 @@ def adamw(
 
     Args:
         trainer: The Trainer of the fit, which knows how many steps there will be.
-        parameters: What is trained.
+        parameters: What is trained, by the names that checkpoints have, which Adam's state keeps.
         learning_rate: The peak.
         weight_decay: On matrices only.
         scheduler: How the learning rate goes on after the warm-up.
@@ -35,8 +35,8 @@ def adamw(
 
     parameters = list(parameters)
     groups: list[dict[str, Any]] = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+        {"params": [one for one in parameters if one[1].ndim > 1], "weight_decay": weight_decay},
+        {"params": [one for one in parameters if one[1].ndim <= 1], "weight_decay": 0.0},
     ]
     # Lightning clips no gradients of a fused optimizer under 16-mixed
     fused = trainer.precision != "16-mixed"

@@ -213,7 +213,7 @@ class RankChoice(TaskModule):
         """
         return adamw(
             self.trainer,
-            self.parameters(),
+            self.named_parameters(),
             self.learning_rate,
             self.weight_decay,
             self.scheduler,

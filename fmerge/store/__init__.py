@@ -19,6 +19,7 @@ from fmerge.store.fishers import (
 )
 from fmerge.store.language_models import load_language_model
 from fmerge.store.lock import lock_of, only_run
+from fmerge.store.moments import read_second_moments
 from fmerge.store.partial import begun_with, read_partial, remove_partial, write_partial
 from fmerge.store.runs import RunFolder
 from fmerge.store.shelf import Shelf
@@ -44,6 +45,7 @@ __all__ = [
     "read_fisher",
     "read_fisher_header",
     "read_partial",
+    "read_second_moments",
     "reading_headers",
     "recover_folder",
     "remove_leftovers",

@@ -75,6 +75,20 @@ def read_fisher(path: Path) -> tuple[Params, dict[str, Any]]:
         raise UserError(f"{path}: no such Fisher file; make it with 'fmerge fisher'")
     values, text = _read_h5(path) if path.suffix == ".h5" else _read_safetensors(path)
     provenance = _provenance(path, text)
+    check_fisher(path, values)
+    return values, provenance
+
+
+def check_fisher(path: Path, values: Params) -> None:
+    """Proves that tensors can weigh experts.
+
+    Args:
+        path: Where they come from.
+        values: F by parameter name.
+
+    Raises:
+        UserError: If one holds a NaN, an infinity or a negative value, or all are zero.
+    """
     check_finite(values, str(path))
     for name, tensor in values.items():
         if (tensor < 0).any():
@@ -84,7 +98,6 @@ def read_fisher(path: Path) -> tuple[Params, dict[str, Any]]:
             f"{path}: holds nothing but zeros, by which no expert can be weighted; compute it "
             "again with 'fmerge fisher', from a model whose answers depend on its weights"
         )
-    return values, provenance
 
 
 def read_fisher_header(path: Path) -> tuple[Params, dict[str, Any]]:

@@ -355,7 +355,7 @@ def test_each_method_merges_what_it_says(zoo, tmp_path, method, options, of_base
     models = [body(zoo.experts[task]) for task in tasks]
     fishers = [{key: value**2 for key, value in model.items()} for model in models]
     given = experts(zoo)
-    if method.fisher_at:
+    if method.statistic:
         given = [with_squares_as_fisher(zoo, task, tmp_path) for task in tasks]
     run(
         *["merge", *given, "--output", tmp_path / "merge", "--method", name],

@@ -115,7 +115,7 @@ def test_short_numbers_are_computed_in_float32_and_rounded_once(name, dtype):
         assert ((tensor.double() - expected).abs() <= slack).all()
 
 
-@pytest.mark.parametrize("name", [n for n, one in FORMULAS.items() if one[0].fisher_at])
+@pytest.mark.parametrize("name", [n for n, one in FORMULAS.items() if one[0].statistic])
 def test_interpolated_fishers_are_those_that_are_interpolated_first(name):
     method = FORMULAS[name][0]
     base, experts, fishers = models()
