@@ -29,7 +29,8 @@ _CLASSES = {
 }
 _NOT_CHOICES = {
     "MergeMethod", "Pick", "Search", "Trial", "Example", "MultiTask", "Split", "TaskData",
-    "TaskModule", "Estimation", "FisherPass", "HeadInputs", "HeadedModule", "Saving", "probe_score",
+    "TaskModule", "Estimation", "FisherPass", "GramPass", "HeadInputs", "HeadedModule", "Saving",
+    "fit_linear", "Gram", "Grams", "last_linear", "linear_weights",
 }  # fmt: skip
 
 
