@@ -31,6 +31,7 @@ from fmerge.merger import Merger
 from fmerge.methods import TIES, Average, DFMerge, FisherMerge, MergeMethod, TaskArithmetic
 from fmerge.modules import TextClassifier
 from fmerge.params import Params
+from fmerge.refit import Refitter, Refitting
 from fmerge.search import AxSearch, Fixed, Search, Trial
 from fmerge.store import write_text
 from fmerge.trainer import FMergeTrainer
@@ -172,6 +173,8 @@ class Bench:
             enable_model_summary=False,
         )
         self.evaluator = Evaluator(trainer, self.module, data)
+        # ByLength has chosen the examples
+        self.refitter = Refitter(self.evaluator, Refitting("end", examples=None), list(tasks))
 
     def _train(self, task: str) -> None:
         output = self.folder / task
@@ -206,9 +209,9 @@ class Bench:
 
     def tested(self, body: Params) -> dict[str, Any]:
         """Scores a body on the test splits, with the experts' heads and with refitted ones."""
-        evaluator, tasks = self.evaluator, self.ensemble.tasks
-        refitted = {task: evaluator.probe(self.module, task, body) for task in tasks}
-        return {"old": mean(evaluator.score(body, "test", tasks)), "refitted": mean(refitted)}
+        refitted = self.refitter.score(body, "test", self.refitter.fit(body))
+        own = self.evaluator.score(body, "test", self.ensemble.tasks)
+        return {"old": mean(own), "refitted": mean(refitted)}
 
     def experts(self) -> dict[str, Any]:
         """Scores the experts, each on its own task."""

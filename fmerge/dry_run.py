@@ -22,8 +22,9 @@ from fmerge.measured import (
     seconds_of_pass,
 )
 from fmerge.methods import Average, MergeMethod
-from fmerge.modules import TaskModule, TextClassifier, linear_weights
+from fmerge.modules import TaskModule, linear_weights
 from fmerge.params import params_of
+from fmerge.refit import Refitting, obstacle
 from fmerge.search import Search
 
 LEFT = "NaN and infinite weights, distance to the base, whose Fisher a file is"
@@ -155,6 +156,7 @@ def merge_passes(
     settings: FisherSettings,
     references: str,
     own: bool,
+    refitting: Refitting,
 ) -> Counter[Pass]:
     """Counts the passes over data that a whole merge makes.
 
@@ -167,6 +169,7 @@ def merge_passes(
         settings: How Fishers that are not given are estimated.
         references: Which rows the table has beside the merge.
         own: Whether the experts' own validation scores are needed.
+        refitting: When heads are refitted, and on what.
 
     Returns:
         How often each pass is made.
@@ -176,15 +179,19 @@ def merge_passes(
         return passes
     every = references == "all"
     plain = isinstance(method, Average)
-    rows = 1 + (every or plain) + (not plain) + (every and ensemble.base is not None)
+    bodies = (every or plain) + (not plain)
+    based = every and ensemble.base is not None
+    # bodies that heads are refitted to, and tested with
+    refitted = bodies * refitting.wanted + (based and not obstacle(module, data, ensemble.models))
+    rows = 1 + bodies + based + refitted
+    fits = refitted + search.budget * (refitting.when == "trials")
     for task in ensemble.tasks:
         here = data.tasks[task]
         passes["score", task, "validation", len(here.examples("validation"))] += search.budget + own
         passes["score", task, "test", len(here.examples("test"))] += rows
-        if every and ensemble.base is not None and isinstance(module, TextClassifier):
-            splits: tuple[Split, ...] = ("train", "validation", "test")
-            for split in splits:  # for the refitted heads
-                passes["score", task, split, len(here.examples(split))] += 1
+        if fits:  # their features cost a forward pass, as scores do
+            there = len(here.examples("train"))
+            passes["score", task, "train", min(refitting.most or there, there)] += fits
     once = 0 if ensemble.fishers else 1
     times = {None: 0, "gram": 0, "fisher": once, "moving fisher": search.budget + 1}
     for name in ensemble.names:

@@ -1,4 +1,4 @@
-"""Scores, Fishers and probes of a body, each through a public pass of the Trainer."""
+"""Scores and Fishers of a body, each through a public pass of the Trainer."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -7,21 +7,12 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from torch import Tensor, distributed
 
 from fmerge.batch_sizes import BatchSizes
 from fmerge.data import MultiTask, Split
 from fmerge.errors import UserError
 from fmerge.fisher import Errors, Estimator, Fallback, FisherEstimate
-from fmerge.modules import (
-    Estimation,
-    FisherPass,
-    HeadInputs,
-    Saving,
-    TaskModule,
-    TextClassifier,
-    probe_score,
-)
+from fmerge.modules import Estimation, FisherPass, Saving, TaskModule
 from fmerge.objective import binomial_error
 from fmerge.params import Params, write_params
 from fmerge.store import begun_with
@@ -225,48 +216,9 @@ class Evaluator:
         ]
         examples, size = len(loader.dataset), loader.batch_size or 1  # type: ignore[arg-type]
         one.common_batches = -(-(examples // self.trainer.world_size) // size)
-        self._predict(one, loader, keep=False, bar=bar)
-        return one.estimate
-
-    def probe(self, module: TextClassifier, task: str, body: Params) -> float:
-        """Refits a task's last linear layer on a frozen body.
-
-        Args:
-            module: The live module.
-            task: The task.
-            body: The body whose features are used.
-
-        Returns:
-            The mean of its metrics on the test split.
-        """
-        self.write_body(body)
-        splits: tuple[Split, ...] = ("train", "validation", "test")
-
-        def inputs_of(split: Split) -> Any:
-            def whole(data: MultiTask) -> Any:
-                return self._predict(HeadInputs(module, task), data.loaders(split, [task])[task])
-
-            return self.sizes.make(f"features of {task}", split, [task], whole)
-
-        inputs: dict[str, list[tuple[Tensor, Tensor]]] = {
-            split: self._gather(inputs_of(split)) for split in splits
-        }
-        return probe_score(inputs, self.data.metrics[task])
-
-    def _predict(
-        self, module: LightningModule, loader: Any, keep: bool = True, bar: bool = False
-    ) -> Any:
         with silent(self.trainer, on=not bar):
-            return self.trainer.predict(module, dataloaders=loader, return_predictions=keep)
-
-    def _gather(self, outputs: Any) -> list[tuple[Tensor, Tensor]]:
-        """Brings the pieces of all processes together, in every process."""
-        mine: list[tuple[Tensor, Tensor]] = list(outputs or [])
-        if self.trainer.world_size == 1:
-            return mine
-        parts: list[Any] = [None] * self.trainer.world_size
-        distributed.all_gather_object(parts, mine)
-        return [piece for part in parts for piece in part]
+            self.trainer.predict(one, dataloaders=loader, return_predictions=False)
+        return one.estimate
 
 
 def by_accuracy(data: MultiTask, task: str) -> bool:

@@ -10,7 +10,7 @@ from lightning.pytorch import Trainer
 from rich.console import Console
 
 from fmerge.batch_sizes import check_automatic
-from fmerge.data import MultiTask
+from fmerge.data import MultiTask, Split
 from fmerge.errors import UserError
 from fmerge.evaluation import Evaluator, FisherSettings, by_accuracy
 from fmerge.experts import Ensemble
@@ -19,11 +19,12 @@ from fmerge.kinship import task_vector_facts
 from fmerge.merge_optimizer import MergeOptimizer
 from fmerge.merger import Merger
 from fmerge.methods import Average, Grams, MergeMethod
-from fmerge.modules import TaskModule, TextClassifier
+from fmerge.modules import TaskModule
 from fmerge.objective import Objective, Scores
 from fmerge.params import Params, fingerprint, params_of, write_params
 from fmerge.picture import draw_search
-from fmerge.report import AVERAGE, BASE, EXPERTS, MERGE, PROBE, MergeReport, Row
+from fmerge.refit import Heads, Refitter, Refitting, check_refitting, obstacle
+from fmerge.report import AVERAGE, BASE, EXPERTS, MERGE, REFITTED, MergeReport, Row
 from fmerge.search import Search, Trial
 from fmerge.store import RunFolder, Shelf, write_text
 
@@ -44,6 +45,7 @@ class MergeRun:
         method: The formula.
         settings: How Fishers that are not given are estimated.
         references: Which rows the table has beside the merge.
+        refitting: When heads are refitted, and on what; never, if left out.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class MergeRun:
         method: MergeMethod,
         settings: FisherSettings,
         references: References = "all",
+        refitting: Refitting | None = None,
     ) -> None:
         self.trainer = trainer
         self.module = module
@@ -63,6 +66,7 @@ class MergeRun:
         self.method = method
         self.settings = settings
         self.references = references
+        self.refitting = refitting or Refitting()
         self.heads = {
             name: {
                 key: tensor.clone()
@@ -81,13 +85,15 @@ class MergeRun:
 
         Raises:
             UserError: If data are needed and missing, or a split is, or a curve of Fishers is
-                wanted along several coefficients.
+                wanted along several coefficients, or heads that cannot be are to be refitted.
         """
         if self.settings.curve and grouped:
             raise UserError(
                 "--fisher.curve: a Fisher is a curve over one coefficient, but --optimizer.groups "
                 "gives each expert several; leave one of the two out"
             )
+        probed = self.references == "all" and self.ensemble.base is not None
+        check_refitting(self.refitting, self.module, self.data, self.ensemble.models, probed)
         statistic = self.method.statistic
         estimated = statistic in {"moving fisher", "gram"} or (
             statistic == "fisher" and not self.ensemble.fishers
@@ -110,8 +116,6 @@ class MergeRun:
                 )
         if estimated:
             self.data.check_splits(self.settings.split)
-        if self.references == "all" and self.ensemble.base is not None and self._refits():
-            self.data.check_splits("train")
 
     def inputs(self) -> dict[str, Any]:
         """Tells the models and the data of this run from others.
@@ -126,12 +130,16 @@ class MergeRun:
         }
         base = self.ensemble.base
         data = self.data
+        splits: dict[str, Split] = {"data": "validation"}
+        if self.refitting.when == "trials":
+            splits["training data"] = "train"
         return {
             "expert": models,
             "base": None if base is None else fingerprint(base),
-            "data": {}
-            if data is None
-            else {task: data.fingerprint(task, "validation") for task in data.tasks},
+            **{
+                name: {} if data is None else {t: data.fingerprint(t, split) for t in data.tasks}
+                for name, split in splits.items()
+            },
         }
 
     def run(
@@ -185,8 +193,9 @@ class MergeRun:
         body = merger.assemble(best.coefficients)
         # the other processes were told no scores: their search has no model
         pick = search.pick() if self.trainer.is_global_zero and self.data is not None else None
-        rows, base = self._rows(body), self.ensemble.base
-        self._save(body, folder.path / "merged")
+        heads = self._refitter.fit(body) if self.refitting.wanted else {}
+        rows, base = self._rows(body, heads), self.ensemble.base
+        self._save(body, heads, folder.path / "merged")
         return MergeReport(
             type(self.method).__name__,
             type(search).__name__,
@@ -200,6 +209,8 @@ class MergeRun:
             pick,
             self._measure(),
             "" if base is None else task_vector_facts(base, self.ensemble.bodies),
+            self.refitting.when,
+            self.refitting.most,
         )
 
     @cached_property
@@ -208,10 +219,17 @@ class MergeRun:
             raise UserError("there are no data to score on; give --data")
         return Evaluator(self.trainer, self.module, self.data)
 
+    @cached_property
+    def _refitter(self) -> Refitter:
+        return Refitter(self._evaluator, self.refitting, self.ensemble.tasks)
+
     def _validate(self, body: Params, goal: Objective) -> Scores:
         if self.data is None:
             return Scores()
-        metrics = self._evaluator.score(body, "validation", self.ensemble.tasks)
+        if self.refitting.when == "trials":
+            metrics = self._refitter.score(body, "validation", self._refitter.fit(body))
+        else:
+            metrics = self._evaluator.score(body, "validation", self.ensemble.tasks)
         return goal.of(metrics, self._evaluator.errors(metrics, "validation"))
 
     def _own_scores(self, folder: RunFolder) -> dict[str, float]:
@@ -229,12 +247,6 @@ class MergeRun:
         tasks = [] if self.data is None else list(self.data.tasks)
         plain = all(self.data is not None and by_accuracy(self.data, task) for task in tasks)
         return "accuracy" if plain else "score"
-
-    def _refits(self) -> bool:
-        """Whether all heads are of classes: others cannot be refitted by logistic regression."""
-        labels = {} if self.data is None else self.data.labels
-        kinds = [len(names) > 1 for names in labels.values()]
-        return isinstance(self.module, TextClassifier) and all(kinds)
 
     def _task_of(self, name: str) -> str:
         # a donor's information is about the target: its examples, under its head
@@ -255,7 +267,7 @@ class MergeRun:
             return self.ensemble.fishers
         return {name: self._fisher(name, body) for name, body in bodies}
 
-    def _rows(self, body: Params) -> list[Row]:
+    def _rows(self, body: Params, heads: Heads) -> list[Row]:
         if self.data is None:
             return []
         evaluator, ensemble = self._evaluator, self.ensemble
@@ -263,30 +275,31 @@ class MergeRun:
         for name in ensemble.tasks:
             own |= evaluator.score(ensemble.bodies[name], "test", [name])
         rows = [Row(EXPERTS, own)]
+        if self.references == "all" and ensemble.base is not None:
+            probed = not obstacle(self.module, self.data, ensemble.models)
+            rows = [*self._tested(BASE, ensemble.base, probed), *rows]
+        if isinstance(self.method, Average):
+            return [*rows, *self._tested(AVERAGE, body, self.refitting.wanted, heads)]
         if self.references == "all":
-            rows = [*self._base_rows(), *rows]
-        if self.references == "all" or isinstance(self.method, Average):
             average = Average().merge(None, list(ensemble.bodies.values()), [])
-            rows.append(Row(AVERAGE, evaluator.score(average, "test", ensemble.tasks)))
-        if not isinstance(self.method, Average):
-            rows.append(Row(MERGE, evaluator.score(body, "test", ensemble.tasks)))
+            rows += self._tested(AVERAGE, average, self.refitting.wanted)
+        return [*rows, *self._tested(MERGE, body, self.refitting.wanted, heads)]
+
+    def _tested(
+        self, name: str, body: Params, refit: bool, heads: Heads | None = None
+    ) -> list[Row]:
+        """A body's row under the experts' own heads and, perhaps, under refitted ones."""
+        rows = [Row(name, self._evaluator.score(body, "test", self.ensemble.tasks))]
+        if refit:
+            heads = self._refitter.fit(body) if heads is None else heads
+            rows.append(Row(name + REFITTED, self._refitter.score(body, "test", heads)))
         return rows
 
-    def _base_rows(self) -> list[Row]:
-        evaluator, base, names = self._evaluator, self.ensemble.base, self.ensemble.tasks
-        if base is None:
-            return []
-        rows = [Row(BASE, evaluator.score(base, "test", names))]
-        if isinstance(self.module, TextClassifier) and self._refits():
-            probes = {task: evaluator.probe(self.module, task, base) for task in names}
-            rows.append(Row(PROBE, probes))
-        return rows
-
-    def _save(self, body: Params, folder: Path) -> None:
+    def _save(self, body: Params, heads: Heads, folder: Path) -> None:
         # precisions such as bf16-true have rounded the live weights: write them all anew
         self.module.float()
         for name, head in self.heads.items():
-            write_params(self.module.task_model(name), head | body)
+            write_params(self.module.task_model(name), head | heads.get(name, {}) | body)
         if self.trainer.is_global_zero:
             self.module.save(folder)
 

@@ -17,9 +17,11 @@ from fmerge.objective import Objective, shortfalls
 from fmerge.params import Params
 from fmerge.search import Pick, Trial
 
-BASE, PROBE, EXPERTS, AVERAGE = "base", "base, heads refitted", "experts", "plain average"
-MERGE = "this merge"
-REFERENCES = (BASE, PROBE, EXPERTS, AVERAGE)
+BASE, EXPERTS, AVERAGE, MERGE = "base", "experts", "plain average", "this merge"
+REFITTED = ", heads refitted"
+"""What follows a row's name where its model has refitted heads."""
+
+REFERENCES = (BASE, BASE + REFITTED, EXPERTS, AVERAGE, AVERAGE + REFITTED)
 """The rows that a merge is measured against, in order."""
 
 
@@ -53,6 +55,9 @@ class MergeReport:
         pick: The trial that the search's model would have kept, where it has a model.
         measure: What the scores are: ``accuracy``, or ``score`` where tasks have other metrics.
         vectors: How long the task vectors are and how alike, where there is a base.
+        refit_heads: When heads were refitted: ``off``, ``end`` or ``trials``.
+        refit_examples: How many training examples of each task heads were refitted on; all if
+            None.
     """
 
     method: str
@@ -67,6 +72,8 @@ class MergeReport:
     pick: Pick | None = None
     measure: str = "accuracy"
     vectors: str = ""
+    refit_heads: str = "off"
+    refit_examples: int | None = None
 
     def table(self) -> Table:
         """Lays out the scores for the terminal.
@@ -87,6 +94,8 @@ class MergeReport:
             "search": self.search,
             "trials": self.trials,
             "measure": self.measure,
+            "refit_heads": self.refit_heads,
+            "refit_examples": self.refit_examples,
             "rows": [{"name": row.name, "scores": dict(row.scores)} for row in self.rows],
         }
 
@@ -120,6 +129,7 @@ class MergeReport:
                 *("| " + " | ".join(row) + " |" for row in rows),
                 "",
                 "*kept*: the mean over tasks of the score divided by the expert's.",
+                *self._refitted(),
                 "",
                 "![objective by trial](search.png)",
             ]
@@ -150,6 +160,20 @@ class MergeReport:
             f"that falls short by least: {missing}"
         ]
 
+    def _refitted(self) -> list[str]:
+        if not any(row.name.endswith(REFITTED) for row in self.rows):
+            return []
+        examples = "all" if self.refit_examples is None else f"at most {self.refit_examples}"
+        where = {
+            "end": "; the merge is saved with these heads",
+            "trials": "; the search scored with such heads, and the merge is saved with them",
+        }
+        return [
+            "",
+            f"*heads refitted*: each task's last linear layer is fitted to the body on {examples} "
+            f"of its training examples{where.get(self.refit_heads, '')}.",
+        ]
+
     def _picked(self) -> list[str]:
         if self.pick is None:
             return []
@@ -177,7 +201,7 @@ def score_table(rows: Sequence[Row], title: str) -> Table:
     for i, name in enumerate(header):
         table.add_column(name, justify="right" if i else "left", no_wrap=True)
     for line, row in zip(lines, rows, strict=True):
-        table.add_row(*line, style=None if row.name in REFERENCES else "bold")
+        table.add_row(*line, style=None if _is_reference(row.name) else "bold")
     return table
 
 
@@ -203,7 +227,8 @@ def compare(folders: Sequence[Path]) -> Table:
         A rich table: what the merges are measured against, then the best of each run.
 
     Raises:
-        UserError: If there is no folder, one holds no scores, or the runs have other experts.
+        UserError: If there is no folder, one holds no scores, or the runs have other experts or
+            refitted the references' heads otherwise.
     """
     if not folders:
         raise UserError("name the folders of the merges to compare")
@@ -216,14 +241,35 @@ def compare(folders: Sequence[Path]) -> Table:
         record = json.loads(path.read_text(encoding="utf-8"))
         measure = record.get("measure", measure)
         for row in record["rows"]:
-            name = (
-                f"{record['method']}, {record['search']}" if row["name"] == MERGE else row["name"]
-            )
-            if name == EXPERTS and row["scores"] != rows.get(name, Row("", row["scores"])).scores:
+            name = _among_others(row["name"], record)
+            before = rows.setdefault(name, Row(name, row["scores"]))
+            if name == EXPERTS and row["scores"] != before.scores:
                 raise UserError(f"{folder}: its experts score otherwise than those before it")
-            rows.setdefault(name, Row(name, row["scores"]))
-    references = [rows.pop(name) for name in REFERENCES if name in rows]
-    return score_table([*references, *rows.values()], f"Test {measure}, %")
+            if REFITTED in name and _is_reference(name) and row["scores"] != before.scores:
+                raise UserError(
+                    f"{folder}: its row '{name}' scores otherwise than that of those before it; "
+                    "compare merges of one base and one --refit_seed"
+                )
+    references = sorted(filter(_is_reference, rows), key=lambda name: REFERENCES.index(_kind(name)))
+    ordered = [rows.pop(name) for name in references]
+    return score_table([*ordered, *rows.values()], f"Test {measure}, %")
+
+
+def _among_others(name: str, record: Mapping[str, Any]) -> str:
+    """Names a run's row in a table over several runs."""
+    if name.startswith(MERGE):
+        searched = " for refitted heads" if record.get("refit_heads") == "trials" else ""
+        name = f"{record['method']}, {record['search']}{searched}{name.removeprefix(MERGE)}"
+    examples = record.get("refit_examples")
+    return f"{name} on {examples}" if name.endswith(REFITTED) and examples else name
+
+
+def _kind(name: str) -> str:
+    return name.partition(" on ")[0]
+
+
+def _is_reference(name: str) -> bool:
+    return _kind(name) in REFERENCES
 
 
 def fisher_table(values: Params, title: str) -> Table:

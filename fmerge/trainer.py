@@ -25,6 +25,7 @@ from fmerge.merge_run import MergeRun, References, show
 from fmerge.methods import Average, MergeMethod
 from fmerge.modules import TaskModule
 from fmerge.processes import check_strategy
+from fmerge.refit import Refit, Refitting
 from fmerge.report import MergeReport
 from fmerge.requeue import RequeuedFit, is_requeued, requeued_checkpoint
 from fmerge.search import Search
@@ -216,6 +217,9 @@ class FMergeTrainer(Trainer):
         base: str | None = None,
         fisher: FisherSettings | None = None,
         references: References = "all",
+        refit_heads: Refit = "off",
+        refit_examples: int | None = 512,
+        refit_seed: int = 0,
         overwrite: bool = False,
         dry_run: bool = False,
     ) -> MergeReport | None:
@@ -233,6 +237,14 @@ class FMergeTrainer(Trainer):
                 Grams; 30 validation examples a task if left out.
             references: What the table compares with: all: the base, the base with refitted heads,
                 the experts and their plain average; experts: the experts alone, which is faster.
+            refit_heads: Whether classifiers' last linear layers are fitted to the merged body on
+                training examples: off: the experts' heads are kept, end: the best merge's are
+                fitted before it is tested and saved; trials: those of every trial's merge, too,
+                so that the search maximises what fitted heads score.
+            refit_examples: How many training examples of each task they are fitted on, as are
+                those of the table's references; null: all. Without refit_heads the base's are
+                fitted on all.
+            refit_seed: Seed of their choice.
             overwrite: Begin anew in an output folder that is not empty. Without it, a command
                 that was interrupted goes on after the last finished trial, and more trials can
                 be added to a finished run.
@@ -248,6 +260,7 @@ class FMergeTrainer(Trainer):
         output = Path(output)
         method = Average() if method is None else method
         settings = FisherSettings(split="validation", examples=30) if fisher is None else fisher
+        refitting = Refitting(refit_heads, refit_examples, refit_seed)
         with only_run(lock_of(output, folder=True), on=self.is_global_zero):
             folder, going_on = RunFolder(output, self.resolved_config), False
             if self.is_global_zero:
@@ -266,13 +279,13 @@ class FMergeTrainer(Trainer):
                 None if data is None else data.labels,
                 values=not dry_run,
             )
-            run = MergeRun(self, module, data, ensemble, method, settings, references)
+            run = MergeRun(self, module, data, ensemble, method, settings, references, refitting)
             run.check(search, grouped=optimizer.groups != "whole")
             optimizer.divide(search, method, list(next(iter(ensemble.bodies.values()))))
             if dry_run:
                 own = optimizer.needs_experts
                 passes = merge_passes(
-                    module, ensemble, data, method, search, settings, references, own
+                    module, ensemble, data, method, search, settings, references, own, refitting
                 )
                 show_merge_plan(
                     self, module, ensemble, data, method, search, settings, output, passes, going_on

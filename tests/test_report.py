@@ -59,6 +59,49 @@ def test_runs_side_by_side(tmp_path):
         compare([tmp_path / "x", tmp_path / "y"])
 
 
+def test_refitted_heads_side_by_side(tmp_path):
+    """Each of three runs has its own number of examples, and the third searched with them."""
+
+    def run(name, refit_heads, examples, refitted):
+        rows = [
+            *[Row("base", {"a": 0.1, "b": 0.1}), Row("base, heads refitted", refitted), *ROWS],
+            *([Row("plain average, heads refitted", refitted)] if refit_heads != "off" else []),
+            Row("this merge", {"a": 0.4, "b": 0.5}),
+            *([Row("this merge, heads refitted", refitted)] if refit_heads != "off" else []),
+        ]
+        best = Trial(0, {"a": 0.5, "b": 0.5}, 0.7)
+        kinds = {"refit_heads": refit_heads, "refit_examples": examples}
+        report = MergeReport("TIES", "Grid", best, 3, {"a": "x", "b": "y"}, None, rows, **kinds)
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "scores.json").write_text(json.dumps(report.record()))
+        return report.markdown()
+
+    text_of_off = run("off", "off", None, {"a": 0.7, "b": 0.4})
+    assert "is fitted to the body on all of its training examples.\n" in text_of_off
+    assert "at most 512 of its training examples; the merge is saved with these heads.\n" in run(
+        "end", "end", 512, {"a": 0.6, "b": 0.3}
+    )
+    run("trials", "trials", 99, {"a": 0.5, "b": 0.2})
+    table = compare([tmp_path / name for name in ("trials", "end", "off")])
+    names = [one.split("│")[1].strip() for one in text(table).splitlines() if "│" in one]
+    assert names[:3] == ["base"] + [f"base, heads refitted on {n}" for n in (99, 512)]
+    assert names[3:7] == [
+        *["base, heads refitted", "experts", "plain average"],
+        "plain average, heads refitted on 99",
+    ]
+    assert names[7:] == [
+        "plain average, heads refitted on 512",
+        "TIES, Grid for refitted heads",
+        "TIES, Grid for refitted heads, heads refitted on 99",
+        "TIES, Grid",
+        "TIES, Grid, heads refitted on 512",
+    ]
+    assert line(table, "TIES, Grid, heads refitted on 512")[1:3] == ["60.0", "30.0"]
+    run("other", "end", 512, {"a": 0.9, "b": 0.3})
+    with pytest.raises(UserError, match="its row 'base, heads refitted on 512' scores otherwise"):
+        compare([tmp_path / "end", tmp_path / "other"])
+
+
 @pytest.mark.parametrize(
     ("name", "layer"),
     [

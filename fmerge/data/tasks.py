@@ -226,12 +226,28 @@ class MultiTask(LightningDataModule):
         names = list(self.tasks if tasks is None else tasks)
         return {name: self._loader(name, split, examples, seed, shuffled) for name in names}
 
+    def choose(self, task: str, split: Split, examples: int | None, seed: int) -> list[Example]:
+        """Draws examples of a task, the same ones each time.
+
+        Args:
+            task: The task.
+            split: Which examples.
+            examples: How many, if there are as many; all when None.
+            seed: Seed of the choice.
+
+        Returns:
+            The examples, in random order.
+        """
+        available = self._read(task, split)
+        order = torch.randperm(len(available), generator=torch.Generator().manual_seed(seed))
+        return [available[i] for i in order[:examples].tolist()]
+
     def _loader(
         self, name: str, split: Split, examples: int | None, seed: int, shuffled: bool
     ) -> DataLoader[Example]:
         key = (name, split, examples, seed, shuffled, self.batch_size)
         if key not in self._cache:
-            chosen = self._choose(name, split, examples, seed)
+            chosen = self.choose(name, split, examples, seed)
             if not shuffled:  # neighbours of one length; the order changes no score
                 chosen.sort(key=length)
             dataset = _Examples(chosen)
@@ -255,11 +271,6 @@ class MultiTask(LightningDataModule):
             persistent_workers=self.num_workers > 0,
             collate_fn=partial(self._collate, task=name),
         )
-
-    def _choose(self, name: str, split: Split, examples: int | None, seed: int) -> list[Example]:
-        available = self._read(name, split)
-        order = torch.randperm(len(available), generator=torch.Generator().manual_seed(seed))
-        return [available[i] for i in order[:examples].tolist()]
 
     def _read(self, name: str, split: Split) -> Sequence[Example]:
         found = self.tasks[name].examples(split)

@@ -4,8 +4,9 @@ from fmerge.modules.accumulate import Estimation, FisherPass, Saving
 from fmerge.modules.base import TaskModule
 from fmerge.modules.classification import TextClassifier
 from fmerge.modules.grams import GramPass, linear_weights
+from fmerge.modules.head_inputs import HeadInputs, last_linear
 from fmerge.modules.heads import HeadedModule
-from fmerge.modules.probe import HeadInputs, probe_score
+from fmerge.modules.logistic import fit_linear
 from fmerge.modules.rank_choice import RankChoice
 from fmerge.modules.spans import SpanAnswers
 
@@ -20,6 +21,7 @@ __all__ = [
     "SpanAnswers",
     "TaskModule",
     "TextClassifier",
+    "fit_linear",
+    "last_linear",
     "linear_weights",
-    "probe_score",
 ]

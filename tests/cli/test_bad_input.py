@@ -66,6 +66,11 @@ def colour(zoo, path) -> list[str]:
     return [f"--experts.colour={path}", f"--experts.animal={zoo.experts['animal']}"]
 
 
+def of_one_class(folder):
+    (folder / "one.csv").write_text("text,label\nred cat,warm\nsky,warm\n")
+    return folder / "one.csv"
+
+
 def merge_cases():
     """Name, arguments after the data and output, and what the line must hold."""
     return {
@@ -171,6 +176,17 @@ def merge_cases():
         "no Fisher examples": (
             lambda z, t: [*experts(z), "--method=DFMerge", "--fisher.examples=0"],
             ["examples: is 0"],
+        ),
+        "one example to refit heads on": (
+            lambda z, t: [*experts(z), "--refit_heads=end", "--refit_examples=1"],
+            ["--refit_examples: is 1, but two classes need at least 2"],
+        ),
+        "heads refitted to one class": (
+            lambda z, t: [
+                *[*experts(z), "--refit_heads=trials"],
+                f"--data.tasks.colour.init_args.train={of_one_class(t)}",
+            ],
+            ["--refit_examples: the 2 training examples of task 'colour' are all of one class"],
         ),
     }
 

@@ -4,7 +4,9 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from fmerge.modules import HeadInputs, TextClassifier, probe_score
+from fmerge.errors import UserError
+from fmerge.modules import HeadInputs, TextClassifier, last_linear
+from fmerge.modules.heads import model_inputs
 from fmerge.store import load_classifier, load_tokenizer
 from tests import hub_layout, tiny
 
@@ -85,7 +87,7 @@ def test_what_is_used_too_early_is_said():
         TextClassifier().save("anywhere")
 
 
-def test_the_probe_sees_what_enters_the_last_layer_and_learns_it(module):
+def test_what_enters_the_last_layer_is_seen(module):
     module.eval()
     one = batch(module, "colour", n=6)
     features, labels = HeadInputs(module, "colour").predict_step(one, 0)
@@ -93,14 +95,36 @@ def test_the_probe_sees_what_enters_the_last_layer_and_learns_it(module):
     logits = torch.nn.functional.linear(features, model.classifier.weight, model.classifier.bias)
     torch.testing.assert_close(logits.log_softmax(1), module.label_log_probs(one))
     assert torch.equal(labels, one["labels"])
-    generator = torch.Generator().manual_seed(0)
 
-    def draw(n):
-        points = torch.randn(n, 3, generator=generator)
-        return [(points, (points[:, 0] > 0).long())]
 
-    splits = {"train": draw(200), "validation": draw(50), "test": draw(200)}
-    assert probe_score(splits) > 0.95
-    noise = {split: [(x, y[torch.randperm(len(y))])] for split, [(x, y)] in splits.items()}
-    assert probe_score(noise) < 0.65
-    assert probe_score(noise, ["matthews"]) < 0.3
+@pytest.mark.parametrize(
+    ("config", "name"),
+    [
+        (hub_layout.roberta_config(), "classifier.out_proj"),  # a head of two layers
+        (tiny.gpt2_config(), "score"),  # of every token, without a bias; the last token's counts
+    ],
+)
+def test_heads_of_other_architectures(config, name):
+    module = TextClassifier()
+    module.adopt({"x": tiny.classifier(config)}, tiny.tokenizer())
+    module.eval()
+    one = batch(module, "x")
+    assert len(set(one["attention_mask"].sum(1).tolist())) > 1  # some are padded
+    inputs = HeadInputs(module, "x")
+    features, _ = inputs.predict_step(one, 0)
+    assert inputs.ends_head
+    assert (inputs.name, features.shape) == (name, (5, inputs.layer.in_features))
+    logits = module.task_model("x")(**model_inputs(one)).logits
+    torch.testing.assert_close(inputs.layer(features), logits)
+
+
+def test_a_head_that_goes_on_after_its_last_layer_is_noticed(module):
+    model = module.task_model("colour")
+    assert last_linear(model)[0] == "classifier"
+    model.classifier = torch.nn.Sequential(model.classifier, torch.nn.Tanh())
+    inputs = HeadInputs(module.eval(), "colour")
+    inputs.predict_step(batch(module, "colour"), 0)
+    assert not inputs.ends_head
+    model.classifier = torch.nn.Identity()
+    with pytest.raises(UserError, match="head of task 'colour' has no linear layer"):
+        HeadInputs(module, "colour")

@@ -1,0 +1,113 @@
+"""What enters a task's last linear layer: the features that its head can be refitted on."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, final
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+
+from fmerge.errors import UserError
+from fmerge.modules.classification import TextClassifier
+from fmerge.modules.heads import model_inputs
+
+_CLOSE = 1e-2
+"""How far, of the largest logit, the layer's outputs may be from the logits: bf16 rounds so."""
+
+
+def last_linear(model: nn.Module) -> tuple[str, nn.Linear] | None:
+    """Finds the last linear layer of a Hugging Face classifier's head.
+
+    Args:
+        model: The classifier.
+
+    Returns:
+        Its name and itself; None where the head has none.
+    """
+    body = set(model.base_model.modules())  # type: ignore[union-attr]
+    linear = [
+        (name, one)
+        for name, one in model.named_modules()
+        if isinstance(one, nn.Linear) and one not in body
+    ]
+    return linear[-1] if linear else None
+
+
+@final
+class HeadInputs(LightningModule):
+    """Collects the inputs of a task's last linear layer, under ``Trainer.predict``.
+
+    The layer passes its inputs on in the place of its outputs, so that whatever a model picks out
+    of the outputs, such as the last token's, is picked out of the features.
+
+    Args:
+        module: The classifier, with the body whose features are wanted.
+        task: The task.
+
+    Attributes:
+        name: The layer's name in the task's network.
+        layer: The layer.
+        ends_head: Whether the logits of the first batch were its outputs and nothing more.
+
+    Raises:
+        UserError: If the task's head has no linear layer.
+    """
+
+    def __init__(self, module: TextClassifier, task: str) -> None:
+        super().__init__()
+        self.module = module
+        self.task = task
+        found = last_linear(module.task_model(task))
+        if found is None:
+            raise UserError(f"the head of task '{task}' has no linear layer to refit")
+        self.name, self.layer = found
+        self.ends_head = True
+        self._checked = False
+
+    def collate(self, examples: Sequence[Mapping[str, Any]], task: str) -> dict[str, Any]:
+        """Makes a batch as the classifier does.
+
+        Args:
+            examples: n examples.
+            task: The task's name.
+
+        Returns:
+            The batch.
+        """
+        return self.module.collate(examples, task)
+
+    def predict_step(
+        self, batch: Mapping[str, Any], batch_idx: int, dataloader_idx: int = 0
+    ) -> tuple[Tensor, Tensor]:
+        """Runs the classifier and catches what enters the layer.
+
+        Args:
+            batch: One batch of the task.
+            batch_idx: Not used.
+            dataloader_idx: Not used.
+
+        Returns:
+            Features (n, i), at least float32, and labels (n,), on the CPU.
+        """
+        hook = self.layer.register_forward_hook(lambda _, inputs, outputs: inputs[0])
+        try:
+            features = self._logits(batch)
+        finally:
+            hook.remove()
+        if not self._checked:
+            self.ends_head = self._is_all(batch, features)
+            self._checked = True
+        exact = torch.promote_types(features.dtype, torch.float32)
+        return features.to("cpu", exact), batch["labels"].cpu()
+
+    def _logits(self, batch: Mapping[str, Any]) -> Tensor:
+        logits: Tensor = self.module.task_model(self.task)(**model_inputs(batch)).logits
+        return logits
+
+    def _is_all(self, batch: Mapping[str, Any], features: Tensor) -> bool:
+        logits = self._logits(batch).float()
+        if features.dim() != 2 or features.shape[1] != self.layer.in_features:
+            return False
+        distance = (self.layer(features).float() - logits).abs().max()
+        # where they are not finite the fit says so
+        return not bool(distance > _CLOSE * logits.abs().max())
