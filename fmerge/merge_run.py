@@ -16,15 +16,17 @@ from fmerge.evaluation import Evaluator, FisherSettings, by_accuracy
 from fmerge.experts import Ensemble
 from fmerge.grams import grams_of
 from fmerge.kinship import task_vector_facts
-from fmerge.merge_optimizer import MergeOptimizer
+from fmerge.merge_optimizer import MergeOptimizer, Score
 from fmerge.merger import Merger
 from fmerge.methods import Average, Grams, MergeMethod
 from fmerge.modules import TaskModule, TextClassifier
 from fmerge.objective import Objective, Scores
 from fmerge.params import Params, fingerprint, params_of, write_params
 from fmerge.picture import draw_search
+from fmerge.racing import Race, check_racing, race_facts
 from fmerge.report import AVERAGE, BASE, EXPERTS, MERGE, PROBE, MergeReport, Row
 from fmerge.search import Search, Trial
+from fmerge.splits import split_facts
 from fmerge.store import RunFolder, Shelf, write_text
 
 References = Literal["all", "experts"]
@@ -72,16 +74,17 @@ class MergeRun:
             for name, model in ensemble.models.items()
         }
 
-    def check(self, search: Search, grouped: bool) -> None:
+    def check(self, search: Search, grouped: bool, racing: bool = False) -> None:
         """Proves that the data have what the run will need, before its long part.
 
         Args:
             search: The search.
             grouped: Whether an expert has several coefficients.
+            racing: Whether hopeless trials are to be stopped.
 
         Raises:
             UserError: If data are needed and missing, or a split is, or a curve of Fishers is
-                wanted along several coefficients.
+                wanted along several coefficients, or a task cannot be raced.
         """
         if self.settings.curve and grouped:
             raise UserError(
@@ -99,6 +102,8 @@ class MergeRun:
                 raise UserError(f"{name}: needs data to estimate {what} on; give --data")
             return
         self.data.check_splits("validation", "test")
+        if racing:
+            check_racing(self.trainer, self.data)
         errors = self.settings.estimation.errors is not None
         kind = self.settings.estimator if estimated else "exact"
         check_automatic(self.trainer, self.data, kind, estimated and errors)
@@ -174,11 +179,16 @@ class MergeRun:
             self.settings.curve,
             Shelf(folder.path, weight.device).keep,
         )
+        score: Score = lambda body: self._validate(body, goal)  # noqa: E731
+        if optimizer.racing:
+            race = Race(self._evaluator, self.module, search, goal, self.ensemble.tasks)
+            race.recall(merger)
+            score = race.score
         best = optimizer.optimize(
             self.trainer,
             search,
             merger,
-            lambda body: self._validate(body, goal),
+            score,
             folder.append,
             stop,
         )
@@ -200,6 +210,7 @@ class MergeRun:
             pick,
             self._measure(),
             "" if base is None else task_vector_facts(base, self.ensemble.bodies),
+            self._facts() + ([race_facts(search.history)] if optimizer.racing else []),
         )
 
     @cached_property
@@ -224,6 +235,14 @@ class MergeRun:
             if self.trainer.is_global_zero:
                 folder.note(_OWN, own)
         return own
+
+    def _facts(self) -> list[str]:
+        if self.data is None:
+            return []
+        ensemble = self.ensemble
+        return split_facts(
+            self.data, self.method, self.settings, ensemble.fisher_origins, ensemble.tasks
+        )
 
     def _measure(self) -> str:
         tasks = [] if self.data is None else list(self.data.tasks)

@@ -53,6 +53,7 @@ class MergeReport:
         pick: The trial that the search's model would have kept, where it has a model.
         measure: What the scores are: ``accuracy``, or ``score`` where tasks have other metrics.
         vectors: How long the task vectors are and how alike, where there is a base.
+        facts: Sentences about what was estimated, chosen and scored on which examples.
     """
 
     method: str
@@ -67,6 +68,7 @@ class MergeReport:
     pick: Pick | None = None
     measure: str = "accuracy"
     vectors: str = ""
+    facts: Sequence[str] = ()
 
     def table(self) -> Table:
         """Lays out the scores for the terminal.
@@ -112,6 +114,7 @@ class MergeReport:
                 f"(objective {100 * (self.best.objective or 0):.1f}); the test split scored, once",
                 *self._bounds(),
                 *self._picked(),
+                *(f"- {fact}" for fact in self.facts),
                 "",
                 f"Test {self.measure} in per cent:",
                 "",
