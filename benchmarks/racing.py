@@ -4,8 +4,8 @@ Run:  python benchmarks/racing.py [--repeats 8] [--jobs 2] [--output docs/result
 
 Four tasks. Example i of task t is right where A_t(λ) + d_i + g_i·(λ − ½) > 0, with normal d_i and
 g_i, fixed through a search: near merges answer alike. A_t has the task's own coefficient help, up
-to 1, and the others' hurt. Its best merge has 57% right, 0.3 each 53%, whole task vectors 37%, the
-base 35%, an expert on its own task 75%: the spread of the quickstart.
+to 1, and the others' hurt. 0.5 each has 56% right, 0.3 each 52%, whole task vectors 39%, the base
+38%, an expert on its own task 71%: about the spread of the quickstart.
 """
 
 import argparse

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
+SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 1.0)
 """Of a split: each part holds the one before."""
 
 BLOCKS = len(SHARES)
