@@ -125,10 +125,35 @@ def search_on(
     )
 
 
+class Near(Search):
+    """The starts, four random points, then normal steps from the best, which shorten."""
+
+    budget = 60
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self.seed = seed
+
+    def ask(self) -> dict[str, float]:
+        """Proposes the next point."""
+        index = len(self.history)
+        generator = np.random.default_rng([self.seed, index])
+        starts = [*(np.full(4, one) for one in (0.25, 0.3, 0.5, 1.0)), *np.eye(4)]
+        if index < len(starts):
+            point = starts[index]
+        elif index < 12:
+            point = generator.random(4)
+        else:
+            best = np.array(list(self.best().coefficients.values()))
+            point = np.clip(best + 0.2 * (1 - index / 80) * generator.normal(size=4), 0, 1)
+        return dict(zip(TASKS, point.tolist(), strict=True))
+
+
 SEARCHES: dict[str, Callable[[int], Search]] = {
     "AxSearch": lambda seed: AxSearch(60, seed=seed),
     "AxSearch, noise none": lambda seed: AxSearch(60, seed=seed, noise="none"),
     "AxSearch, noise binomial": lambda seed: AxSearch(60, seed=seed, noise="binomial"),
+    "near the best": Near,
     "RandomSearch": lambda seed: RandomSearch(60, seed=seed),
 }
 
