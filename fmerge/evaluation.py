@@ -1,12 +1,13 @@
 """Scores and Fishers of a body, each through a public pass of the Trainer."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from torch import distributed
 
 from fmerge.batch_sizes import BatchSizes
 from fmerge.data import MultiTask, Split
@@ -25,7 +26,8 @@ class FisherSettings:
     Attributes:
         estimator: exact: every class, weighted by its probability; sampled: classes drawn from
             the model; empirical: the true class; rademacher: random signs over whole batches.
-        split: Split that the examples come from.
+        split: Split that the examples come from. Of the validation split they are among those that
+            choose the merge; ``train`` keeps them apart.
         examples: How many examples, chosen at random and then fixed; all of the split if null.
         samples: Draws per example of ``sampled``, backward passes of ``rademacher``.
         seed: Seed of the choice and of the draws.
@@ -125,22 +127,67 @@ class Evaluator:
             Task name to the mean of its metrics.
         """
         self.write_body(body)
-        run = self.trainer.test if split == "test" else self.trainer.validate
-
-        def whole(data: MultiTask) -> Any:
-            try:
-                return run(self.module, dataloaders=data.loaders(split, tasks), verbose=False)
-            except BaseException:
-                self._start_metrics()  # half a pass must not enter the scores of the next
-                raise
-
-        with silent(self.trainer):
-            results = self.sizes.make("scores", split, tasks, whole)
+        results = self._score(split, tasks, lambda data: data.loaders(split, tasks))
         metrics: dict[str, float] = {key: value for one in results for key, value in one.items()}
         return {
             task: mean({key: one for key, one in metrics.items() if key.startswith(f"{task}/")})
             for task in tasks
         }
+
+    def right_answers(
+        self, module: TaskModule, split: Split, tasks: Sequence[str], block: int
+    ) -> dict[str, list[bool]]:
+        """Scores the module's present weights on one block of a split.
+
+        Args:
+            module: The live module.
+            split: ``validation`` or ``test``.
+            tasks: Which tasks.
+            block: Which of the split's disjoint blocks.
+
+        Returns:
+            Task name to whether each example was right, in one order on all processes and
+            whatever the batches; without tasks for which the block is empty.
+        """
+
+        def loaders(data: MultiTask) -> dict[str, Any]:
+            module.right = {}  # also where a pass is made again with smaller batches
+            # what a batch size is tried on has no blocks
+            return data.loaders(split, tasks, block=block if data is self.data else None)
+
+        if not loaders(self.data):
+            return {}
+        try:
+            self._score(split, tasks, loaders)
+            mine = {task: torch.cat(parts).tolist() for task, parts in (module.right or {}).items()}
+        finally:
+            module.right = None
+        if self.trainer.world_size == 1:
+            return mine
+        shares: list[Any] = [None] * self.trainer.world_size
+        distributed.all_gather_object(shares, mine)
+        # the k-th example of the first process, of the second, and so on, as their sampler deals
+        return {
+            task: [
+                one for k in range(len(own)) for share in shares for one in share[task][k : k + 1]
+            ]
+            for task, own in shares[0].items()
+        }
+
+    def _score(
+        self, split: Split, tasks: Sequence[str], loaders: Callable[[MultiTask], Any]
+    ) -> list[Mapping[str, float]]:
+        run = self.trainer.test if split == "test" else self.trainer.validate
+
+        def whole(data: MultiTask) -> list[Mapping[str, float]]:
+            try:
+                return run(self.module, dataloaders=loaders(data), verbose=False)
+            except BaseException:
+                self._start_metrics()  # half a pass must not enter the scores of the next
+                raise
+
+        with silent(self.trainer):
+            return self.sizes.make("scores", split, tasks, whole)
 
     def errors(self, scores: Mapping[str, float], split: Split) -> dict[str, float]:
         """Estimates how far scores are from those on infinitely many examples.

@@ -54,6 +54,7 @@ class Ensemble:
         tokenizer: The tokenizer of the first expert.
         sources: Where each expert was read from.
         base_source: Where the base was read from.
+        fisher_origins: What the files of the experts' Fishers say of themselves, if given.
     """
 
     models: Mapping[str, nn.Module]
@@ -63,6 +64,7 @@ class Ensemble:
     tokenizer: "PreTrainedTokenizerBase"
     sources: Mapping[str, str]
     base_source: str | None
+    fisher_origins: Mapping[str, str] | None = None
 
     @property
     def names(self) -> list[str]:
@@ -155,15 +157,19 @@ def load_ensemble(
         if values:
             check_finite(bodies[name] if expert.donor else params_of(read[name]), expert.path)
             check_related(reference, bodies[name], reference_name, expert.path)
-    fishers = {
+    given = {
         name: _moments(file, name, bodies[name], experts[name], values)
         if file.suffix == ".ckpt"
         else _fisher(file, read[name], bodies[name], experts[name], values)
         for name, file in files.items()
     }
+    fishers = {name: fisher for name, (fisher, _) in given.items()}
+    origins = {name: origin for name, (_, origin) in given.items()}
     models = {name: model for name, model in read.items() if not experts[name].donor}
     sources = {name: expert.path for name, expert in experts.items()}
-    return Ensemble(models, bodies, origin, fishers or None, _tokenizer(sources), sources, base)
+    return Ensemble(
+        models, bodies, origin, fishers or None, _tokenizer(sources), sources, base, origins
+    )
 
 
 def _check_names(experts: Mapping[str, Expert], labels: Mapping[str, Sequence[str]] | None) -> None:
@@ -209,8 +215,10 @@ def _fisher_files(experts: Mapping[str, Expert]) -> dict[str, Path]:
     return files
 
 
-def _fisher(file: Path, model: nn.Module, body: Params, expert: Expert, whole: bool) -> Params:
-    """Reads a Fisher of a model's body; a donor's head is of a kind of its own."""
+def _fisher(
+    file: Path, model: nn.Module, body: Params, expert: Expert, whole: bool
+) -> tuple[Params, str]:
+    """Reads a Fisher of a model's body, and of what; a donor's head is of a kind of its own."""
     values, provenance = read_fisher(file) if whole else read_fisher_header(file)
     if expert.donor:
         weights, key = body, "body_sha256"
@@ -224,10 +232,14 @@ def _fisher(file: Path, model: nn.Module, body: Params, expert: Expert, whole: b
             f"{file}: is the Fisher of another model ({provenance.get('model', 'unknown')}), "
             f"not of {expert.path}; compute it with 'fmerge fisher --expert {expert.path}'"
         )
-    return {name: values[name] for name in body}
+    examples, split = provenance.get("examples"), provenance.get("split")
+    origin = f"{file}, by its own account of {examples} examples of a {split} split"
+    return {name: values[name] for name in body}, origin
 
 
-def _moments(file: Path, name: str, body: Params, expert: Expert, numbers: bool) -> Params:
+def _moments(
+    file: Path, name: str, body: Params, expert: Expert, numbers: bool
+) -> tuple[Params, str]:
     """Reads Adam's second moments of a body, from the checkpoint that holds this very body."""
     weights, moments = read_second_moments(file, name, body)
     check_same_layout(body, weights, expert.path, str(file))
@@ -236,4 +248,4 @@ def _moments(file: Path, name: str, body: Params, expert: Expert, numbers: bool)
             f"{file}: holds other weights than {expert.path}; give the checkpoint whose weights "
             "the expert has, such as best.ckpt of its fit"
         )
-    return moments
+    return moments, f"Adam's second moments in {file}, of the batches it was trained on"

@@ -39,6 +39,9 @@ class MergeOptimizer(Callback):
             equal slices of its depth; or {name of a group: regular expression that the names of
             its tensors match}. A method that looks at all tensors together looks at a group's:
             TIES trims, and FisherMerge and DFMerge normalize, within a group.
+        racing: Score a trial on growing parts of the validation split, and stop it where it is
+            all but sure to fall behind the best one so far; for tasks scored by accuracy. What
+            is kept was scored on the whole split, to the score it has without racing.
     """
 
     def __init__(
@@ -49,6 +52,7 @@ class MergeOptimizer(Callback):
         weights: dict[str, float] | None = None,
         keep: float | dict[str, float] | None = None,
         groups: Groups = "whole",
+        racing: bool = False,
     ) -> None:
         self.search = search
         self.target = target
@@ -56,6 +60,7 @@ class MergeOptimizer(Callback):
         self.weights = weights
         self.keep = keep
         self.groups = groups
+        self.racing = racing
         self.parts: dict[str, list[str]] | None = None
         self._names: list[str] = []
 
@@ -92,6 +97,8 @@ class MergeOptimizer(Callback):
                 f"{type(search).__name__}: needs data to score its trials on; give --data, or "
                 "fix the coefficients with --optimizer.search Fixed"
             )
+        if not scored and self.racing:
+            raise UserError("--optimizer.racing: needs data to score on; give --data")
         if not scored and (self.needs_experts or self.weights or self.objective != "mean"):
             raise UserError(
                 "--optimizer: objective, weights and keep need data to score on; give --data"
@@ -206,13 +213,19 @@ class MergeOptimizer(Callback):
             reason = f"the objective is {objective}"
             return Trial(index, coefficients, metrics=metrics, status="failed", reason=reason)
         return Trial(
-            index, coefficients, objective, metrics, error=scores.error, errors=scores.errors
+            index,
+            coefficients,
+            objective,
+            metrics,
+            "ok" if scores.partial is None else "stopped",
+            error=scores.error,
+            errors=scores.errors,
+            partial=scores.partial,
         )
 
 
 def _best_so_far(search: Search) -> str:
-    scored = [trial for trial in search.history if trial.objective is not None]
-    if not scored:
+    if not any(trial.status == "ok" and trial.objective is not None for trial in search.history):
         return "no score yet"
     best = search.best()
     short = ", short of the bounds" if search.rank(best)[0] else ""

@@ -1,7 +1,8 @@
 """One merge from its inputs to its folder."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
@@ -16,16 +17,18 @@ from fmerge.evaluation import Evaluator, FisherSettings, by_accuracy
 from fmerge.experts import Ensemble
 from fmerge.grams import grams_of
 from fmerge.kinship import task_vector_facts
-from fmerge.merge_optimizer import MergeOptimizer
+from fmerge.merge_optimizer import MergeOptimizer, Score
 from fmerge.merger import Merger
 from fmerge.methods import Average, Grams, MergeMethod
 from fmerge.modules import TaskModule
 from fmerge.objective import Objective, Scores
 from fmerge.params import Params, fingerprint, params_of, write_params
 from fmerge.picture import draw_search
+from fmerge.racing import Race, check_racing, race_facts
 from fmerge.refit import Heads, Refitter, Refitting, check_refitting, obstacle
 from fmerge.report import AVERAGE, BASE, EXPERTS, MERGE, REFITTED, MergeReport, Row
 from fmerge.search import Search, Trial
+from fmerge.splits import split_facts
 from fmerge.store import RunFolder, Shelf, write_text
 
 References = Literal["all", "experts"]
@@ -76,16 +79,18 @@ class MergeRun:
             for name, model in ensemble.models.items()
         }
 
-    def check(self, search: Search, grouped: bool) -> None:
+    def check(self, search: Search, grouped: bool, racing: bool = False) -> None:
         """Proves that the data have what the run will need, before its long part.
 
         Args:
             search: The search.
             grouped: Whether an expert has several coefficients.
+            racing: Whether hopeless trials are to be stopped.
 
         Raises:
             UserError: If data are needed and missing, or a split is, or a curve of Fishers is
-                wanted along several coefficients, or heads that cannot be are to be refitted.
+                wanted along several coefficients, or heads that cannot be are to be refitted, or
+                a task cannot be raced.
         """
         if self.settings.curve and grouped:
             raise UserError(
@@ -105,6 +110,8 @@ class MergeRun:
                 raise UserError(f"{name}: needs data to estimate {what} on; give --data")
             return
         self.data.check_splits("validation", "test")
+        if racing:
+            check_racing(self.trainer, self.data)
         errors = self.settings.estimation.errors is not None
         kind = self.settings.estimator if estimated else "exact"
         check_automatic(self.trainer, self.data, kind, estimated and errors)
@@ -182,11 +189,17 @@ class MergeRun:
             self.settings.curve,
             Shelf(folder.path, weight.device).keep,
         )
+        score: Score = lambda body: self._validate(body, goal)  # noqa: E731
+        if optimizer.racing:
+            tasks = self.ensemble.tasks
+            race = Race(self._evaluator, self.module, search, goal, tasks, self._worn)
+            race.recall(merger)
+            score = race.score
         best = optimizer.optimize(
             self.trainer,
             search,
             merger,
-            lambda body: self._validate(body, goal),
+            score,
             folder.append,
             stop,
         )
@@ -211,6 +224,7 @@ class MergeRun:
             "" if base is None else task_vector_facts(base, self.ensemble.bodies),
             self.refitting.when,
             self.refitting.most,
+            self._facts() + ([race_facts(search.history)] if optimizer.racing else []),
         )
 
     @cached_property
@@ -232,6 +246,16 @@ class MergeRun:
             metrics = self._evaluator.score(body, "validation", self.ensemble.tasks)
         return goal.of(metrics, self._evaluator.errors(metrics, "validation"))
 
+    @contextmanager
+    def _worn(self, body: Params) -> Iterator[None]:
+        """A body in the live module, under the heads that trials are scored with."""
+        with ExitStack() as stack:
+            if self.refitting.when == "trials":
+                stack.enter_context(self._refitter.fitted(body))
+            else:
+                self._evaluator.write_body(body)
+            yield
+
     def _own_scores(self, folder: RunFolder) -> dict[str, float]:
         """The experts' scores on their validation splits, computed once in the life of a run."""
         noted = (folder.noted(_OWN) or {}) if self.trainer.is_global_zero else {}
@@ -242,6 +266,14 @@ class MergeRun:
             if self.trainer.is_global_zero:
                 folder.note(_OWN, own)
         return own
+
+    def _facts(self) -> list[str]:
+        if self.data is None:
+            return []
+        ensemble = self.ensemble
+        return split_facts(
+            self.data, self.method, self.settings, ensemble.fisher_origins, ensemble.tasks
+        )
 
     def _measure(self) -> str:
         tasks = [] if self.data is None else list(self.data.tasks)

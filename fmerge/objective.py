@@ -17,6 +17,23 @@ _ROUNDING = 1e-6
 
 
 @dataclass(frozen=True)
+class Partial:
+    """How much of a split a trial was scored on that was stopped early.
+
+    Attributes:
+        examples: How many examples of all tasks.
+        of: How many there are.
+        error: Standard error of the objective about that of the whole split.
+        errors: The same of a task's score.
+    """
+
+    examples: int
+    of: int
+    error: float
+    errors: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Scores:
     """What one merge scored.
 
@@ -25,12 +42,14 @@ class Scores:
         objective: The number to maximise; None where there were no data to score on.
         error: Its standard error, in the objective's units; None where it is not known.
         errors: Standard error of a task's score, for the tasks where it is known.
+        partial: How much was seen, where all these are estimates from a part of the split.
     """
 
     metrics: Mapping[str, float] = field(default_factory=dict)
     objective: float | None = None
     error: float | None = None
     errors: Mapping[str, float] = field(default_factory=dict)
+    partial: Partial | None = None
 
 
 @dataclass(frozen=True)

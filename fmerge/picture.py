@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from fmerge.objective import Objective, shortfalls
 from fmerge.search import Trial
@@ -29,7 +30,10 @@ def draw_search(
     from matplotlib.ticker import MaxNLocator
 
     goal = Objective() if goal is None else goal
-    scored = [t for t in trials if t.objective is not None]
+    scored = [t for t in trials if t.status == "ok" and t.objective is not None]
+    stopped = [
+        (t.index, 100 * t.objective) for t in trials if t.status == "stopped" and t.objective
+    ]
     values = [100 * (t.objective or 0.0) for t in scored]
     short = [bool(shortfalls(t.metrics, goal.bounds)) for t in scored]
     # nothing is drawn before the first trial that keeps the bounds
@@ -44,6 +48,9 @@ def draw_search(
     if any(short):
         out = [(n, v) for n, v, one in zip(numbers, values, short, strict=True) if one]
         axes.plot(*zip(*out, strict=True), "o", color="#c8d6e4", markersize=4, label="below bounds")
+    if stopped:
+        hollow: dict[str, Any] = {"markerfacecolor": "none", "color": "#a8a8a8", "markersize": 4}
+        axes.plot(*zip(*stopped, strict=True), "o", label="stopped early", **hollow)
     failed = [t.index for t in trials if t.objective is None]
     if failed and values:
         axes.plot(failed, [min(values)] * len(failed), "x", color="grey", label="failed")

@@ -1,8 +1,8 @@
 """Heads that fit a merged body: each task's last linear layer, fitted to the body's features."""
 
 import logging
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -174,10 +174,28 @@ class Refitter:
         Returns:
             Task name to the mean of its metrics.
         """
+        with self._wearing(heads):
+            return self.evaluator.score(body, split, list(heads))
+
+    @contextmanager
+    def fitted(self, body: Params) -> Iterator[None]:
+        """Writes a body into the live module, under heads refitted to it for as long as it lasts.
+
+        Args:
+            body: Body tensors by name.
+
+        Yields:
+            Nothing.
+        """
+        with self._wearing(self.fit(body)):
+            yield
+
+    @contextmanager
+    def _wearing(self, heads: Heads) -> Iterator[None]:
         with ExitStack() as stack:
             for task, head in heads.items():
                 stack.enter_context(using_params(self.module.task_model(task), head))
-            return self.evaluator.score(body, split, list(heads))
+            yield
 
     def _fit(self, task: str) -> Params:
         name, layer = self._passes[task].name, self._passes[task].layer

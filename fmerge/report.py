@@ -58,6 +58,7 @@ class MergeReport:
         refit_heads: When heads were refitted: ``off``, ``end`` or ``trials``.
         refit_examples: How many training examples of each task heads were refitted on; all if
             None.
+        facts: Sentences about what was estimated, chosen and scored on which examples.
     """
 
     method: str
@@ -74,6 +75,7 @@ class MergeReport:
     vectors: str = ""
     refit_heads: str = "off"
     refit_examples: int | None = None
+    facts: Sequence[str] = ()
 
     def table(self) -> Table:
         """Lays out the scores for the terminal.
@@ -121,6 +123,7 @@ class MergeReport:
                 f"(objective {100 * (self.best.objective or 0):.1f}); the test split scored, once",
                 *self._bounds(),
                 *self._picked(),
+                *(f"- {fact}" for fact in self.facts),
                 "",
                 f"Test {self.measure} in per cent:",
                 "",

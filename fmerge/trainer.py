@@ -280,7 +280,7 @@ class FMergeTrainer(Trainer):
                 values=not dry_run,
             )
             run = MergeRun(self, module, data, ensemble, method, settings, references, refitting)
-            run.check(search, grouped=optimizer.groups != "whole")
+            run.check(search, optimizer.groups != "whole", optimizer.racing)
             optimizer.divide(search, method, list(next(iter(ensemble.bodies.values()))))
             if dry_run:
                 own = optimizer.needs_experts

@@ -8,8 +8,9 @@ from rich.console import Console
 
 from fmerge.errors import UserError
 from fmerge.kinship import task_vector_facts
-from fmerge.objective import Objective
+from fmerge.objective import Objective, Partial
 from fmerge.picture import draw_search
+from fmerge.racing import race_facts
 from fmerge.report import MergeReport, Row, compare, fisher_table, layer_of, score_table
 from fmerge.search import Pick, Trial
 
@@ -155,6 +156,37 @@ def test_the_picture_shows_what_fell_below_its_bounds(tmp_path, monkeypatch):
     draw_search(trials, tmp_path / "search.png", Objective("worst", bounds={"a": 0.5}))
     assert drawn["below bounds"] == ([0, 2], [90.0, 80.0])
     assert str(steps) == "{0: nan, 1: 50.0, 2: 50.0, 3: 60.0}"
+
+
+def test_the_picture_shows_stopped_trials_apart(tmp_path, monkeypatch):
+    from matplotlib.axes import Axes
+
+    drawn, steps = {}, []
+    plot, step = Axes.plot, Axes.step
+
+    def spy_plot(self, x, y, *style, **options):
+        drawn[options.get("label")] = list(x), list(y)
+        return plot(self, x, y, *style, **options)
+
+    def spy_step(self, x, y, **options):
+        steps.extend(y)
+        return step(self, x, y, **options)
+
+    monkeypatch.setattr(Axes, "plot", spy_plot)
+    monkeypatch.setattr(Axes, "step", spy_step)
+    trials = [
+        Trial(0, {}, 0.5, {"a": 0.5}),
+        Trial(1, {}, 0.25, {"a": 0.25}, "stopped", partial=Partial(4, 8, 0.1)),
+        Trial(2, {}, 0.75, {"a": 0.75}),
+    ]
+    draw_search(trials, tmp_path / "search.png")
+    assert drawn["trial"] == ([0, 2], [50.0, 75.0]) and steps == [50.0, 75.0]
+    assert drawn["stopped early"] == ([1], [25.0])
+    assert race_facts(trials) == (
+        "racing: 1 of 3 trials were stopped early; 16.7% of the examples of all trials were not "
+        "scored"
+    )
+    assert race_facts(trials[::2]) == "racing: no trial was stopped early"
 
 
 def test_the_report_of_a_search_with_bounds_and_a_model():

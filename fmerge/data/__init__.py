@@ -1,5 +1,6 @@
 """Task data: one ``TaskData`` per task, several side by side in ``MultiTask``."""
 
+from fmerge.data.blocks import BLOCKS
 from fmerge.data.docs import DocsTopics
 from fmerge.data.files import TextFiles
 from fmerge.data.glue import Glue
@@ -8,6 +9,7 @@ from fmerge.data.squad import Squad2
 from fmerge.data.tasks import Example, MultiTask, Split, TaskData
 
 __all__ = [
+    "BLOCKS",
     "DocsTopics",
     "Example",
     "Glue",

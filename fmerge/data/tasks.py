@@ -12,6 +12,7 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
+from fmerge.data.blocks import LEAST, stratified_blocks
 from fmerge.data.resumable import ResumableLoader
 from fmerge.errors import UserError, known
 
@@ -87,6 +88,7 @@ class MultiTask(LightningDataModule):
         self.num_workers = num_workers
         self._training: dict[str, dict[str, int]] = {}
         self._cache: dict[tuple[Any, ...], DataLoader[Example]] = {}
+        self._divided: dict[tuple[str, Split], list[list[Example]]] = {}
 
     @property
     def labels(self) -> dict[str, list[str]]:
@@ -209,6 +211,7 @@ class MultiTask(LightningDataModule):
         examples: int | None = None,
         seed: int = 0,
         shuffled: bool = False,
+        block: int | None = None,
     ) -> dict[str, DataLoader[Example]]:
         """Makes loaders that give every example once, in a fixed order, under DDP too.
 
@@ -219,12 +222,16 @@ class MultiTask(LightningDataModule):
             seed: Seed of that choice.
             shuffled: Whether the order is random, by the same seed, or by length, which spares
                 padding.
+            block: Which of the split's disjoint ``stratified_blocks`` instead; tasks for which
+                it is empty are left out.
 
         Returns:
             Task name to loader, in order; the same objects when asked again with one batch size.
         """
         names = list(self.tasks if tasks is None else tasks)
-        return {name: self._loader(name, split, examples, seed, shuffled) for name in names}
+        if block is not None:
+            names = [name for name in names if self._blocks(name, split)[block]]
+        return {name: self._loader(name, split, examples, seed, shuffled, block) for name in names}
 
     def choose(self, task: str, split: Split, examples: int | None, seed: int) -> list[Example]:
         """Draws examples of a task, the same ones each time.
@@ -243,16 +250,35 @@ class MultiTask(LightningDataModule):
         return [available[i] for i in order[:examples].tolist()]
 
     def _loader(
-        self, name: str, split: Split, examples: int | None, seed: int, shuffled: bool
+        self,
+        name: str,
+        split: Split,
+        examples: int | None,
+        seed: int,
+        shuffled: bool,
+        block: int | None,
     ) -> DataLoader[Example]:
-        key = (name, split, examples, seed, shuffled, self.batch_size)
+        key = (name, split, examples, seed, shuffled, block, self.batch_size)
         if key not in self._cache:
-            chosen = self.choose(name, split, examples, seed)
+            if block is None:
+                chosen = self.choose(name, split, examples, seed)
+            else:
+                chosen = self._blocks(name, split)[block]
             if not shuffled:  # neighbours of one length; the order changes no score
-                chosen.sort(key=length)
+                chosen = sorted(chosen, key=length)
             dataset = _Examples(chosen)
             self._cache[key] = self._make(name, dataset, self._unrepeated(dataset))
         return self._cache[key]
+
+    def _blocks(self, name: str, split: Split) -> list[list[Example]]:
+        if (name, split) not in self._divided:
+            available = self._read(name, split)
+            processes = 1 if self.trainer is None else self.trainer.world_size
+            parts = stratified_blocks(
+                [one.get("label") for one in available], least=max(LEAST, processes)
+            )
+            self._divided[name, split] = [[available[i] for i in part] for part in parts]
+        return self._divided[name, split]
 
     def _make(
         self,

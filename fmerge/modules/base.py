@@ -27,6 +27,7 @@ class TaskModule(LightningModule, ABC):
         super().__init__()
         self.metrics = nn.ModuleDict()
         self.val_loss = MeanMetric()
+        self.right: dict[str, list[Tensor]] | None = None  # of each example, while one asks for it
         self._seed = 0
 
     @abstractmethod
@@ -274,8 +275,11 @@ class TaskModule(LightningModule, ABC):
         self.val_loss.update(losses)
 
     def _update_metrics(self, batch: Mapping[str, Any], predictions: Tensor) -> None:
+        targets = self.targets(batch)
         for metric in self.metrics[batch["task"]].values():  # type: ignore[operator]
-            metric.update(predictions, self.targets(batch))
+            metric.update(predictions, targets)
+        if self.right is not None:
+            self.right.setdefault(batch["task"], []).append(predictions == targets)
 
     def _log_scores(self, stage: str) -> None:
         scores: dict[str, Tensor] = {}

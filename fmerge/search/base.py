@@ -3,13 +3,13 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from fmerge.grouping import coefficient_names
-from fmerge.objective import shortfalls
+from fmerge.objective import Partial, shortfalls
 
-Status = Literal["ok", "failed"]
+Status = Literal["ok", "failed", "stopped"]
 
 
 @dataclass(frozen=True)
@@ -21,10 +21,12 @@ class Trial:
         coefficients: λ by expert, or by ``expert/group``.
         objective: The score to maximise; None where the trial failed.
         metrics: Score by task.
-        status: ``failed`` where no finite score came out.
+        status: ``failed`` where no finite score came out, ``stopped`` where the scores are
+            estimates from a part of the split, on which the trial was seen to be hopeless.
         reason: Why it failed.
         error: Standard error of the objective, in its units, where it is known.
         errors: Standard error of a task's score, where it is known.
+        partial: How much a stopped trial has seen.
     """
 
     index: int
@@ -35,6 +37,7 @@ class Trial:
     reason: str = ""
     error: float | None = None
     errors: Mapping[str, float] = field(default_factory=dict)
+    partial: Partial | None = None
 
     def as_record(self) -> dict[str, Any]:
         """Lists what the trial log keeps.
@@ -50,6 +53,8 @@ class Trial:
             "metrics": dict(self.metrics),
         }
         optional = {"error": self.error, "errors": dict(self.errors), "reason": self.reason}
+        if self.partial is not None:
+            optional["partial"] = asdict(self.partial)
         return record | {
             key: value for key, value in optional.items() if value not in (None, {}, "")
         }
@@ -73,6 +78,7 @@ class Trial:
             record.get("reason", ""),
             record.get("error"),
             record.get("errors", {}),
+            Partial(**record["partial"]) if "partial" in record else None,
         )
 
 
@@ -166,7 +172,7 @@ class Search(ABC):
         return len(self.history) >= self.budget
 
     def rank(self, trial: Trial) -> tuple[float, float]:
-        """Orders the trials that succeeded: what keeps the bounds first, then by the objective.
+        """Orders trials that have scores: what keeps the bounds first, then by the objective.
 
         Args:
             trial: A trial.
@@ -178,7 +184,7 @@ class Search(ABC):
         return missing, -math.inf if trial.objective is None else trial.objective
 
     def best(self) -> Trial:
-        """Picks the best trial, the earliest among equals.
+        """Picks the best trial that was scored in full, the earliest among equals.
 
         Returns:
             The trial with the highest objective among those that keep the bounds; where none

@@ -7,6 +7,7 @@ from typing import Literal
 from typing_extensions import override
 
 from fmerge.errors import UserError
+from fmerge.objective import Partial
 from fmerge.search.ax_client import Acquisition, AxClient, Value, quiet
 from fmerge.search.base import Pick, Search, Trial
 from fmerge.search.compass import compass_point
@@ -42,7 +43,8 @@ class AxSearch(Search):
             0.3, 0.5 and 1 for each, then each expert alone; no merge twice.
         noise: Standard error of a score that the model is told. ``infer``: none, it estimates
             one for all trials; ``binomial``: that of an accuracy on as many examples; ``none``:
-            zero.
+            zero. Of a trial that racing stopped, ``none`` is what the missing examples leave
+            open, and ``binomial`` has that added; ``infer`` takes its estimate as a score.
         polish: So many of the trials come last and go from the best one along one coefficient
             at a time, by a step of 0.1 that is halved when no direction is better.
     """
@@ -122,17 +124,20 @@ class AxSearch(Search):
         super().tell(trial)
         assert self._pending is not None
         with quiet():
-            if trial.status == "ok":
-                self._client.complete(
-                    self._pending,
-                    self._value(trial.objective or 0.0, trial.error),
-                    {
-                        task: self._value(trial.metrics[task], trial.errors.get(task))
-                        for task in self.bounds
-                    },
-                )
-            else:
+            if trial.status == "failed":
                 self._client.abandon(self._pending)
+                return
+            unseen = trial.partial or Partial(0, 0, 0.0)
+            self._client.complete(
+                self._pending,
+                self._value(trial.objective or 0.0, trial.error, unseen.error),
+                {
+                    task: self._value(
+                        trial.metrics[task], trial.errors.get(task), unseen.errors.get(task, 0.0)
+                    )
+                    for task in self.bounds
+                },
+            )
 
     @override
     def replay(self, trial: Trial) -> None:
@@ -175,11 +180,11 @@ class AxSearch(Search):
         self._pending = self._client.attach(coefficients)
         return coefficients
 
-    def _value(self, mean: float, error: float | None) -> Value:
+    def _value(self, mean: float, error: float | None, unseen: float) -> Value:
         if self.noise == "infer":
             return mean
         if self.noise == "none":
-            return mean, 0.0
+            return mean, unseen
         if error is None:
             raise UserError("AxSearch: noise 'binomial' needs the standard errors of the scores")
         return mean, error

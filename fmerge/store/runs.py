@@ -191,11 +191,24 @@ def _is_trial(record: Mapping[str, Any], number: int) -> bool:
         record.get("objective"),
         (record.get("coefficients"), record.get("metrics")),
     )
+    status = record.get("status")
     return (
         record.get("trial") == number
-        and record.get("status") in {"ok", "failed"}
+        and (status in {"ok", "failed"} or (status == "stopped" and _is_partial(record)))
         and (objective is None or _is_number(objective))
         and all(isinstance(one, dict) and all(map(_is_number, one.values())) for one in numbers)
+    )
+
+
+def _is_partial(record: Mapping[str, Any]) -> bool:
+    partial = record.get("partial")
+    return (
+        _is_number(record.get("objective"))
+        and isinstance(partial, dict)
+        and partial.keys() == {"examples", "of", "error", "errors"}
+        and isinstance(errors := partial["errors"], dict)
+        and all(map(_is_number, [partial["examples"], partial["of"], partial["error"]]))
+        and all(map(_is_number, errors.values()))
     )
 
 

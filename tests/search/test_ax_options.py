@@ -2,13 +2,15 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 
 from fmerge.errors import UserError
-from fmerge.objective import Objective
+from fmerge.objective import Objective, Partial
 from fmerge.search import AxSearch, Fixed, Trial
 from fmerge.search.ax_client import AxClient
+from fmerge.search.compass import compass_point
 
 TASKS = ["sst-2", "b"]
 BOUNDS = {"b": 0.7}
@@ -23,8 +25,19 @@ def surface(point):
 GOAL = Objective(weights={"sst-2": 4.0, "b": 1.0}, bounds=BOUNDS)
 
 
-def step(search, failing=()):
+def step(search, failing=(), stopping=()):
     index, point = len(search.history), search.ask()
+    if index in stopping:
+        seen = Partial(30, 80, 0.04, {"sst-2": 0.05, "b": 0.055})
+        scores = GOAL.of(surface(point), {"sst-2": 0.06, "b": 0.07})
+        objective = min(scores.objective, search.best().objective - 0.01)
+        search.tell(
+            Trial(
+                index, point, objective, scores.metrics, "stopped",
+                error=scores.error, errors=scores.errors, partial=seen,
+            )
+        )  # fmt: skip
+        return
     if index in failing:
         search.tell(Trial(index, point, status="failed", reason="out of memory"))
         return
@@ -87,6 +100,30 @@ def test_the_model_is_told_the_errors(monkeypatch, noise, objective, bounded):
     )  # fmt: skip
     ((_, value, metrics),) = told
     assert value == objective and metrics == {"b": bounded}  # no metric that is not bounded
+
+
+STOPPED = Trial(
+    0, {"sst-2": 0.5, "b": 0.5}, 0.58, {"sst-2": 0.575, "b": 0.6}, "stopped",
+    error=0.05, errors={"sst-2": 0.06, "b": 0.07}, partial=Partial(30, 80, 0.04, {"b": 0.055}),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("noise", "objective", "bounded"),
+    [
+        ("infer", 0.58, 0.6),
+        ("none", (0.58, 0.04), (0.6, 0.055)),
+        ("binomial", (0.58, 0.05), (0.6, 0.07)),
+    ],
+)
+def test_the_model_is_told_how_little_a_stopped_trial_saw(monkeypatch, noise, objective, bounded):
+    told = []
+    monkeypatch.setattr(AxClient, "complete", lambda self, *values: told.append(values))
+    search = begun(noise=noise)
+    search.ask()
+    search.tell(STOPPED)
+    ((_, value, metrics),) = told
+    assert value == objective and metrics == {"b": bounded}
 
 
 def test_binomial_noise_needs_errors():
@@ -154,15 +191,16 @@ def test_a_replay_goes_on_to_the_very_trials(options):
 
     whole = search()
     for _ in range(10):
-        step(whole, failing={2, 6})
+        step(whole, failing={2, 6}, stopping={1, 5, 8})
     assert len(set(points(whole))) == 10, "a point was tried twice"
-    assert whole.history[6].status == "failed"
+    assert whole.history[6].status == "failed" and whole.history[8].status == "stopped"
+    assert whole.best().status == "ok" and (whole.pick() is None or whole.pick().trial.index != 8)
     for cut in (3, 7, 9):
         resumed = search()
         for trial in whole.history[:cut]:
             resumed.replay(Trial.from_record(json.loads(json.dumps(trial.as_record()))))
         while not resumed.finished:
-            step(resumed, failing={2, 6})
+            step(resumed, failing={2, 6}, stopping={1, 5, 8})
         assert resumed.history == whole.history
 
 
@@ -214,6 +252,16 @@ def test_the_best_keeps_the_bounds_or_falls_short_by_least():
 def test_a_polish_that_does_not_fit_is_said(polish):
     with pytest.raises(UserError, match=rf"polish is {polish}, .* give 0 to 2"):
         AxSearch(trials=6, initial_trials=4, polish=polish)
+
+
+def test_a_stopped_trial_is_never_the_best():
+    search = Fixed()
+    search.start(["a", "b"])
+    search.tell(Trial(0, {"a": 0.1, "b": 0.2}, 0.5, {"a": 0.5}))
+    search.tell(replace(STOPPED, index=1))  # better, as where a bound was missed
+    assert search.best().index == 0 and search.pick() is None
+    assert compass_point(search.history, 1, search.rank) == {"a": 0.2, "b": 0.2}
+    assert Trial.from_record(json.loads(json.dumps(STOPPED.as_record()))) == STOPPED
 
 
 def test_errors_are_read_back_to_the_last_digit():
