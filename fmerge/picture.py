@@ -83,9 +83,12 @@ def draw_front(
         *places([t for t in trials if t.objectives]), "o", color="#c8d6e4", markersize=4,
         label="trial",
     )  # fmt: skip
-    # seen from two of more objectives a front is no line
+    # the steps bound what the front dominates; seen from two of more objectives it has no line
     style = "o-" if len(objectives) == 2 else "o"
-    axes.plot(*places(front), style, color="#c2542d", markersize=5, label="Pareto front")
+    axes.plot(
+        *places(front), style, color="#c2542d", markersize=5, label="Pareto front",
+        drawstyle="steps-post",
+    )  # fmt: skip
     axes.plot(
         *places(front[:1]), "o", color="none", markeredgecolor="#333333", markersize=10,
         label=f"merged: trial {front[0].index}",
