@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from fmerge.errors import UserError
 from fmerge.grouping import Groups, partition
 from fmerge.merger import Merger
 from fmerge.methods import MergeMethod
-from fmerge.objective import Kind, Objective, Scores, check_keep, check_own, check_weights
+from fmerge.objective import Aim, Objective, Scores, check_keep, check_own, objectives_of
 from fmerge.params import Params
 from fmerge.search import AxSearch, Fixed, Search, Trial
 
@@ -29,7 +30,10 @@ class MergeOptimizer(Callback):
         target: Score this task alone; all tasks when left out.
         objective: What is maximised: mean: the mean of the tasks' scores; retained: the mean of
             the shares of their experts' scores that they keep; worst: the lowest score;
-            worst_retained: the lowest share.
+            worst_retained: the lowest share; tasks: each task's score, an objective of its own.
+            Of several, such as [mean, worst], the search looks for the Pareto front, which is
+            saved as pareto.json; the merge that is kept is the best by the first of them, and
+            --build makes any other.
         weights: How much each task counts in mean or retained, by task; alike when left out.
         keep: Share of its expert's validation score that every task must keep, such as 0.97, or
             the shares by task. The best trial is then the best of those that do; where none
@@ -48,7 +52,7 @@ class MergeOptimizer(Callback):
         self,
         search: Search | None = None,
         target: str | None = None,
-        objective: Kind = "mean",
+        objective: Aim | list[Aim] = "mean",
         weights: dict[str, float] | None = None,
         keep: float | dict[str, float] | None = None,
         groups: Groups = "whole",
@@ -56,21 +60,29 @@ class MergeOptimizer(Callback):
     ) -> None:
         self.search = search
         self.target = target
-        self.objective: Kind = objective
+        self.objective: Aim | list[Aim] = objective
         self.weights = weights
         self.keep = keep
         self.groups = groups
         self.racing = racing
         self.parts: dict[str, list[str]] | None = None
         self._names: list[str] = []
+        self._tasks: list[str] = []
 
-    def prepare(self, names: list[str], method: MergeMethod, scored: bool) -> Search:
+    def prepare(
+        self,
+        names: list[str],
+        method: MergeMethod,
+        scored: bool,
+        tasks: Sequence[str] | None = None,
+    ) -> Search:
         """Starts the search, before any long work.
 
         Args:
             names: The experts.
             method: What is merged with.
             scored: Whether there are data to score trials on.
+            tasks: The experts that have a task: all when left out.
 
         Returns:
             The search that will be used; ``divide`` starts it once more where tensors are grouped.
@@ -78,8 +90,9 @@ class MergeOptimizer(Callback):
         Raises:
             UserError: If the search does not fit the experts, the method or the data.
         """
-        check_weights(self.weights, names, self.target, self.objective)
-        check_keep(self.keep, names)
+        self._names, self._tasks = names, list(names if tasks is None else tasks)
+        objectives = objectives_of(self.objective, self.weights, self._tasks, self.target)
+        check_keep(self.keep, self._tasks)
         search = self.search
         if search is None:
             search = AxSearch() if method.uses_coefficients and scored else Fixed()
@@ -97,13 +110,19 @@ class MergeOptimizer(Callback):
                 f"{type(search).__name__}: needs data to score its trials on; give --data, or "
                 "fix the coefficients with --optimizer.search Fixed"
             )
+        if self.racing and len(objectives) > 1:
+            raise UserError(
+                "--optimizer.racing: stops what cannot be best by one objective, but there are "
+                f"{len(objectives)}; leave racing out, or name one --optimizer.objective"
+            )
         if not scored and self.racing:
             raise UserError("--optimizer.racing: needs data to score on; give --data")
         if not scored and (self.needs_experts or self.weights or self.objective != "mean"):
             raise UserError(
                 "--optimizer: objective, weights and keep need data to score on; give --data"
             )
-        self._names, self.parts = names, None
+        search.aim(list(objectives) if len(objectives) > 1 else [])
+        self.parts = None
         if self.groups == "whole":
             search.start(names, only_ratios=method.only_ratios)
         return search
@@ -123,7 +142,8 @@ class MergeOptimizer(Callback):
     @property
     def needs_experts(self) -> bool:
         """Whether the experts' own validation scores are needed."""
-        return self.keep is not None or self.objective in {"retained", "worst_retained"}
+        aims = [self.objective] if isinstance(self.objective, str) else self.objective
+        return self.keep is not None or not {"retained", "worst_retained"}.isdisjoint(aims)
 
     def goal(self, own: Mapping[str, float]) -> Objective:
         """Settles what is maximised and what is bounded.
@@ -134,14 +154,16 @@ class MergeOptimizer(Callback):
         Returns:
             The objective.
         """
-        names = self._names
-        weights = check_weights(self.weights, names, self.target, self.objective)
-        keep = check_keep(self.keep, names)
-        if self.objective in {"retained", "worst_retained"}:
-            check_own(own, list(weights or names))
+        found = objectives_of(self.objective, self.weights, self._tasks, self.target)
+        keep = check_keep(self.keep, self._tasks)
+        for one in found.values():
+            if one.kind in {"retained", "worst_retained"}:
+                check_own(own, list(one.weights or self._tasks))
         check_own(own, list(keep))
         bounds = {task: share * own[task] for task, share in keep.items()}
-        return Objective(self.objective, weights, own, bounds)
+        parts = {name: replace(one, own=own) for name, one in found.items()}
+        first = next(iter(parts.values()))
+        return replace(first, bounds=bounds, parts=parts if len(parts) > 1 else {})
 
     def optimize(
         self,
@@ -209,9 +231,10 @@ class MergeOptimizer(Callback):
         metrics, objective = scores.metrics, scores.objective
         if objective is None:
             return Trial(index, coefficients, reason="built without data to score it on")
-        if not math.isfinite(objective):
-            reason = f"the objective is {objective}"
-            return Trial(index, coefficients, metrics=metrics, status="failed", reason=reason)
+        for value in (objective, *scores.objectives.values()):
+            if not math.isfinite(value):
+                reason = f"the objective is {value}"
+                return Trial(index, coefficients, metrics=metrics, status="failed", reason=reason)
         return Trial(
             index,
             coefficients,
@@ -221,6 +244,8 @@ class MergeOptimizer(Callback):
             error=scores.error,
             errors=scores.errors,
             partial=scores.partial,
+            objectives=scores.objectives,
+            objective_errors=scores.objective_errors,
         )
 
 

@@ -1,14 +1,13 @@
 """One merge from its inputs to its folder."""
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
 from lightning.pytorch import Trainer
-from rich.console import Console
 
 from fmerge.batch_sizes import check_automatic
 from fmerge.data import MultiTask, Split
@@ -23,13 +22,22 @@ from fmerge.methods import Average, Grams, MergeMethod
 from fmerge.modules import TaskModule
 from fmerge.objective import Objective, Scores
 from fmerge.params import Params, fingerprint, params_of, write_params
-from fmerge.picture import draw_search
+from fmerge.pareto import Front
 from fmerge.racing import Race, check_racing, race_facts
 from fmerge.refit import Heads, Refitter, Refitting, check_refitting, obstacle
-from fmerge.report import AVERAGE, BASE, EXPERTS, MERGE, REFITTED, MergeReport, Row
+from fmerge.report import (
+    AVERAGE,
+    BASE,
+    EXPERTS,
+    MERGE,
+    REFITTED,
+    MergeReport,
+    Row,
+    read_references,
+)
 from fmerge.search import Search, Trial
 from fmerge.splits import split_facts
-from fmerge.store import RunFolder, Shelf, write_text
+from fmerge.store import RunFolder, Shelf
 
 References = Literal["all", "experts"]
 
@@ -171,24 +179,11 @@ class MergeRun:
         """
         self.trainer.strategy.setup_environment()
         if self.data is not None and self.data.automatic:  # a run that goes on has the same
-            sizes = self._evaluator.sizes
-            sizes.found |= folder.noted(_SIZES) or {}
-            sizes.note = partial(folder.note, _SIZES)
-        goal = optimizer.goal(self._own_scores(folder) if optimizer.needs_experts else {})
+            self._evaluator.sizes.note = partial(folder.note, _SIZES)
+        goal, merger = self._begin(optimizer, folder)
         search.constrain(goal.bounds)
         for record in self.trainer.strategy.broadcast(list(done)):
             search.replay(Trial.from_record(record))
-        weight = next(iter(next(iter(self.ensemble.bodies.values())).values()))
-        merger = Merger(
-            self.method,
-            self.ensemble.base,
-            self.ensemble.bodies,
-            self._fisher,
-            self._statistics(),
-            optimizer.parts,
-            self.settings.curve,
-            Shelf(folder.path, weight.device).keep,
-        )
         score: Score = lambda body: self._validate(body, goal)  # noqa: E731
         if optimizer.racing:
             tasks = self.ensemble.tasks
@@ -207,24 +202,85 @@ class MergeRun:
         # the other processes were told no scores: their search has no model
         pick = search.pick() if self.trainer.is_global_zero and self.data is not None else None
         heads = self._refitter.fit(body) if self.refitting.wanted else {}
-        rows, base = self._rows(body, heads), self.ensemble.base
+        rows = self._rows(body, heads, self._references())
         self._save(body, heads, folder.path / "merged")
+        front = search.front()
+        report = self._report(best, search, len(search.history), rows, goal)
+        raced = [race_facts(search.history)] if optimizer.racing else []
+        return replace(
+            report,
+            facts=[*report.facts, *raced],
+            pick=pick,
+            front=Front(search.objectives, front) if front else None,
+        )
+
+    def build(
+        self,
+        optimizer: MergeOptimizer,
+        search: Search,
+        folder: RunFolder,
+        record: Mapping[str, Any],
+        trials: int,
+    ) -> MergeReport:
+        """Assembles one trial of a finished run again, tests it and saves it; no trial is made.
+
+        Args:
+            optimizer: As for ``run``.
+            search: The run's search, which is not asked.
+            folder: The run's folder.
+            record: The trial's record; that of the first process counts.
+            trials: How many trials the run had.
+
+        Returns:
+            What was built, with the rows of the table: none without data.
+        """
+        self.trainer.strategy.setup_environment()
+        trial = Trial.from_record(self.trainer.strategy.broadcast(dict(record)))
+        goal, merger = self._begin(optimizer, folder)
+        body = merger.assemble(trial.coefficients)
+        # the run has scored what its merges are measured against
+        known = read_references(folder.path) if self.trainer.is_global_zero else []
+        known = self.trainer.strategy.broadcast(known)
+        heads = self._refitter.fit(body) if self.refitting.wanted else {}
+        rows = self._rows(body, heads, known or self._references())
+        self._save(body, heads, folder.point(trial.index) / "merged")
+        return replace(self._report(trial, search, trials, rows, goal), built=True)
+
+    def _begin(self, optimizer: MergeOptimizer, folder: RunFolder) -> tuple[Objective, Merger]:
+        if self.data is not None and self.data.automatic:
+            self._evaluator.sizes.found |= folder.noted(_SIZES) or {}
+        goal = optimizer.goal(self._own_scores(folder) if optimizer.needs_experts else {})
+        weight = next(iter(next(iter(self.ensemble.bodies.values())).values()))
+        return goal, Merger(
+            self.method,
+            self.ensemble.base,
+            self.ensemble.bodies,
+            self._fisher,
+            self._statistics(),
+            optimizer.parts,
+            self.settings.curve,
+            Shelf(folder.path, weight.device).keep,
+        )
+
+    def _report(
+        self, best: Trial, search: Search, trials: int, rows: Sequence[Row], goal: Objective
+    ) -> MergeReport:
+        base = self.ensemble.base
         return MergeReport(
             type(self.method).__name__,
             type(search).__name__,
             best,
-            len(search.history),
+            trials,
             self.ensemble.sources,
             self.ensemble.base_source,
             rows,
             goal,
             search.groups,
-            pick,
-            self._measure(),
-            "" if base is None else task_vector_facts(base, self.ensemble.bodies),
-            self.refitting.when,
-            self.refitting.most,
-            self._facts() + ([race_facts(search.history)] if optimizer.racing else []),
+            measure=self._measure(),
+            vectors="" if base is None else task_vector_facts(base, self.ensemble.bodies),
+            refit_heads=self.refitting.when,
+            refit_examples=self.refitting.most,
+            facts=self._facts(),
         )
 
     @cached_property
@@ -299,7 +355,15 @@ class MergeRun:
             return self.ensemble.fishers
         return {name: self._fisher(name, body) for name, body in bodies}
 
-    def _rows(self, body: Params, heads: Heads) -> list[Row]:
+    def _rows(self, body: Params, heads: Heads, references: Sequence[Row]) -> list[Row]:
+        if self.data is None:
+            return []
+        name = AVERAGE if isinstance(self.method, Average) else MERGE
+        # the plain average is what it would be measured against
+        others = [row for row in references if not row.name.startswith(name)]
+        return [*others, *self._tested(name, body, self.refitting.wanted, heads)]
+
+    def _references(self) -> list[Row]:
         if self.data is None:
             return []
         evaluator, ensemble = self._evaluator, self.ensemble
@@ -310,12 +374,10 @@ class MergeRun:
         if self.references == "all" and ensemble.base is not None:
             probed = not obstacle(self.module, self.data, ensemble.models)
             rows = [*self._tested(BASE, ensemble.base, probed), *rows]
-        if isinstance(self.method, Average):
-            return [*rows, *self._tested(AVERAGE, body, self.refitting.wanted, heads)]
-        if self.references == "all":
+        if self.references == "all" and not isinstance(self.method, Average):
             average = Average().merge(None, list(ensemble.bodies.values()), [])
             rows += self._tested(AVERAGE, average, self.refitting.wanted)
-        return [*rows, *self._tested(MERGE, body, self.refitting.wanted, heads)]
+        return rows
 
     def _tested(
         self, name: str, body: Params, refit: bool, heads: Heads | None = None
@@ -334,21 +396,3 @@ class MergeRun:
             write_params(self.module.task_model(name), head | heads.get(name, {}) | body)
         if self.trainer.is_global_zero:
             self.module.save(folder)
-
-
-def show(report: MergeReport, search: Search, output: Path) -> None:
-    """Prints the table and writes report and picture.
-
-    Args:
-        report: The result.
-        search: The search, with its trials.
-        output: The run's folder.
-    """
-    console = Console()
-    if report.rows:
-        draw_search(search.history, output / "search.png", report.goal, report.measure)
-        write_text(output / "scores.json", json.dumps(report.record(), indent=1) + "\n")
-        console.print(report.table())
-    write_text(output / "report.md", report.markdown())
-    for what, path in (("Report", "report.md"), ("Trials", "trials.jsonl"), ("Merged", "merged/")):
-        console.print(f"{what}: {output / path}", soft_wrap=True, highlight=False)

@@ -1,16 +1,18 @@
-"""What a search maximises: pure functions from the tasks' scores to one number and its bounds.
+"""What a search maximises: pure functions from the tasks' scores to numbers and their bounds.
 
 Letters: sₜ is the merge's score on task t, eₜ the score of the task's own expert, wₜ a weight.
 """
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from fmerge.errors import UserError, known
 
 Kind = Literal["mean", "retained", "worst", "worst_retained"]
+Aim = Literal["mean", "retained", "worst", "worst_retained", "tasks"]
+"""A kind of objective; ``tasks``: each task's score is an objective of its own."""
 
 _ROUNDING = 1e-6
 """Scores come out of float32 metrics: a bound that is missed by less is met."""
@@ -43,6 +45,8 @@ class Scores:
         error: Its standard error, in the objective's units; None where it is not known.
         errors: Standard error of a task's score, for the tasks where it is known.
         partial: How much was seen, where all these are estimates from a part of the split.
+        objectives: The objectives by name, where there are several; ``objective`` is the first.
+        objective_errors: Their standard errors, where they are known.
     """
 
     metrics: Mapping[str, float] = field(default_factory=dict)
@@ -50,6 +54,8 @@ class Scores:
     error: float | None = None
     errors: Mapping[str, float] = field(default_factory=dict)
     partial: Partial | None = None
+    objectives: Mapping[str, float] = field(default_factory=dict)
+    objective_errors: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -64,12 +70,14 @@ class Objective:
         weights: wₜ by task, of the tasks that count; all count alike when left out.
         own: eₜ by task; needed by the shares.
         bounds: Least score by task, in the score's units.
+        parts: The objectives of a search for several, by name, this one the first of them.
     """
 
     kind: Kind = "mean"
     weights: Mapping[str, float] | None = None
     own: Mapping[str, float] = field(default_factory=dict)
     bounds: Mapping[str, float] = field(default_factory=dict)
+    parts: Mapping[str, "Objective"] = field(default_factory=dict)
 
     def of(self, metrics: Mapping[str, float], errors: Mapping[str, float]) -> Scores:
         """Scores a merge.
@@ -80,10 +88,18 @@ class Objective:
 
         Returns:
             The objective and its standard error: by the formula for independent tasks, with eₜ
-            taken as exact; that of the worst task where it alone counts.
+            taken as exact; that of the worst task where it alone counts. The same of each part.
         """
         if not metrics:
             return Scores()
+        parts = {name: part._alone(metrics, errors) for name, part in self.parts.items()}
+        return replace(
+            self._alone(metrics, errors),
+            objectives={n: s.objective for n, s in parts.items() if s.objective is not None},
+            objective_errors={n: s.error for n, s in parts.items() if s.error is not None},
+        )
+
+    def _alone(self, metrics: Mapping[str, float], errors: Mapping[str, float]) -> Scores:
         weights = dict.fromkeys(metrics, 1.0) if self.weights is None else self.weights
         shares = self.kind in {"retained", "worst_retained"}
         units = {task: self.own[task] if shares else 1.0 for task in weights}
@@ -150,8 +166,53 @@ def binomial_error(share: float, examples: int) -> float:
     return math.sqrt(p * (1 - p) / examples)
 
 
+def objectives_of(
+    aims: Aim | Sequence[Aim],
+    weights: Mapping[str, float] | None,
+    tasks: Sequence[str],
+    target: str | None = None,
+) -> dict[str, Objective]:
+    """Lists what is maximised.
+
+    Args:
+        aims: One objective, or several.
+        weights: wₜ by task, if given; for those that are means.
+        tasks: All tasks.
+        target: The one task that counts alone, if there is one.
+
+    Returns:
+        The objectives by name, without experts' scores and bounds: the name of their kind, or of
+        their task.
+
+    Raises:
+        UserError: If one is listed twice, none is, or weights or target do not fit them.
+    """
+    listed = [aims] if isinstance(aims, str) else list(aims)
+    names = [name for aim in listed for name in (tasks if aim == "tasks" else [aim])]
+    if not names:
+        raise UserError("objective: lists nothing to maximise; give one or more, such as mean")
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise UserError(f"objective: '{twice[0]}' would be two of the objectives; drop one")
+    if target is not None and (len(names) > 1 or "tasks" in listed):
+        raise UserError(
+            f"objective: is {', '.join(listed)}, but with a target one task counts alone; leave "
+            "the target out, or name one of mean, retained, worst and worst_retained"
+        )
+    means = [aim for aim in listed if aim in {"mean", "retained"}]
+    kind: Aim = (means or listed)[0]
+    counted = check_weights(weights, tasks, target, kind)
+    found: dict[str, Objective] = {}
+    for aim in listed:
+        if aim == "tasks":
+            found |= {task: Objective("mean", {task: 1.0}) for task in tasks}
+        else:
+            worst = aim.startswith("worst") and target is None
+            found[aim] = Objective(aim, None if worst else counted)
+    return found
+
+
 def check_weights(
-    weights: Mapping[str, float] | None, tasks: Sequence[str], target: str | None, kind: Kind
+    weights: Mapping[str, float] | None, tasks: Sequence[str], target: str | None, kind: Aim
 ) -> Mapping[str, float] | None:
     """Settles which tasks count, and how much.
 
@@ -173,7 +234,7 @@ def check_weights(
         return None if target is None else {target: 1.0}
     if target is not None:
         raise UserError("weights: do not go with a target, which counts alone; leave one out")
-    if kind.startswith("worst"):
+    if kind not in {"mean", "retained"}:
         raise UserError(f"weights: mean nothing to '{kind}'; use mean or retained")
     if set(weights) != set(tasks):
         raise UserError(

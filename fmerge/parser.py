@@ -28,7 +28,7 @@ _CLASSES = {
     "model": modules.__all__,
 }
 _NOT_CHOICES = {
-    "MergeMethod", "Pick", "Search", "Trial", "Example", "MultiTask", "Split", "TaskData",
+    "BLOCKS", "MergeMethod", "Pick", "Search", "Trial", "Example", "MultiTask", "Split", "TaskData",
     "TaskModule", "Estimation", "FisherPass", "GramPass", "HeadInputs", "HeadedModule", "Saving",
     "fit_linear", "Gram", "Grams", "last_linear", "linear_weights",
 }  # fmt: skip
@@ -137,6 +137,14 @@ def one_line(message: str, options: list[str]) -> str:
     if literal := re.search(r"Expected a typing\.Literal(\[.*?\])\. Got value: (.+)", message):
         choices = ast.literal_eval(literal[1])
         return f"{key}: unknown value '{literal[2].strip()}'; known: {', '.join(map(str, choices))}"
+    expected = [one.strip() for one in re.findall(r"- Expected a (.+)", message)]
+    if len(expected) == 2 and expected[0].startswith("typing.L") and "'list'" in expected[1]:
+        found = re.search(r"Given value: (.+)", message)
+        choices = ast.literal_eval(expected[0].removeprefix("typing.Literal"))
+        return (
+            f"{key}: unknown value '{found[1] if found else ''}'; known: "
+            f"{', '.join(map(str, choices))}, or a list of them"
+        )
     if required := re.search(r"arguments are required: (.+)", message):
         names = [f"--{name.partition('.')[2] or name}" for name in required[1].split(", ")]
         return f"{', '.join(names)}: required but not given; --help tells what it takes"
@@ -148,8 +156,8 @@ def one_line(message: str, options: list[str]) -> str:
         return f"{name}: no such option; " + (
             f"did you mean {close[0]}?" if close else "see --help"
         )
-    if expected := re.findall(r"- Expected (?!a <class 'NoneType'>)(.+)", message):
-        return f"{key}: Expected {' or '.join(dict.fromkeys(map(str.strip, expected)))}"
+    if kinds := [f"a {one}" for one in expected if one != "<class 'NoneType'>"]:
+        return f"{key}: Expected {' or '.join(dict.fromkeys(kinds))}"
     text = re.sub(r'Parser key "[^"]+":\s*', "", message)
     return (f"{key}: " if keys else "") + re.sub(r"\s+", " ", text).strip()
 

@@ -1,4 +1,4 @@
-"""The picture of a search."""
+"""The pictures of a search."""
 
 import math
 from collections.abc import Sequence
@@ -59,5 +59,54 @@ def draw_search(
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, loc="lower right")
+    with replacing_file(path) as temporary:
+        figure.savefig(temporary, dpi=120, metadata={"Software": "fmerge"})
+
+
+def draw_front(
+    trials: Sequence[Trial], front: Sequence[Trial], objectives: Sequence[str], path: Path
+) -> None:
+    """Draws the first objective against the second, and the Pareto front.
+
+    Args:
+        trials: All trials.
+        front: Those of the front, the one that was kept first.
+        objectives: The names of the objectives, two at least.
+        path: The picture, a PNG.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    first, second = objectives[:2]
+
+    def places(some: Sequence[Trial]) -> tuple[list[float], list[float]]:
+        one, other = ([100 * t.objectives[name] for t in some] for name in (first, second))
+        return one, other
+
+    figure = Figure(figsize=(5.2, 4.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.plot(
+        *places([t for t in trials if t.objectives]), "o", color="#c8d6e4", markersize=4,
+        label="trial",
+    )  # fmt: skip
+    # the steps bound what the front dominates; seen from two of more objectives it has no line
+    style = "o-" if len(objectives) == 2 else "o"
+    axes.plot(
+        *places(front), style, color="#c2542d", markersize=5, label="Pareto front",
+        drawstyle="steps-post",
+    )  # fmt: skip
+    axes.plot(
+        *places(front[:1]), "o", color="none", markeredgecolor="#333333", markersize=10,
+        label=f"merged: trial {front[0].index}",
+    )  # fmt: skip
+    for trial, x, y in zip(front, *places(front), strict=True):
+        axes.annotate(
+            str(trial.index), (x, y), textcoords="offset points", xytext=(5, 5), fontsize=7
+        )
+    axes.set_xlabel(f"validation {first}, %")
+    axes.set_ylabel(f"validation {second}, %")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, loc="best")
     with replacing_file(path) as temporary:
         figure.savefig(temporary, dpi=120, metadata={"Software": "fmerge"})

@@ -15,6 +15,7 @@ from fmerge.errors import UserError
 from fmerge.grouping import coefficient_name
 from fmerge.objective import Objective, shortfalls
 from fmerge.params import Params
+from fmerge.pareto import Front
 from fmerge.search import Pick, Trial
 
 BASE, EXPERTS, AVERAGE, MERGE = "base", "experts", "plain average", "this merge"
@@ -59,6 +60,8 @@ class MergeReport:
         refit_examples: How many training examples of each task heads were refitted on; all if
             None.
         facts: Sentences about what was estimated, chosen and scored on which examples.
+        front: The Pareto front, where there are several objectives.
+        built: Whether ``best`` is not what the search chose, but a trial built by its index.
     """
 
     method: str
@@ -76,6 +79,8 @@ class MergeReport:
     refit_heads: str = "off"
     refit_examples: int | None = None
     facts: Sequence[str] = ()
+    front: Front | None = None
+    built: bool = False
 
     def table(self) -> Table:
         """Lays out the scores for the terminal.
@@ -98,6 +103,7 @@ class MergeReport:
             "measure": self.measure,
             "refit_heads": self.refit_heads,
             "refit_examples": self.refit_examples,
+            **({"trial": self.best.index} if self.built else {}),
             "rows": [{"name": row.name, "scores": dict(row.scores)} for row in self.rows],
         }
 
@@ -110,7 +116,9 @@ class MergeReport:
         lines = [
             f"# {self.method} of {len(self.experts)} experts",
             "",
-            f"- search: {self.search}, {self.trials} trials; the best is trial {self.best.index}",
+            f"- search: {self.search}, {self.trials} trials; "
+            f"{'this' if self.built else 'the best'} is trial {self.best.index}"
+            + (", built by its index" if self.built else ""),
             *self._coefficients(),
             *(f"- expert `{name}`: {path}" for name, path in self.experts.items()),
             *([f"- base: {self.base}"] if self.base else []),
@@ -119,8 +127,7 @@ class MergeReport:
         if self.rows:
             header, *rows = _cells(self.rows)
             lines += [
-                f"- the validation split chose, by {self.goal} "
-                f"(objective {100 * (self.best.objective or 0):.1f}); the test split scored, once",
+                f"- {self._chosen()}",
                 *self._bounds(),
                 *self._picked(),
                 *(f"- {fact}" for fact in self.facts),
@@ -134,9 +141,19 @@ class MergeReport:
                 "*kept*: the mean over tasks of the score divided by the expert's.",
                 *self._refitted(),
                 "",
-                "![objective by trial](search.png)",
+                f"![objective by trial]({'../../' if self.built else ''}search.png)",
+                *(self.front.markdown() if self.front else []),
             ]
         return "\n".join(lines) + "\n"
+
+    def _chosen(self) -> str:
+        objective = f"{100 * (self.best.objective or 0):.1f}"
+        if self.built:
+            return f"on the validation split {self.goal} is {objective}; the test split scored"
+        return (
+            f"the validation split chose, by {self.goal} (objective {objective}); the test split "
+            "scored, once"
+        )
 
     def _coefficients(self) -> list[str]:
         """One line, or one per expert where tensors are grouped."""
@@ -155,9 +172,12 @@ class MergeReport:
             return []
         least = ", ".join(f"{task} {100 * bound:.1f}" for task, bound in bounds.items())
         short = shortfalls(self.best.metrics, bounds)
+        which = "this trial" if self.built else "the best trial"
         if not short:
-            return [f"- at least on validation: {least}; the best trial keeps to that"]
+            return [f"- at least on validation: {least}; {which} keeps to that"]
         missing = ", ".join(f"{task} by {100 * value:.1f}" for task, value in short.items())
+        if self.built:
+            return [f"- at least on validation: {least}; this trial falls short: {missing}"]
         return [
             f"- at least on validation: {least}; NO TRIAL kept to that, and the best is the one "
             f"that falls short by least: {missing}"
@@ -220,6 +240,20 @@ def _cells(rows: Sequence[Row]) -> list[list[str]]:
     return lines
 
 
+def read_references(folder: Path) -> list[Row]:
+    """Reads back what a run's merge was measured against.
+
+    Args:
+        folder: The run's folder.
+
+    Returns:
+        The rows of ``scores.json`` but for the merge's own; none where there is no such file.
+    """
+    path = folder / "scores.json"
+    rows = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.is_file() else []
+    return [Row(row["name"], row["scores"]) for row in rows if row["name"] in REFERENCES]
+
+
 def compare(folders: Sequence[Path]) -> Table:
     """Lays out the merges of several runs over the same experts in one table.
 
@@ -262,7 +296,8 @@ def _among_others(name: str, record: Mapping[str, Any]) -> str:
     """Names a run's row in a table over several runs."""
     if name.startswith(MERGE):
         searched = " for refitted heads" if record.get("refit_heads") == "trials" else ""
-        name = f"{record['method']}, {record['search']}{searched}{name.removeprefix(MERGE)}"
+        built = f", trial {record['trial']}" if "trial" in record else ""
+        name = f"{record['method']}, {record['search']}{searched}{built}{name.removeprefix(MERGE)}"
     examples = record.get("refit_examples")
     return f"{name} on {examples}" if name.endswith(REFITTED) and examples else name
 

@@ -1,7 +1,7 @@
 """The Trainer with two more jobs: ``fisher`` and ``merge``; and a ``fit`` that saves an expert."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +21,15 @@ from fmerge.fit_run import ConfigWriter, save_experts
 from fmerge.given import check_numbered, task_module, tasks_of
 from fmerge.interrupts import asking_to_stop
 from fmerge.merge_optimizer import MergeOptimizer
-from fmerge.merge_run import MergeRun, References, show
+from fmerge.merge_run import MergeRun, References
 from fmerge.methods import Average, MergeMethod
 from fmerge.modules import TaskModule
+from fmerge.pareto import find_trial
 from fmerge.processes import check_strategy
 from fmerge.refit import Refit, Refitting
 from fmerge.report import MergeReport
 from fmerge.requeue import RequeuedFit, is_requeued, requeued_checkpoint
+from fmerge.results import show
 from fmerge.search import Search
 from fmerge.store import (
     RunFolder,
@@ -222,6 +224,7 @@ class FMergeTrainer(Trainer):
         refit_seed: int = 0,
         overwrite: bool = False,
         dry_run: bool = False,
+        build: int | None = None,
     ) -> MergeReport | None:
         """Merge experts into one model, with the best coefficients that a search finds.
 
@@ -250,6 +253,9 @@ class FMergeTrainer(Trainer):
                 be added to a finished run.
             dry_run: Check all that headers tell, measure one batch, print what would be done and
                 what it would take, and write nothing.
+            build: Index of a trial of the finished run in the output folder, such as another
+                point of its Pareto front: that merge is assembled, tested and saved in
+                points/<index>/, and nothing else is done.
 
         Returns:
             What was kept and the test scores; None of a dry run.
@@ -263,16 +269,21 @@ class FMergeTrainer(Trainer):
         refitting = Refitting(refit_heads, refit_examples, refit_seed)
         with only_run(lock_of(output, folder=True), on=self.is_global_zero):
             folder, going_on = RunFolder(output, self.resolved_config), False
-            if self.is_global_zero:
+            chosen: tuple[Mapping[str, Any], int] = ({}, 0)
+            if self.is_global_zero and build is not None:
+                chosen = find_trial(folder, build, overwrite, dry_run)
+            elif self.is_global_zero:
                 going_on = folder.check(overwrite and not is_requeued(self))
             check_strategy(self)
             module = task_module(model)
             data = tasks_of(datamodule) if datamodule is not None else None
             data = data if data is not None and data.tasks else None
             optimizer = self._merge_optimizer()
-            search = optimizer.prepare(list(experts), method, scored=data is not None)
+            ordered = target_first(experts, optimizer.target)
+            tasks = [name for name, one in ordered.items() if not one.donor]
+            search = optimizer.prepare(list(experts), method, data is not None, tasks)
             ensemble = load_ensemble(
-                target_first(experts, optimizer.target),
+                ordered,
                 base,
                 method,
                 module,
@@ -292,6 +303,13 @@ class FMergeTrainer(Trainer):
                 )
                 return None
             done: list[dict[str, Any]] = []
+            if build is not None:
+                if self.is_global_zero:
+                    folder.check_inputs(run.inputs())
+                    folder.begin_point(build)
+                module.adopt(ensemble.models, ensemble.tokenizer)
+                report = self._long(run, run.build, optimizer, search, folder, *chosen)
+                return self._shown(report, search, folder.point(build))
             if self.is_global_zero and going_on:
                 done = folder.resume(run.inputs())
                 Console().print(f"Going on after {len(done)} trials: {output}", soft_wrap=True)
@@ -308,13 +326,9 @@ class FMergeTrainer(Trainer):
         folder: RunFolder,
         done: list[dict[str, Any]],
     ) -> MergeReport:
-        self.strategy._lightning_module = run.module
-        self.state.fn, self.state.status = TrainerFn.VALIDATING, TrainerStatus.RUNNING
         try:
             with asking_to_stop(self) as stop:
-                report: MergeReport = call._call_and_handle_interrupt(
-                    self, run.run, optimizer, search, folder, done, stop
-                )
+                report = self._long(run, run.run, optimizer, search, folder, done, stop)
         except SystemExit:
             if self.is_global_zero:
                 sys.stderr.write(
@@ -322,8 +336,17 @@ class FMergeTrainer(Trainer):
                     f"the same command goes on with them: {folder.path}\n"
                 )
             raise
+        return self._shown(report, search, folder.path)
+
+    def _long(self, run: MergeRun, job: Callable[..., MergeReport], *given: Any) -> MergeReport:
+        self.strategy._lightning_module = run.module
+        self.state.fn, self.state.status = TrainerFn.VALIDATING, TrainerStatus.RUNNING
+        report: MergeReport = call._call_and_handle_interrupt(self, job, *given)
+        return report
+
+    def _shown(self, report: MergeReport, search: Search, output: Path) -> MergeReport:
         if self.is_global_zero:
-            show(report, search, folder.path)
+            show(report, search, output)
         self.strategy.barrier("the merge is written")
         return report
 

@@ -1,6 +1,7 @@
 """Objectives, their errors and their bounds, against numbers worked by hand."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -11,6 +12,7 @@ from fmerge.objective import (
     check_keep,
     check_own,
     check_weights,
+    objectives_of,
     shortfalls,
 )
 
@@ -56,6 +58,30 @@ def test_an_error_needs_those_of_all_tasks_that_count():
     assert Objective().of(SCORES, some).error is None
     assert Objective("worst").of(SCORES, some).error is None  # b is the worst
     assert Objective(weights={"a": 1, "c": 1}).of(SCORES, some).error is not None
+
+
+def test_several_objectives_by_hand():
+    parts = objectives_of(["retained", "worst", "tasks"], {"a": 2, "b": 1, "c": 1}, list(SCORES))
+    parts = {name: replace(part, own=OWN) for name, part in parts.items()}
+    scores = replace(parts["retained"], parts=parts).of(SCORES, ERRORS)
+    # (2·0.75 + 0.8 + 1) / 4; the weights mean nothing to the worst task, b
+    assert scores.objectives == pytest.approx({"retained": 0.825, "worst": 0.4, **SCORES})
+    assert scores.objective == scores.objectives["retained"]
+    retained = math.hypot(2 * 0.03 / 0.8, 0.04 / 0.5, 0.12 / 0.9) / 4
+    expected = {"retained": retained, "worst": 0.04, **ERRORS}
+    assert (
+        scores.objective_errors == pytest.approx(expected) and scores.error == expected["retained"]
+    )
+    some = replace(parts["retained"], parts=parts).of(SCORES, {"a": 0.03})
+    assert some.objective_errors == {"a": 0.03}
+
+
+def test_one_objective_is_what_it_was():
+    assert objectives_of("mean", None, ["a"]) == {"mean": Objective()}
+    assert objectives_of(["worst"], None, ["a"], "a") == {"worst": Objective("worst", {"a": 1.0})}
+    weights = {"a": 3, "b": 0}
+    assert objectives_of("mean", weights, ["a", "b"]) == {"mean": Objective("mean", {"a": 3.0})}
+    assert Objective().of(SCORES, ERRORS).objectives == {}
 
 
 @pytest.mark.parametrize("kind", ["mean", "retained", "worst", "worst_retained"])
@@ -104,6 +130,10 @@ def test_weights_and_shares_are_settled():
         (lambda: check_weights({"a": 1}, ["a"], None, "worst"), "mean nothing to 'worst'"),
         (lambda: check_weights({"a": 1}, ["a"], "a", "mean"), "do not go with a target"),
         (lambda: check_weights(None, ["a"], "x", "mean"), "unknown task 'x' as target"),
+        (lambda: objectives_of([], None, ["a"]), "lists nothing to maximise"),
+        (lambda: objectives_of(["tasks", "mean"], None, ["mean"]), "'mean' would be two"),
+        (lambda: objectives_of(["mean", "worst"], None, ["a"], "a"), "leave the target out"),
+        (lambda: objectives_of(["worst"], {"a": 1}, ["a"]), "mean nothing to 'worst'"),
         (lambda: check_keep({"x": 0.9}, ["a"]), "unknown task 'x'; known: a"),
         (lambda: check_keep(97, ["a"]), "is 97 for 'a'"),
         (lambda: check_keep(0.0, ["a"]), "is 0.0 for 'a'"),

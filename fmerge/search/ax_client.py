@@ -4,19 +4,19 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cache
-from typing import Any, Literal
+from typing import Any
 
-Acquisition = Literal["nei", "ei", "ucb"]
+from fmerge.search.acquisitions import Acquisition, acquisition_class
+
 Value = float | tuple[float, float]
 """A mean whose noise the model infers, or (mean, standard error)."""
 
 
 class AxClient:
-    """A box of coefficients, an objective and bounded metrics, under names that Ax can read.
+    """A box of coefficients, objectives and bounded metrics, under names that Ax can read.
 
     Ax reads a minus in a name as a subtraction, so that it gets names of its own: c0, c1, … for
-    the coefficients, t0, t1, … for the bounded tasks.
+    the coefficients, t0, t1, … for the bounded tasks, o0, o1, … for several objectives.
 
     Args:
         names: The coefficients, each in [0, 1].
@@ -24,6 +24,7 @@ class AxClient:
         acquisition: The acquisition function.
         options: Its options.
         seed: Seed of the optimisation.
+        objectives: Names of the objectives, where there are several.
     """
 
     def __init__(
@@ -33,6 +34,7 @@ class AxClient:
         acquisition: Acquisition,
         options: Mapping[str, float],
         seed: int,
+        objectives: Sequence[str] = (),
     ) -> None:
         from ax.api.client import Client
         from ax.api.configs import RangeParameterConfig
@@ -40,6 +42,8 @@ class AxClient:
         self._parameters = {name: f"c{i}" for i, name in enumerate(names)}
         self._bounds = {f"t{i}": bound for i, bound in enumerate(bounds.values())}
         self._tasks = {task: f"t{i}" for i, task in enumerate(bounds)}
+        self._objectives = {name: f"o{i}" for i, name in enumerate(objectives)}
+        self._first = "o0" if objectives else "objective"
         self._client = Client(random_seed=seed)
         self._client.configure_experiment(
             name="fmerge",
@@ -51,9 +55,11 @@ class AxClient:
         # absolute bounds: Ax's relative ones know one baseline alone
         bounded = [f"{metric} >= {bound:.12f}" for metric, bound in self._bounds.items()]
         self._client.configure_optimization(
-            objective="objective", outcome_constraints=bounded or None
+            objective=", ".join(self._objectives.values()) or "objective",
+            outcome_constraints=bounded or None,
         )
-        self._strategy = _generation_strategy(_acquisition_class(acquisition), options)
+        chosen = acquisition_class(acquisition, len(objectives))
+        self._strategy = _generation_strategy(chosen, options)
         self._client.set_generation_strategy(self._strategy)
 
     def attach(self, coefficients: Mapping[str, float]) -> int:
@@ -79,17 +85,26 @@ class AxClient:
         ((trial, point),) = self._client.get_next_trials(max_trials=1).items()
         return trial, {name: float(point[own]) for name, own in self._parameters.items()}
 
-    def complete(self, trial: int, objective: Value, metrics: Mapping[str, Value]) -> None:
+    def complete(
+        self,
+        trial: int,
+        objective: Value | Mapping[str, Value],
+        metrics: Mapping[str, Value],
+    ) -> None:
         """Ends a trial that succeeded.
 
         Args:
             trial: Ax's number of it.
-            objective: What it scored.
+            objective: What it scored; by name, where there are several objectives.
             metrics: Score by task. Only those that are bounded are passed on: Ax would fit a
                 model of every metric that it is told.
         """
         bounded = {own: metrics[task] for task, own in self._tasks.items()}
-        self._client.complete_trial(trial, raw_data={"objective": objective, **bounded})
+        if isinstance(objective, Mapping):
+            scored = {own: objective[name] for name, own in self._objectives.items()}
+        else:
+            scored = {self._first: objective}
+        self._client.complete_trial(trial, raw_data={**scored, **bounded})
 
     def abandon(self, trial: int) -> None:
         """Ends a trial that failed.
@@ -107,8 +122,8 @@ class AxClient:
             points: λ by name.
 
         Returns:
-            Of each point the predicted objective, its standard error, and the sum of the
-            predicted shortfalls below the bounds.
+            Of each point the predicted objective, the first of several, its standard error, and
+            the sum of the predicted shortfalls below the bounds.
         """
         # not get_best_parameterization: it gives the variance for the standard error, and the
         # observed best where cross-validation is poor
@@ -118,24 +133,11 @@ class AxClient:
         ])
         return [
             (
-                *one["objective"],
+                *one[self._first],
                 sum(max(0.0, bound - one[own][0]) for own, bound in self._bounds.items()),
             )
             for one in predictions
         ]
-
-
-def _acquisition_class(acquisition: Acquisition) -> type:
-    # the q-versions only: the analytic ones crash once a trial was abandoned
-    from botorch.acquisition.logei import qLogNoisyExpectedImprovement
-    from botorch.acquisition.monte_carlo import qUpperConfidenceBound
-
-    found: type = {
-        "ei": _expected_improvement_over_xi(),
-        "ucb": qUpperConfidenceBound,
-        "nei": qLogNoisyExpectedImprovement,
-    }[acquisition]
-    return found
 
 
 def _generation_strategy(acquisition: type, options: Mapping[str, float]) -> Any:
@@ -162,45 +164,6 @@ def _generation_strategy(acquisition: type, options: Mapping[str, float]) -> Any
     )
     node = GenerationNode(name="BO", should_deduplicate=True, generator_specs=[spec])
     return GenerationStrategy(name="BO", nodes=[node])
-
-
-@cache
-def _expected_improvement_over_xi() -> type:
-    """Log expected improvement over max(y) + xi; made once, as BoTorch registers its inputs."""
-    from botorch.acquisition.input_constructors import (
-        acqf_input_constructor,
-        construct_inputs_qLogEI,
-    )
-    from botorch.acquisition.logei import qLogExpectedImprovement
-
-    class ExpectedImprovementOverXi(qLogExpectedImprovement):  # type: ignore[misc]
-        """Log expected improvement over the best observed objective plus xi."""
-
-    @acqf_input_constructor(ExpectedImprovementOverXi)  # type: ignore[untyped-decorator]
-    def _inputs(
-        model: Any,
-        training_data: Any,
-        objective: Any = None,
-        posterior_transform: Any = None,
-        X_pending: Any = None,
-        sampler: Any = None,
-        best_f: Any = None,
-        constraints: Any = None,
-        xi: float = 0.0,
-    ) -> dict[str, Any]:
-        inputs: dict[str, Any] = construct_inputs_qLogEI(
-            model=model,
-            training_data=training_data,
-            objective=objective,
-            posterior_transform=posterior_transform,
-            X_pending=X_pending,
-            sampler=sampler,
-            best_f=best_f,
-            constraints=constraints,
-        )
-        return inputs | {"best_f": inputs["best_f"] + xi}
-
-    return ExpectedImprovementOverXi
 
 
 @contextmanager

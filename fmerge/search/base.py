@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from fmerge.errors import UserError
+from fmerge.front import non_dominated
 from fmerge.grouping import coefficient_names
 from fmerge.objective import Partial, shortfalls
 
@@ -27,6 +29,8 @@ class Trial:
         error: Standard error of the objective, in its units, where it is known.
         errors: Standard error of a task's score, where it is known.
         partial: How much a stopped trial has seen.
+        objectives: The objectives by name, where there are several; ``objective`` is the first.
+        objective_errors: Their standard errors, where they are known.
     """
 
     index: int
@@ -38,6 +42,8 @@ class Trial:
     error: float | None = None
     errors: Mapping[str, float] = field(default_factory=dict)
     partial: Partial | None = None
+    objectives: Mapping[str, float] = field(default_factory=dict)
+    objective_errors: Mapping[str, float] = field(default_factory=dict)
 
     def as_record(self) -> dict[str, Any]:
         """Lists what the trial log keeps.
@@ -52,7 +58,13 @@ class Trial:
             "coefficients": dict(self.coefficients),
             "metrics": dict(self.metrics),
         }
-        optional = {"error": self.error, "errors": dict(self.errors), "reason": self.reason}
+        optional = {
+            "error": self.error,
+            "errors": dict(self.errors),
+            "objectives": dict(self.objectives),
+            "objective_errors": dict(self.objective_errors),
+            "reason": self.reason,
+        }
         if self.partial is not None:
             optional["partial"] = asdict(self.partial)
         return record | {
@@ -79,6 +91,8 @@ class Trial:
             record.get("error"),
             record.get("errors", {}),
             Partial(**record["partial"]) if "partial" in record else None,
+            record.get("objectives", {}),
+            record.get("objective_errors", {}),
         )
 
 
@@ -109,7 +123,16 @@ class Search(ABC):
         self.names: tuple[str, ...] = ()
         self.only_ratios = False
         self.bounds: dict[str, float] = {}
+        self.objectives: tuple[str, ...] = ()
         self.history: list[Trial] = []
+
+    def aim(self, objectives: Sequence[str]) -> None:
+        """Tells, before ``start``, what there is to maximise.
+
+        Args:
+            objectives: Names of the objectives, where there are several; none otherwise.
+        """
+        self.objectives = tuple(objectives)
 
     def start(
         self, experts: Sequence[str], groups: Sequence[str] = ("",), only_ratios: bool = False
@@ -163,7 +186,17 @@ class Search(ABC):
 
         Args:
             trial: The next finished trial, in order.
+
+        Raises:
+            UserError: If it has other objectives than this search.
         """
+        if trial.status == "ok" and tuple(trial.objectives) != self.objectives:
+            raise UserError(
+                f"trials.jsonl: trial {trial.index} has the objectives "
+                f"{', '.join(trial.objectives) or '(one)'}, but the search's are "
+                f"{', '.join(self.objectives) or '(one)'}; mend it, or begin anew with "
+                "--overwrite true"
+            )
         self.tell(trial)
 
     @property
@@ -171,16 +204,19 @@ class Search(ABC):
         """Whether the budget is spent."""
         return len(self.history) >= self.budget
 
-    def rank(self, trial: Trial) -> tuple[float, float]:
+    def rank(self, trial: Trial) -> tuple[float, ...]:
         """Orders trials that have scores: what keeps the bounds first, then by the objective.
 
         Args:
             trial: A trial.
 
         Returns:
-            Higher for better trials: minus the sum of its shortfalls, and its objective.
+            Higher for better trials: minus the sum of its shortfalls, and its objective; where
+            there are several, all of them in order.
         """
         missing = 0.0 - sum(shortfalls(trial.metrics, self.bounds).values())
+        if trial.objectives:
+            return missing, *trial.objectives.values()
         return missing, -math.inf if trial.objective is None else trial.objective
 
     def best(self) -> Trial:
@@ -188,7 +224,8 @@ class Search(ABC):
 
         Returns:
             The trial with the highest objective among those that keep the bounds; where none
-            does, the one that falls short by least.
+            does, the one that falls short by least. Of several objectives the first decides, and
+            where it is equal the next: it is a point of the front.
 
         Raises:
             ValueError: If no trial succeeded.
@@ -197,6 +234,19 @@ class Search(ABC):
         if not scored:
             raise ValueError(f"none of the {len(self.history)} trials gave a finite score")
         return max(scored, key=lambda trial: (*self.rank(trial), -trial.index))
+
+    def front(self) -> list[Trial]:
+        """Picks the trials that no other one beats, where there are several objectives.
+
+        Returns:
+            The Pareto front of those that keep the bounds, or of those that fall short by least
+            where none does, the best first; of equal trials the earliest.
+        """
+        scored = [trial for trial in self.history if trial.status == "ok" and trial.objectives]
+        least = max((self.rank(trial)[0] for trial in scored), default=0.0)
+        allowed = [trial for trial in scored if self.rank(trial)[0] == least]
+        found = non_dominated([tuple(trial.objectives.values()) for trial in allowed])
+        return sorted((allowed[i] for i in found), key=self.rank, reverse=True)
 
     def pick(self) -> Pick | None:
         """Asks the search's model of the scores, where it has one, after the last trial.

@@ -8,7 +8,8 @@ from typing_extensions import override
 
 from fmerge.errors import UserError
 from fmerge.objective import Partial
-from fmerge.search.ax_client import Acquisition, AxClient, Value, quiet
+from fmerge.search.acquisitions import Acquisition
+from fmerge.search.ax_client import AxClient, Value, quiet
 from fmerge.search.base import Pick, Search, Trial
 from fmerge.search.compass import compass_point
 from fmerge.search.simple import sobol_points
@@ -29,6 +30,10 @@ class AxSearch(Search):
     The noise is inferred unless it is given. All trials are scored on one and the same validation
     set, whose choice moves them together; the binomial error, which would be right for a fresh
     draw of examples each time, overstates by how much two trials differ for no reason.
+
+    Of several objectives (``--optimizer.objective [mean, worst]``) it looks for the Pareto front:
+    ``nei`` then improves on a Chebyshev scalarization of them whose weights change from trial to
+    trial (ParEGO, Knowles 2006), for any number of objectives.
 
     Args:
         trials: Trials in all: the initial ones, the model's and those of the polish.
@@ -92,6 +97,21 @@ class AxSearch(Search):
         return self.trials
 
     @override
+    def aim(self, objectives: Sequence[str]) -> None:
+        super().aim(objectives)
+        what = f"but there are {len(objectives)} ({', '.join(objectives)})"
+        if objectives and self.acquisition != "nei":
+            raise UserError(
+                f"AxSearch: acquisition '{self.acquisition}' is of one objective, {what}; use "
+                "nei, or name one --optimizer.objective"
+            )
+        if objectives and self.polish:
+            raise UserError(
+                f"AxSearch: polish goes up along one objective, {what}; give polish 0, or name "
+                "one --optimizer.objective"
+            )
+
+    @override
     def start(
         self, experts: Sequence[str], groups: Sequence[str] = ("",), only_ratios: bool = False
     ) -> None:
@@ -130,7 +150,7 @@ class AxSearch(Search):
             unseen = trial.partial or Partial(0, 0, 0.0)
             self._client.complete(
                 self._pending,
-                self._value(trial.objective or 0.0, trial.error, unseen.error),
+                self._objectives_of(trial, unseen.error),
                 {
                     task: self._value(
                         trial.metrics[task], trial.errors.get(task), unseen.errors.get(task, 0.0)
@@ -143,7 +163,7 @@ class AxSearch(Search):
     def replay(self, trial: Trial) -> None:
         with quiet():
             self._attach(dict(trial.coefficients))
-        self.tell(trial)
+        super().replay(trial)
 
     @override
     def pick(self) -> Pick | None:
@@ -164,8 +184,11 @@ class AxSearch(Search):
     def _client(self) -> AxClient:
         if self._made is None:
             options = {"ei": {"xi": self.xi}, "ucb": {"beta": self.kappa**2}, "nei": {}}
+            chosen = options[self.acquisition]
+            if self.objectives:
+                chosen = {"objectives": len(self.objectives), "seed": self.seed}
             self._made = AxClient(
-                self.names, self.bounds, self.acquisition, options[self.acquisition], self.seed
+                self.names, self.bounds, self.acquisition, chosen, self.seed, self.objectives
             )
         return self._made
 
@@ -179,6 +202,15 @@ class AxSearch(Search):
     def _attach(self, coefficients: dict[str, float]) -> dict[str, float]:
         self._pending = self._client.attach(coefficients)
         return coefficients
+
+    def _objectives_of(self, trial: Trial, unseen: float) -> Value | dict[str, Value]:
+        if not self.objectives:
+            return self._value(trial.objective or 0.0, trial.error, unseen)
+        errors = trial.objective_errors
+        return {
+            name: self._value(trial.objectives[name], errors.get(name), unseen)
+            for name in self.objectives
+        }
 
     def _value(self, mean: float, error: float | None, unseen: float) -> Value:
         if self.noise == "infer":

@@ -12,7 +12,7 @@ Point = Mapping[str, float]
 
 
 def compass_point(
-    history: Sequence[Trial], begin: int, rank: Callable[[Trial], tuple[float, float]]
+    history: Sequence[Trial], begin: int, rank: Callable[[Trial], tuple[float, ...]]
 ) -> dict[str, float] | None:
     """Finds the next point; it depends on the finished trials alone.
 

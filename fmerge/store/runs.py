@@ -19,13 +19,14 @@ from fmerge.store.atomic import (
 from fmerge.store.shelf import SHELVED
 
 _IGNORED = (
-    *("output", "overwrite", "dry_run", "config"),
+    *("output", "overwrite", "dry_run", "config", "build"),
     *("trainer.callbacks", "trainer.enable_progress_bar"),
 )
 """What a run may be gone on with although it differs."""
 
 _GROWING = "optimizer.search.init_args.trials"
-_RESULTS = ("report.md", "scores.json", "search.png")
+_RESULTS = ("report.md", "scores.json", "search.png", "pareto.json", "pareto.png")
+_POINTS = "points"
 
 
 class RunFolder:
@@ -65,16 +66,62 @@ class RunFolder:
         more = old.get(_GROWING) != new.get(_GROWING)
         if more and (new.get(_GROWING) or 0) > (old.get(_GROWING) or 0):
             old[_GROWING] = new.get(_GROWING)
-        for key in sorted(old.keys() | new.keys()):
-            if not key.startswith(_IGNORED) and old.get(key) != new.get(key):
-                raise UserError(
-                    f"--output {self.path}: holds a run with another configuration: {key} was "
-                    f"{old.get(key)} and is {new.get(key)}; name another folder, or add "
-                    "--overwrite true"
-                )
-        if (self.path / _RESULTS[0]).is_file() and not more:
-            check_new_folder(self.path, overwrite)  # finished
+        if differs := _difference(old, new):
+            raise UserError(
+                f"--output {self.path}: holds a run with another configuration: {differs}; name "
+                "another folder, or add --overwrite true"
+            )
+        if self._is_finished and not more:
+            check_new_folder(self.path, overwrite)
         return True
+
+    def finished(self) -> list[dict[str, Any]]:
+        """Reads a finished run of this configuration, and changes nothing.
+
+        Returns:
+            The records of its trials.
+
+        Raises:
+            UserError: If there is none, it is damaged, or it was made otherwise.
+        """
+        begun = self.path / "config.yaml"
+        if not (self._log.is_file() and begun.is_file() and self._is_finished):
+            raise UserError(
+                f"--output {self.path}: holds no finished run to build a trial of; give the same "
+                "command without --build first"
+            )
+        if self.config is not None:
+            old, new = _mapping(begun, yaml.safe_load), yaml.safe_load(self.config) or {}
+            if differs := _difference(_flat(old), _flat(new)):
+                raise UserError(
+                    f"--output {self.path}: holds a run with another configuration: {differs}; "
+                    "give the command that it was made with, and --build"
+                )
+        return self._records()
+
+    def point(self, index: int) -> Path:
+        """Names the place of a trial that is built by its index.
+
+        Args:
+            index: The trial's.
+
+        Returns:
+            A folder inside this one.
+        """
+        return self.path / _POINTS / str(index)
+
+    def begin_point(self, index: int) -> None:
+        """Removes what kills left of a trial that was being built.
+
+        Args:
+            index: The trial's.
+        """
+        for name in _RESULTS:
+            remove_leftovers(self.point(index) / name)
+
+    @property
+    def _is_finished(self) -> bool:
+        return (self.path / _RESULTS[0]).is_file()
 
     def start(self, inputs: Mapping[str, Any]) -> None:
         """Begins a run: an empty trial log, and nothing of a run before.
@@ -85,21 +132,22 @@ class RunFolder:
         remove_leftovers(self.path / SHELVED)
         for stale in _RESULTS:
             (self.path / stale).unlink(missing_ok=True)  # of the run that --overwrite replaces
-        shutil.rmtree(self.path / "merged", ignore_errors=True)
+        for folder in ("merged", _POINTS):
+            shutil.rmtree(self.path / folder, ignore_errors=True)
         write_text(self._log, "")
         self._describe(inputs)
 
-    def resume(self, inputs: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """Goes on with a run.
+    def check_inputs(self, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Proves that a run was begun with these experts, base and data.
 
         Args:
             inputs: As for ``start``.
 
         Returns:
-            The records of its finished trials.
+            What was noted of its inputs.
 
         Raises:
-            UserError: If the experts, the base or the data are others now, or the log is damaged.
+            UserError: If the experts, the base or the data are others now.
         """
         noted = _mapping(self._inputs, json.loads) if self._inputs.is_file() else {}
         before = _flat(noted)
@@ -109,9 +157,23 @@ class RunFolder:
                     f"--output {self.path}: its run was begun with another {key}; name another "
                     "folder, or add --overwrite true"
                 )
+        return noted
+
+    def resume(self, inputs: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Goes on with a run.
+
+        Args:
+            inputs: As for ``start``.
+
+        Returns:
+            The records of its finished trials.
+        """
+        noted = self.check_inputs(inputs)
         records = self._records()
         for name in ("trials.jsonl", "inputs.json", "config.yaml", SHELVED, *_RESULTS):
             remove_leftovers(self.path / name)
+        # with more trials to make, a run that was finished is so no longer
+        (self.path / _RESULTS[0]).unlink(missing_ok=True)
         # a kill may have left half a line behind
         write_text(self._log, "".join(json.dumps(record) + "\n" for record in records))
         self._describe({**noted, **inputs})
@@ -182,16 +244,22 @@ def _mapping(path: Path, parse: Callable[[str], Any]) -> Mapping[str, Any]:
     return found or {}
 
 
+def _difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """Words the first difference of two configurations that matters; empty if none does."""
+    for key in sorted(old.keys() | new.keys()):
+        if not key.startswith(_IGNORED) and old.get(key) != new.get(key):
+            return f"{key} was {old.get(key)} and is {new.get(key)}"
+    return ""
+
+
 def _damaged(path: Path, reason: str) -> UserError:
     return UserError(f"{path}: is damaged ({reason}); mend it, or begin anew with --overwrite true")
 
 
 def _is_trial(record: Mapping[str, Any], number: int) -> bool:
-    objective, numbers = (
-        record.get("objective"),
-        (record.get("coefficients"), record.get("metrics")),
-    )
-    status = record.get("status")
+    objective, status = record.get("objective"), record.get("status")
+    optional = (record.get(key, {}) for key in ("objectives", "objective_errors"))
+    numbers = (record.get("coefficients"), record.get("metrics"), *optional)
     return (
         record.get("trial") == number
         and (status in {"ok", "failed"} or (status == "stopped" and _is_partial(record)))

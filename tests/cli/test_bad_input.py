@@ -173,6 +173,23 @@ def merge_cases():
             lambda z, t: [*experts(z), "--optimizer.target=sound"],
             ["unknown task 'sound' as target; known: colour, animal"],
         ),
+        "several objectives for an acquisition of one": (
+            lambda z, t: [
+                *experts(z),
+                "--optimizer.search=AxSearch",
+                "--optimizer.search.acquisition=ei",
+                "--optimizer.objective=[mean, worst]",
+            ],
+            ["acquisition 'ei' is of one objective, but there are 2 (mean, worst); use nei"],
+        ),
+        "an objective twice": (
+            lambda z, t: [*experts(z), "--optimizer.objective=[mean, mean]"],
+            ["objective: 'mean' would be two of the objectives"],
+        ),
+        "a trial of no run": (
+            lambda z, t: [*experts(z), "--build=3"],
+            ["holds no finished run to build a trial of"],
+        ),
         "no Fisher examples": (
             lambda z, t: [*experts(z), "--method=DFMerge", "--fisher.examples=0"],
             ["examples: is 0"],

@@ -117,6 +117,21 @@ def test_more_trials_can_be_added_to_a_finished_run(zoo, tmp_path):
     )
 
 
+def test_more_trials_of_a_finished_run_can_be_interrupted(zoo, tmp_path):
+    output = tmp_path / "run"
+    search = ["--optimizer.search", "Sobol", "--optimizer.search.trials"]
+    few, more = (
+        [*["merge", "--config", data_config(zoo, tmp_path), *experts(zoo), "--output", output],
+         *["--method", "Isotropic", "--references", "experts", *search, count]]
+        for count in ("1", "3")
+    )  # fmt: skip
+    run(*few)
+    assert kill(more, "logging", 1) == -signal.SIGKILL
+    assert trials(output).count("\n") == 2 and not (output / "report.md").exists()
+    run(*more)
+    assert trials(output).count("\n") == 3 and (output / "report.md").is_file()
+
+
 def test_what_has_changed_is_named(zoo, tmp_path, capsys):
     output = tmp_path / "run"
     arguments = merge(zoo, tmp_path, output)
