@@ -1,6 +1,5 @@
 """One merge from its inputs to its folder."""
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cached_property, partial
@@ -8,28 +7,30 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lightning.pytorch import Trainer
-from rich.console import Console
 
 from fmerge.batch_sizes import check_automatic
 from fmerge.data import MultiTask, Split
 from fmerge.errors import UserError
 from fmerge.evaluation import Evaluator, FisherSettings, by_accuracy
 from fmerge.experts import Ensemble
+from fmerge.fisher_facts import FisherFacts, fisher_facts
 from fmerge.grams import grams_of
 from fmerge.kinship import task_vector_facts
 from fmerge.merge_optimizer import MergeOptimizer, Score
 from fmerge.merger import Merger
 from fmerge.methods import Average, Grams, MergeMethod
+from fmerge.model_card import loader_of, model_card, parameters_of
 from fmerge.modules import TaskModule
 from fmerge.objective import Objective, Scores
 from fmerge.params import Params, fingerprint, params_of, write_params
-from fmerge.picture import draw_search
 from fmerge.racing import Race, check_racing, race_facts
 from fmerge.refit import Heads, Refitter, Refitting, check_refitting, obstacle
-from fmerge.report import AVERAGE, BASE, EXPERTS, MERGE, REFITTED, MergeReport, Row
-from fmerge.search import Search, Trial
+from fmerge.report import MergeReport
+from fmerge.rows import AVERAGE, BASE, EXPERTS, MERGE, REFITTED, RUNNER_UP
+from fmerge.search import Search, Trial, unbeaten
 from fmerge.splits import split_facts
-from fmerge.store import RunFolder, Shelf, write_text
+from fmerge.store import RunFolder, Shelf
+from fmerge.tested import TestTable, task_facts
 
 References = Literal["all", "experts"]
 
@@ -203,29 +204,56 @@ class MergeRun:
             folder.append,
             stop,
         )
-        body = merger.assemble(best.coefficients)
-        # the other processes were told no scores: their search has no model
-        pick = search.pick() if self.trainer.is_global_zero and self.data is not None else None
+        raced = [race_facts(search.history)] if optimizer.racing else []
+        return self._conclude(search, merger, goal, best, folder, raced)
+
+    def _conclude(
+        self,
+        search: Search,
+        merger: Merger,
+        goal: Objective,
+        best: Trial,
+        folder: RunFolder,
+        raced: Sequence[str],
+    ) -> MergeReport:
+        # a merge lasts until the next: what it is compared with comes first
+        table, runner_up = self._references(search, merger)
+        fishers: list[FisherFacts] = []
+        body = merger.assemble(best.coefficients, self._look(fishers))
         heads = self._refitter.fit(body) if self.refitting.wanted else {}
-        rows, base = self._rows(body, heads), self.ensemble.base
-        self._save(body, heads, folder.path / "merged")
-        return MergeReport(
+        kept = AVERAGE if isinstance(self.method, Average) else MERGE
+        if table is not None:
+            self._test(table, kept, body, self.refitting.wanted, heads)
+        first, base = self.trainer.is_global_zero, self.ensemble.base
+        # the other processes were told no scores: their search has no model
+        asked = first and self.data is not None
+        report = MergeReport(
             type(self.method).__name__,
             type(search).__name__,
             best,
             len(search.history),
             self.ensemble.sources,
             self.ensemble.base_source,
-            rows,
+            [] if table is None else table.rows(),
             goal,
             search.groups,
-            pick,
+            search.pick() if asked else None,
             self._measure(),
             "" if base is None else task_vector_facts(base, self.ensemble.bodies),
             self.refitting.when,
             self.refitting.most,
-            self._facts() + ([race_facts(search.history)] if optimizer.racing else []),
+            [*self._facts(), *raced],
+            parameters_of(self.method),
+            [] if table is None else table.comparisons(kept),
+            runner_up,
+            search.sensitivity() if asked else {},
+            fishers[0] if fishers else None,
+            task_facts(self.data, folder.noted("data")) if asked else {},
+            sorted(unbeaten(search.history), key=search.rank, reverse=True),
+            {what: folder.noted(what) for what in ("expert", "base")} if first else {},
         )
+        self._save(body, heads, folder.path / "merged", report)
+        return report
 
     @cached_property
     def _evaluator(self) -> Evaluator:
@@ -299,56 +327,52 @@ class MergeRun:
             return self.ensemble.fishers
         return {name: self._fisher(name, body) for name, body in bodies}
 
-    def _rows(self, body: Params, heads: Heads) -> list[Row]:
+    def _references(self, search: Search, merger: Merger) -> tuple[TestTable | None, Trial | None]:
+        """Tests all that the best merge is compared with; nothing without data."""
         if self.data is None:
-            return []
-        evaluator, ensemble = self._evaluator, self.ensemble
-        own: dict[str, float] = {}
-        for name in ensemble.tasks:
-            own |= evaluator.score(ensemble.bodies[name], "test", [name])
-        rows = [Row(EXPERTS, own)]
-        if self.references == "all" and ensemble.base is not None:
+            return None, None
+        table, ensemble, refit = TestTable(self._evaluator), self.ensemble, self.refitting.wanted
+        every, runner_up = self.references == "all", search.runner_up()
+        if every and ensemble.base is not None:
             probed = not obstacle(self.module, self.data, ensemble.models)
-            rows = [*self._tested(BASE, ensemble.base, probed), *rows]
-        if isinstance(self.method, Average):
-            return [*rows, *self._tested(AVERAGE, body, self.refitting.wanted, heads)]
-        if self.references == "all":
+            self._test(table, BASE, ensemble.base, probed)
+        for name in ensemble.tasks:
+            table.add(EXPERTS, ensemble.bodies[name], [name])
+        if every and not isinstance(self.method, Average):
             average = Average().merge(None, list(ensemble.bodies.values()), [])
-            rows += self._tested(AVERAGE, average, self.refitting.wanted)
-        return [*rows, *self._tested(MERGE, body, self.refitting.wanted, heads)]
+            self._test(table, AVERAGE, average, refit)
+        if not every or runner_up is None:
+            return table, None
+        self._test(table, RUNNER_UP, merger.assemble(runner_up.coefficients), refit)
+        return table, runner_up
 
-    def _tested(
-        self, name: str, body: Params, refit: bool, heads: Heads | None = None
-    ) -> list[Row]:
-        """A body's row under the experts' own heads and, perhaps, under refitted ones."""
-        rows = [Row(name, self._evaluator.score(body, "test", self.ensemble.tasks))]
+    def _test(
+        self, table: TestTable, name: str, body: Params, refit: bool, heads: Heads | None = None
+    ) -> None:
+        """Tests a body under the experts' own heads and, perhaps, under refitted ones."""
+        table.add(name, body, self.ensemble.tasks)
         if refit:
-            heads = self._refitter.fit(body) if heads is None else heads
-            rows.append(Row(name + REFITTED, self._refitter.score(body, "test", heads)))
-        return rows
+            fitted = self._refitter.fit(body) if heads is None else heads
+            table.record(name + REFITTED, lambda: self._refitter.score(body, "test", fitted))
 
-    def _save(self, body: Params, heads: Heads, folder: Path) -> None:
+    def _look(self, fishers: list[FisherFacts]) -> Callable[[Mapping[str, Any]], None] | None:
+        """What measures the Fishers of a merge, where the method has any."""
+        if self.method.statistic not in {"fisher", "moving fisher"}:
+            return None
+
+        def look(found: Mapping[str, Any]) -> None:
+            if self.trainer.is_global_zero:
+                fishers.append(fisher_facts(found))
+
+        return look
+
+    def _save(self, body: Params, heads: Heads, folder: Path, report: MergeReport) -> None:
         # precisions such as bf16-true have rounded the live weights: write them all anew
         self.module.float()
+        cards = {}
         for name, head in self.heads.items():
-            write_params(self.module.task_model(name), head | heads.get(name, {}) | body)
+            model = self.module.task_model(name)
+            write_params(model, head | heads.get(name, {}) | body)
+            cards[name] = model_card(report, loader_of(model), name if head else None)
         if self.trainer.is_global_zero:
-            self.module.save(folder)
-
-
-def show(report: MergeReport, search: Search, output: Path) -> None:
-    """Prints the table and writes report and picture.
-
-    Args:
-        report: The result.
-        search: The search, with its trials.
-        output: The run's folder.
-    """
-    console = Console()
-    if report.rows:
-        draw_search(search.history, output / "search.png", report.goal, report.measure)
-        write_text(output / "scores.json", json.dumps(report.record(), indent=1) + "\n")
-        console.print(report.table())
-    write_text(output / "report.md", report.markdown())
-    for what, path in (("Report", "report.md"), ("Trials", "trials.jsonl"), ("Merged", "merged/")):
-        console.print(f"{what}: {output / path}", soft_wrap=True, highlight=False)
+            self.module.save(folder, cards)

@@ -21,7 +21,7 @@ from fmerge.fit_run import ConfigWriter, save_experts
 from fmerge.given import check_numbered, task_module, tasks_of
 from fmerge.interrupts import asking_to_stop
 from fmerge.merge_optimizer import MergeOptimizer
-from fmerge.merge_run import MergeRun, References, show
+from fmerge.merge_run import MergeRun, References
 from fmerge.methods import Average, MergeMethod
 from fmerge.modules import TaskModule
 from fmerge.processes import check_strategy
@@ -29,6 +29,7 @@ from fmerge.refit import Refit, Refitting
 from fmerge.report import MergeReport
 from fmerge.requeue import RequeuedFit, is_requeued, requeued_checkpoint
 from fmerge.search import Search
+from fmerge.shown import show
 from fmerge.store import (
     RunFolder,
     check_fisher_path,
@@ -236,7 +237,8 @@ class FMergeTrainer(Trainer):
             fisher: How Fishers that no file gives are estimated, and on what examples RegMean's
                 Grams; 30 validation examples a task if left out.
             references: What the table compares with: all: the base, the base with refitted heads,
-                the experts and their plain average; experts: the experts alone, which is faster.
+                the experts, their plain average and the second best trial; experts: the experts
+                alone, which is faster.
             refit_heads: Whether classifiers' last linear layers are fitted to the merged body on
                 training examples: off: the experts' heads are kept, end: the best merge's are
                 fitted before it is tested and saved; trials: those of every trial's merge, too,

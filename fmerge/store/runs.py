@@ -25,7 +25,7 @@ _IGNORED = (
 """What a run may be gone on with although it differs."""
 
 _GROWING = "optimizer.search.init_args.trials"
-_RESULTS = ("report.md", "scores.json", "search.png")
+_RESULTS = ("report.md", "report.html", "scores.json", "search.png")
 
 
 class RunFolder:

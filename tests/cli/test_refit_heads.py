@@ -289,10 +289,10 @@ def test_a_dry_run_counts_the_passes(zoo, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(
         "fmerge.dry_run.seconds_of_pass", lambda *args: measure(*args, clock=lambda: next(hours))
     )
-    off = 2 * (3 * 4 + 4 * 3 + (5 + 3))  # 3 trials on 13; 4 rows on 11; the base's heads on 20
+    off = 2 * (3 * 4 + 5 * 3 + (5 + 3))  # 3 trials on 13; 5 rows on 11; the base's heads on 20
     for options, batches in (
-        (["end"], off + 2 * 2 * (5 + 3) - 2 * 3 * (5 - 3)),
-        (["trials"], off + 2 * 2 * (5 + 3) - 2 * 3 * (5 - 3) + 2 * 3 * 3),
+        (["end"], off + 2 * 3 * (5 + 3) - 2 * 4 * (5 - 3)),
+        (["trials"], off + 2 * 3 * (5 + 3) - 2 * 4 * (5 - 3) + 2 * 3 * 3),
         (["end", "--references", "experts"], 2 * (3 * 4 + 2 * 3 + 3 + 3)),
     ):
         run(

@@ -1,0 +1,26 @@
+"""How the tasks' scores trade off over the trials of a search."""
+
+from collections.abc import Sequence
+
+from fmerge.search.base import Trial
+
+
+def unbeaten(trials: Sequence[Trial]) -> list[Trial]:
+    """Finds the trials that no other beats: none is as good on every task and better on one.
+
+    Args:
+        trials: Any trials.
+
+    Returns:
+        Those that were scored on as many tasks as any, the first of several with the same scores.
+    """
+    most = max((len(trial.metrics) for trial in trials), default=0)
+    scored = [t for t in trials if t.status == "ok" and len(t.metrics) == most > 0]
+
+    def beats(one: Trial, other: Trial) -> bool:
+        mine, its = (tuple(trial.metrics[task] for task in one.metrics) for trial in (one, other))
+        if mine == its:
+            return one.index < other.index
+        return all(a >= b for a, b in zip(mine, its, strict=True))
+
+    return [one for one in scored if not any(beats(other, one) for other in scored)]
