@@ -16,7 +16,7 @@ FMERGE := $(BIN)/fmerge
 
 quickstart: $(RUNS)/average/report.md $(RUNS)/fisher_merge/report.md $(RUNS)/df_merge/report.md
 	@$(BIN)/python -m fmerge.report $(^D)
-	@echo "Merged models: $(RUNS)/*/merged/  reports: $(RUNS)/*/report.md"
+	@echo "Merged models: $(RUNS)/*/merged/  reports: $(RUNS)/*/report.html"
 
 test: .venv/installed
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"

@@ -179,7 +179,8 @@ def merge_passes(
         return passes
     every = references == "all"
     plain = isinstance(method, Average)
-    bodies = (every or plain) + (not plain)
+    rival = every and search.budget > 1  # the second best trial is tested as well
+    bodies = (every or plain) + (not plain) + rival
     based = every and ensemble.base is not None
     # bodies that heads are refitted to, and tested with
     refitted = bodies * refitting.wanted + (based and not obstacle(module, data, ensemble.models))
@@ -193,7 +194,7 @@ def merge_passes(
             there = len(here.examples("train"))
             passes["score", task, "train", min(refitting.most or there, there)] += fits
     once = 0 if ensemble.fishers else 1
-    times = {None: 0, "gram": 0, "fisher": once, "moving fisher": search.budget + 1}
+    times = {None: 0, "gram": 0, "fisher": once, "moving fisher": search.budget + 1 + rival}
     for name in ensemble.names:
         task = name if name in ensemble.models else ensemble.tasks[0]
         there = len(data.tasks[task].examples(settings.split))

@@ -13,10 +13,10 @@ from fmerge.dry_run import show_fisher_plan
 from fmerge.errors import UserError
 from fmerge.evaluation import Evaluator, FisherSettings
 from fmerge.fisher import FisherEstimate
+from fmerge.fisher_facts import fisher_table
 from fmerge.interrupts import asking_to_stop
 from fmerge.modules import Saving, TaskModule
 from fmerge.params import check_finite, check_same_layout, fingerprint, params_of
-from fmerge.report import fisher_table
 from fmerge.store import (
     load_lightning,
     load_tokenizer,

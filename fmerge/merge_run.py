@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
@@ -14,30 +13,25 @@ from fmerge.data import MultiTask, Split
 from fmerge.errors import UserError
 from fmerge.evaluation import Evaluator, FisherSettings, by_accuracy
 from fmerge.experts import Ensemble
+from fmerge.fisher_facts import FisherFacts, fisher_facts
 from fmerge.grams import grams_of
 from fmerge.kinship import task_vector_facts
 from fmerge.merge_optimizer import MergeOptimizer, Score
 from fmerge.merger import Merger
 from fmerge.methods import Average, Grams, MergeMethod
+from fmerge.model_card import loader_of, model_card, parameters_of
 from fmerge.modules import TaskModule
 from fmerge.objective import Objective, Scores
 from fmerge.params import Params, fingerprint, params_of, write_params
 from fmerge.pareto import Front
 from fmerge.racing import Race, check_racing, race_facts
 from fmerge.refit import Heads, Refitter, Refitting, check_refitting, obstacle
-from fmerge.report import (
-    AVERAGE,
-    BASE,
-    EXPERTS,
-    MERGE,
-    REFITTED,
-    MergeReport,
-    Row,
-    read_references,
-)
-from fmerge.search import Search, Trial
+from fmerge.report import MergeReport
+from fmerge.rows import AVERAGE, BASE, EXPERTS, MERGE, REFITTED, RUNNER_UP
+from fmerge.search import Search, Trial, unbeaten
 from fmerge.splits import split_facts
 from fmerge.store import RunFolder, Shelf
+from fmerge.tested import TestTable, task_facts
 
 References = Literal["all", "experts"]
 
@@ -198,21 +192,8 @@ class MergeRun:
             folder.append,
             stop,
         )
-        body = merger.assemble(best.coefficients)
-        # the other processes were told no scores: their search has no model
-        pick = search.pick() if self.trainer.is_global_zero and self.data is not None else None
-        heads = self._refitter.fit(body) if self.refitting.wanted else {}
-        rows = self._rows(body, heads, self._references())
-        self._save(body, heads, folder.path / "merged")
-        front = search.front()
-        report = self._report(best, search, len(search.history), rows, goal)
         raced = [race_facts(search.history)] if optimizer.racing else []
-        return replace(
-            report,
-            facts=[*report.facts, *raced],
-            pick=pick,
-            front=Front(search.objectives, front) if front else None,
-        )
+        return self._conclude(search, merger, goal, best, folder, raced)
 
     def build(
         self,
@@ -237,14 +218,7 @@ class MergeRun:
         self.trainer.strategy.setup_environment()
         trial = Trial.from_record(self.trainer.strategy.broadcast(dict(record)))
         goal, merger = self._begin(optimizer, folder)
-        body = merger.assemble(trial.coefficients)
-        # the run has scored what its merges are measured against
-        known = read_references(folder.path) if self.trainer.is_global_zero else []
-        known = self.trainer.strategy.broadcast(known)
-        heads = self._refitter.fit(body) if self.refitting.wanted else {}
-        rows = self._rows(body, heads, known or self._references())
-        self._save(body, heads, folder.point(trial.index) / "merged")
-        return replace(self._report(trial, search, trials, rows, goal), built=True)
+        return self._conclude(search, merger, goal, trial, folder, [], trials)
 
     def _begin(self, optimizer: MergeOptimizer, folder: RunFolder) -> tuple[Objective, Merger]:
         if self.data is not None and self.data.automatic:
@@ -262,26 +236,58 @@ class MergeRun:
             Shelf(folder.path, weight.device).keep,
         )
 
-    def _report(
-        self, best: Trial, search: Search, trials: int, rows: Sequence[Row], goal: Objective
+    def _conclude(
+        self,
+        search: Search,
+        merger: Merger,
+        goal: Objective,
+        best: Trial,
+        folder: RunFolder,
+        raced: Sequence[str],
+        built_of: int = 0,
     ) -> MergeReport:
-        base = self.ensemble.base
-        return MergeReport(
+        """Tests and saves a merge: the search's best, or one of so many trials that is built."""
+        # a merge lasts until the next: what it is compared with comes first
+        table, runner_up = self._references(search, merger)
+        fishers: list[FisherFacts] = []
+        body = merger.assemble(best.coefficients, self._look(fishers))
+        heads = self._refitter.fit(body) if self.refitting.wanted else {}
+        kept = AVERAGE if isinstance(self.method, Average) else MERGE
+        if table is not None:
+            self._test(table, kept, body, self.refitting.wanted, heads)
+        first, base = self.trainer.is_global_zero, self.ensemble.base
+        # the other processes were told no scores: their search has no model
+        asked = first and self.data is not None
+        report = MergeReport(
             type(self.method).__name__,
             type(search).__name__,
             best,
-            trials,
+            built_of or len(search.history),
             self.ensemble.sources,
             self.ensemble.base_source,
-            rows,
+            [] if table is None else table.rows(),
             goal,
             search.groups,
-            measure=self._measure(),
-            vectors="" if base is None else task_vector_facts(base, self.ensemble.bodies),
-            refit_heads=self.refitting.when,
-            refit_examples=self.refitting.most,
-            facts=self._facts(),
+            search.pick() if asked else None,
+            self._measure(),
+            "" if base is None else task_vector_facts(base, self.ensemble.bodies),
+            self.refitting.when,
+            self.refitting.most,
+            [*self._facts(), *raced],
+            parameters_of(self.method),
+            [] if table is None else table.comparisons(kept),
+            runner_up,
+            search.sensitivity() if asked else {},
+            fishers[0] if fishers else None,
+            task_facts(self.data, folder.noted("data")) if asked else {},
+            sorted(unbeaten(search.history), key=search.rank, reverse=True),
+            {what: folder.noted(what) for what in ("expert", "base")} if first else {},
+            Front(search.objectives, front) if (front := search.front()) else None,
+            built=built_of > 0,
         )
+        place = folder.point(best.index) if built_of else folder.path
+        self._save(body, heads, place / "merged", report)
+        return report
 
     @cached_property
     def _evaluator(self) -> Evaluator:
@@ -355,44 +361,53 @@ class MergeRun:
             return self.ensemble.fishers
         return {name: self._fisher(name, body) for name, body in bodies}
 
-    def _rows(self, body: Params, heads: Heads, references: Sequence[Row]) -> list[Row]:
+    def _references(self, search: Search, merger: Merger) -> tuple[TestTable | None, Trial | None]:
+        """Tests all that the best merge is compared with; nothing without data."""
         if self.data is None:
-            return []
-        name = AVERAGE if isinstance(self.method, Average) else MERGE
-        # the plain average is what it would be measured against
-        others = [row for row in references if not row.name.startswith(name)]
-        return [*others, *self._tested(name, body, self.refitting.wanted, heads)]
-
-    def _references(self) -> list[Row]:
-        if self.data is None:
-            return []
-        evaluator, ensemble = self._evaluator, self.ensemble
-        own: dict[str, float] = {}
-        for name in ensemble.tasks:
-            own |= evaluator.score(ensemble.bodies[name], "test", [name])
-        rows = [Row(EXPERTS, own)]
-        if self.references == "all" and ensemble.base is not None:
+            return None, None
+        table, ensemble, refit = TestTable(self._evaluator), self.ensemble, self.refitting.wanted
+        every = self.references == "all"
+        runner_up = search.runner_up() if search.history else None
+        if every and ensemble.base is not None:
             probed = not obstacle(self.module, self.data, ensemble.models)
-            rows = [*self._tested(BASE, ensemble.base, probed), *rows]
-        if self.references == "all" and not isinstance(self.method, Average):
+            self._test(table, BASE, ensemble.base, probed)
+        for name in ensemble.tasks:
+            table.add(EXPERTS, ensemble.bodies[name], [name])
+        if every and not isinstance(self.method, Average):
             average = Average().merge(None, list(ensemble.bodies.values()), [])
-            rows += self._tested(AVERAGE, average, self.refitting.wanted)
-        return rows
+            self._test(table, AVERAGE, average, refit)
+        if not every or runner_up is None:
+            return table, None
+        self._test(table, RUNNER_UP, merger.assemble(runner_up.coefficients), refit)
+        return table, runner_up
 
-    def _tested(
-        self, name: str, body: Params, refit: bool, heads: Heads | None = None
-    ) -> list[Row]:
-        """A body's row under the experts' own heads and, perhaps, under refitted ones."""
-        rows = [Row(name, self._evaluator.score(body, "test", self.ensemble.tasks))]
+    def _test(
+        self, table: TestTable, name: str, body: Params, refit: bool, heads: Heads | None = None
+    ) -> None:
+        """Tests a body under the experts' own heads and, perhaps, under refitted ones."""
+        table.add(name, body, self.ensemble.tasks)
         if refit:
-            heads = self._refitter.fit(body) if heads is None else heads
-            rows.append(Row(name + REFITTED, self._refitter.score(body, "test", heads)))
-        return rows
+            fitted = self._refitter.fit(body) if heads is None else heads
+            table.record(name + REFITTED, lambda: self._refitter.score(body, "test", fitted))
 
-    def _save(self, body: Params, heads: Heads, folder: Path) -> None:
+    def _look(self, fishers: list[FisherFacts]) -> Callable[[Mapping[str, Any]], None] | None:
+        """What measures the Fishers of a merge, where the method has any."""
+        if self.method.statistic not in {"fisher", "moving fisher"}:
+            return None
+
+        def look(found: Mapping[str, Any]) -> None:
+            if self.trainer.is_global_zero:
+                fishers.append(fisher_facts(found))
+
+        return look
+
+    def _save(self, body: Params, heads: Heads, folder: Path, report: MergeReport) -> None:
         # precisions such as bf16-true have rounded the live weights: write them all anew
         self.module.float()
+        cards = {}
         for name, head in self.heads.items():
-            write_params(self.module.task_model(name), head | heads.get(name, {}) | body)
+            model = self.module.task_model(name)
+            write_params(model, head | heads.get(name, {}) | body)
+            cards[name] = model_card(report, loader_of(model), name if head else None)
         if self.trainer.is_global_zero:
-            self.module.save(folder)
+            self.module.save(folder, cards)

@@ -59,11 +59,17 @@ class Merger:
         self._merged: Params = {}
         self._merged_at: dict[str, float] | None = None
 
-    def assemble(self, coefficients: Mapping[str, float]) -> Params:
+    def assemble(
+        self,
+        coefficients: Mapping[str, float],
+        look: Callable[[Mapping[str, Mapping[str, Any]]], None] | None = None,
+    ) -> Params:
         """Computes the merged body.
 
         Args:
             coefficients: λ by expert, or by ``expert/group``.
+            look: Is shown the statistics that enter, if there are any; the merge is then computed
+                anew, even if it was the last.
 
         Returns:
             The merged tensors, to be read and not changed, and only until the next call.
@@ -72,7 +78,7 @@ class Merger:
             ValueError: If the method cannot merge with these coefficients.
             UserError: If the merged tensors are not finite.
         """
-        if self._merged_at == coefficients:
+        if self._merged_at == coefficients and look is None:
             return self._merged
         self._merged_at = None
         if not isinstance(self.method, Elementwise):
@@ -80,6 +86,8 @@ class Merger:
         elif not self._merged:
             self._merged = empty_like(self.experts[next(iter(self.experts))])
         statistics = self._statistics_at(coefficients)
+        if look is not None and statistics is not None:
+            look(statistics)
         for group, names in self.parts.items():
             self._merge(group, names, coefficients, statistics)
         self._merged = {name: self._merged[name] for name in self.order}

@@ -47,7 +47,7 @@ class Front:
         Returns:
             A rich table: a row a trial; its objectives, its tasks' scores, its coefficients.
         """
-        header, *rows = self._cells()
+        header, *rows = self.cells()
         caption = f"merged/ holds trial {self.trials[0].index}; {_HOW}"
         table = Table(title="Pareto front on validation, %", caption=caption)
         for i, name in enumerate(header):
@@ -63,7 +63,7 @@ class Front:
         Returns:
             Lines of Markdown.
         """
-        header, *rows = self._cells()
+        header, *rows = self.cells()
         return [
             "",
             f"Pareto front on validation, in per cent, of {' and '.join(self.objectives)}:",
@@ -72,13 +72,28 @@ class Front:
             "|---" * len(header) + "|",
             *("| " + " | ".join(row) + " |" for row in rows),
             "",
-            f"`merged/` holds trial {self.trials[0].index}, the best by {self.objectives[0]}; "
-            f"{_HOW}.",
+            self.note(),
             "",
             f"![Pareto front]({PICTURE})",
         ]
 
-    def _cells(self) -> list[list[str]]:
+    def note(self) -> str:
+        """Says which trial was kept, and how to get another.
+
+        Returns:
+            A sentence, of which only backticks are Markdown.
+        """
+        return (
+            f"`merged/` holds trial {self.trials[0].index}, the best by {self.objectives[0]}; "
+            f"{_HOW}."
+        )
+
+    def cells(self) -> list[list[str]]:
+        """Lays out the front.
+
+        Returns:
+            A header and a line a trial.
+        """
         # a task that is an objective has a column already
         tasks = [task for task in self.trials[0].metrics if task not in self.objectives]
         lines = [["trial", *self.objectives, *tasks, "coefficients"]]

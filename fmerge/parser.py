@@ -31,6 +31,7 @@ _NOT_CHOICES = {
     "BLOCKS", "MergeMethod", "Pick", "Search", "Trial", "Example", "MultiTask", "Split", "TaskData",
     "TaskModule", "Estimation", "FisherPass", "GramPass", "HeadInputs", "HeadedModule", "Saving",
     "fit_linear", "Gram", "Grams", "last_linear", "linear_weights",
+    "Outcomes", "recording", "unbeaten",
 }  # fmt: skip
 
 

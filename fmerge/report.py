@@ -1,42 +1,42 @@
 """What a run shows: tables in the terminal and in ``report.md``."""
 
 import json
-import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from fmerge.errors import UserError
+from fmerge.fisher_facts import FisherFacts
 from fmerge.grouping import coefficient_name
+from fmerge.markdown import code, plain, sentence
 from fmerge.objective import Objective, shortfalls
-from fmerge.params import Params
 from fmerge.pareto import Front
+from fmerge.rows import (
+    EXPERTS,
+    MERGE,
+    REFERENCES,
+    REFITTED,
+    RUNNER_UP,
+    Comparison,
+    Row,
+    TaskFacts,
+    score_cells,
+)
 from fmerge.search import Pick, Trial
-
-BASE, EXPERTS, AVERAGE, MERGE = "base", "experts", "plain average", "this merge"
-REFITTED = ", heads refitted"
-"""What follows a row's name where its model has refitted heads."""
-
-REFERENCES = (BASE, BASE + REFITTED, EXPERTS, AVERAGE, AVERAGE + REFITTED)
-"""The rows that a merge is measured against, in order."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """One model's test scores.
-
-    Attributes:
-        name: What the row is.
-        scores: Task name to the mean of its metrics, at most 1.
-    """
-
-    name: str
-    scores: Mapping[str, float]
+from fmerge.sections import (
+    comparison_lines,
+    fisher_lines,
+    score_lines,
+    sensitivity_lines,
+    task_lines,
+    trade_lines,
+)
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,15 @@ class MergeReport:
         refit_examples: How many training examples of each task heads were refitted on; all if
             None.
         facts: Sentences about what was estimated, chosen and scored on which examples.
+        parameters: The method's parameters.
+        comparisons: The merge against other rows.
+        runner_up: The trial of that row.
+        sensitivity: Coefficient to the share of the objective's variance that the search's model
+            ascribes to it, alone and together with others.
+        fishers: Where the Fishers lie that the kept merge was made with.
+        tasks: What the tasks were scored on.
+        unbeaten: The trials that no other beats on validation, the best first.
+        hashes: SHA-256 of the weights of each ``expert`` and of the ``base``.
         front: The Pareto front, where there are several objectives.
         built: Whether ``best`` is not what the search chose, but a trial built by its index.
     """
@@ -79,6 +88,14 @@ class MergeReport:
     refit_heads: str = "off"
     refit_examples: int | None = None
     facts: Sequence[str] = ()
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    comparisons: Sequence[Comparison] = ()
+    runner_up: Trial | None = None
+    sensitivity: Mapping[str, float] = field(default_factory=dict)
+    fishers: FisherFacts | None = None
+    tasks: Mapping[str, TaskFacts] = field(default_factory=dict)
+    unbeaten: Sequence[Trial] = ()
+    hashes: Mapping[str, Any] = field(default_factory=dict)
     front: Front | None = None
     built: bool = False
 
@@ -104,7 +121,8 @@ class MergeReport:
             "refit_heads": self.refit_heads,
             "refit_examples": self.refit_examples,
             **({"trial": self.best.index} if self.built else {}),
-            "rows": [{"name": row.name, "scores": dict(row.scores)} for row in self.rows],
+            "rows": [row.record() for row in self.rows],
+            "comparisons": [one.record() for one in self.comparisons],
         }
 
     def markdown(self) -> str:
@@ -116,54 +134,80 @@ class MergeReport:
         lines = [
             f"# {self.method} of {len(self.experts)} experts",
             "",
-            f"- search: {self.search}, {self.trials} trials; "
-            f"{'this' if self.built else 'the best'} is trial {self.best.index}"
-            + (", built by its index" if self.built else ""),
-            *self._coefficients(),
-            *(f"- expert `{name}`: {path}" for name, path in self.experts.items()),
-            *([f"- base: {self.base}"] if self.base else []),
-            *([f"- task vectors: {self.vectors}"] if self.vectors else []),
+            *(f"- {sentence(fact)}" for fact in (*self.made(), *self._coefficients())),
+            *(f"- expert {code(name)}: {plain(path)}" for name, path in self.experts.items()),
+            *([f"- base: {plain(self.base)}"] if self.base else []),
+            *([f"- task vectors: {sentence(self.vectors)}"] if self.vectors else []),
         ]
         if self.rows:
-            header, *rows = _cells(self.rows)
             lines += [
-                f"- {self._chosen()}",
-                *self._bounds(),
-                *self._picked(),
-                *(f"- {fact}" for fact in self.facts),
-                "",
-                f"Test {self.measure} in per cent:",
-                "",
-                "| " + " | ".join(header) + " |",
-                "|---" * len(header) + "|",
-                *("| " + " | ".join(row) + " |" for row in rows),
-                "",
-                "*kept*: the mean over tasks of the score divided by the expert's.",
-                *self._refitted(),
-                "",
-                f"![objective by trial]({'../../' if self.built else ''}search.png)",
-                *(self.front.markdown() if self.front else []),
+                *(f"- {sentence(fact)}" for fact in self.choice()),
+                *score_lines(self.rows, self.measure),
+                *(["", f"*heads refitted*: {found}"] if (found := self.refitted()) else []),
+                *comparison_lines(self.comparisons),
+                *trade_lines(self.unbeaten, self.best),
             ]
+        lines += [
+            *sensitivity_lines(self.sensitivity),
+            *fisher_lines(self.fishers),
+            *task_lines(self.tasks),
+        ]
+        if self.rows:
+            lines += ["", f"![objective by trial]({'../../' if self.built else ''}search.png)"]
+            lines += self.front.markdown() if self.front else []
         return "\n".join(lines) + "\n"
 
-    def _chosen(self) -> str:
+    def made(self) -> list[str]:
+        """Says what was searched and found.
+
+        Returns:
+            Sentences, of which only backticks are Markdown.
+        """
+        which = "this is trial {}, built by its index" if self.built else "the best is trial {}"
+        made = f"search: {self.search}, {self.trials} trials; {which.format(self.best.index)}"
+        given = ", ".join(f"{name} {value}" for name, value in self.parameters.items())
+        return [made, *([f"parameters of {self.method}: {given}"] if given else [])]
+
+    def models(self) -> list[tuple[str, str, str]]:
+        """Lists what was merged.
+
+        Returns:
+            Name, place and SHA-256 of each expert and of the base; the hash is empty where it is
+            not known.
+        """
+        hashes = self.hashes.get("expert") or {}
+        found = [(name, path, hashes.get(name, "")) for name, path in self.experts.items()]
+        return found + ([("base", self.base, self.hashes.get("base") or "")] if self.base else [])
+
+    def choice(self) -> list[str]:
+        """Says what was kept and why.
+
+        Returns:
+            Sentences, of which only backticks are Markdown.
+        """
         objective = f"{100 * (self.best.objective or 0):.1f}"
-        if self.built:
-            return f"on the validation split {self.goal} is {objective}; the test split scored"
-        return (
+        chosen = (
             f"the validation split chose, by {self.goal} (objective {objective}); the test split "
             "scored, once"
         )
+        if self.built:
+            chosen = f"on the validation split {self.goal} is {objective}; the test split scored"
+        return [
+            chosen,
+            *self._bounds(),
+            *self._picked(),
+            *self.facts,
+        ]
 
     def _coefficients(self) -> list[str]:
         """One line, or one per expert where tensors are grouped."""
         values = self.best.coefficients
         if list(self.groups) == [""]:
-            return [f"- coefficients: {', '.join(f'{n} {v:.4f}' for n, v in values.items())}"]
+            return [f"coefficients: {', '.join(f'{n} {v:.4f}' for n, v in values.items())}"]
         lines = []
         for expert in self.experts:
             own = (f"{g} {values[coefficient_name(expert, g)]:.4f}" for g in self.groups)
-            lines.append(f"- coefficients of {expert}: {', '.join(own)}")
+            lines.append(f"coefficients of {expert}: {', '.join(own)}")
         return lines
 
     def _bounds(self) -> list[str]:
@@ -174,28 +218,32 @@ class MergeReport:
         short = shortfalls(self.best.metrics, bounds)
         which = "this trial" if self.built else "the best trial"
         if not short:
-            return [f"- at least on validation: {least}; {which} keeps to that"]
+            return [f"at least on validation: {least}; {which} keeps to that"]
         missing = ", ".join(f"{task} by {100 * value:.1f}" for task, value in short.items())
         if self.built:
-            return [f"- at least on validation: {least}; this trial falls short: {missing}"]
+            return [f"at least on validation: {least}; this trial falls short: {missing}"]
         return [
-            f"- at least on validation: {least}; NO TRIAL kept to that, and the best is the one "
+            f"at least on validation: {least}; NO TRIAL kept to that, and the best is the one "
             f"that falls short by least: {missing}"
         ]
 
-    def _refitted(self) -> list[str]:
+    def refitted(self) -> str:
+        """Says what refitted heads are.
+
+        Returns:
+            A sentence; nothing where no row has them.
+        """
         if not any(row.name.endswith(REFITTED) for row in self.rows):
-            return []
+            return ""
         examples = "all" if self.refit_examples is None else f"at most {self.refit_examples}"
         where = {
             "end": "; the merge is saved with these heads",
             "trials": "; the search scored with such heads, and the merge is saved with them",
         }
-        return [
-            "",
-            f"*heads refitted*: each task's last linear layer is fitted to the body on {examples} "
-            f"of its training examples{where.get(self.refit_heads, '')}.",
-        ]
+        return (
+            f"each task's last linear layer is fitted to the body on {examples} of its training "
+            f"examples{where.get(self.refit_heads, '')}."
+        )
 
     def _picked(self) -> list[str]:
         if self.pick is None:
@@ -204,7 +252,7 @@ class MergeReport:
         predicted = f"{100 * pick.mean:.1f} ± {100 * pick.error:.1f} predicted"
         same = "the same trial" if pick.trial.index == best.index else f"trial {pick.trial.index}"
         return [
-            f"- observed best: trial {best.index}, {100 * (best.objective or 0):.1f}, which was "
+            f"observed best: trial {best.index}, {100 * (best.objective or 0):.1f}, which was "
             f"kept; the search's model would have kept {same}, {predicted}"
         ]
 
@@ -220,38 +268,13 @@ def score_table(rows: Sequence[Row], title: str) -> Table:
         A rich table: a row a model; a column a task, the mean, and the share kept.
     """
     table = Table(title=title)
-    header, *lines = _cells(rows)
+    header, *lines = score_cells(rows)
     for i, name in enumerate(header):
-        table.add_column(name, justify="right" if i else "left", no_wrap=True)
+        table.add_column(escape(name), justify="right" if i else "left", no_wrap=True)
     for line, row in zip(lines, rows, strict=True):
-        table.add_row(*line, style=None if _is_reference(row.name) else "bold")
+        quiet = _is_reference(row.name) or row.name.startswith(RUNNER_UP)
+        table.add_row(*line, style=None if quiet else "bold")
     return table
-
-
-def _cells(rows: Sequence[Row]) -> list[list[str]]:
-    experts = next(row for row in rows if row.name == EXPERTS).scores
-    lines = [["", *experts, "mean", "kept"]]
-    for row in rows:
-        shares = [row.scores[task] / experts[task] for task in experts if experts[task]]
-        kept = f"{100 * sum(shares) / len(shares):.1f}" if shares else "-"
-        scores = [row.scores[task] for task in experts]
-        percent = [f"{100 * score:.1f}" for score in [*scores, sum(scores) / len(scores)]]
-        lines.append([row.name, *percent, kept])
-    return lines
-
-
-def read_references(folder: Path) -> list[Row]:
-    """Reads back what a run's merge was measured against.
-
-    Args:
-        folder: The run's folder.
-
-    Returns:
-        The rows of ``scores.json`` but for the merge's own; none where there is no such file.
-    """
-    path = folder / "scores.json"
-    rows = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.is_file() else []
-    return [Row(row["name"], row["scores"]) for row in rows if row["name"] in REFERENCES]
 
 
 def compare(folders: Sequence[Path]) -> Table:
@@ -278,6 +301,8 @@ def compare(folders: Sequence[Path]) -> Table:
         record = json.loads(path.read_text(encoding="utf-8"))
         measure = record.get("measure", measure)
         for row in record["rows"]:
+            if row["name"].startswith(RUNNER_UP):
+                continue  # each run has its own
             name = _among_others(row["name"], record)
             before = rows.setdefault(name, Row(name, row["scores"]))
             if name == EXPERTS and row["scores"] != before.scores:
@@ -308,47 +333,6 @@ def _kind(name: str) -> str:
 
 def _is_reference(name: str) -> bool:
     return _kind(name) in REFERENCES
-
-
-def fisher_table(values: Params, title: str) -> Table:
-    """Lays out a Fisher's mean by layer.
-
-    Args:
-        values: F by parameter name.
-        title: The table's title.
-
-    Returns:
-        A rich table: layer, entries, mean, share of the total.
-    """
-    layers: dict[str, list[str]] = {}
-    for name in values:
-        layers.setdefault(layer_of(name), []).append(name)
-    total = sum(float(tensor.double().sum()) for tensor in values.values())
-    table = Table(title=title)
-    table.add_column("layer", no_wrap=True)
-    for column in ("entries", "mean Fisher", "share, %"):
-        table.add_column(column, justify="right")
-    for layer, names in layers.items():
-        entries = sum(values[name].numel() for name in names)
-        part = sum(float(values[name].double().sum()) for name in names)
-        share = 100 * part / total if total else 0.0
-        table.add_row(layer, f"{entries:,}", f"{part / entries:.2e}", f"{share:.1f}")
-    return table
-
-
-def layer_of(name: str) -> str:
-    """Cuts a parameter's name to its layer.
-
-    Args:
-        name: For instance ``bert.encoder.layer.0.output.dense.weight``.
-
-    Returns:
-        Up to the first number (``bert.encoder.layer.0``), else up to two parts.
-    """
-    numbered = re.match(r"(.*?\.\d+)\.", name)
-    if numbered:
-        return numbered.group(1)
-    return ".".join(name.split(".")[:-1][:2]) or name
 
 
 def main(*folders: Path) -> None:

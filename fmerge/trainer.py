@@ -29,8 +29,8 @@ from fmerge.processes import check_strategy
 from fmerge.refit import Refit, Refitting
 from fmerge.report import MergeReport
 from fmerge.requeue import RequeuedFit, is_requeued, requeued_checkpoint
-from fmerge.results import show
 from fmerge.search import Search
+from fmerge.shown import show
 from fmerge.store import (
     RunFolder,
     check_fisher_path,
@@ -239,7 +239,8 @@ class FMergeTrainer(Trainer):
             fisher: How Fishers that no file gives are estimated, and on what examples RegMean's
                 Grams; 30 validation examples a task if left out.
             references: What the table compares with: all: the base, the base with refitted heads,
-                the experts and their plain average; experts: the experts alone, which is faster.
+                the experts, their plain average and the second best trial; experts: the experts
+                alone, which is faster.
             refit_heads: Whether classifiers' last linear layers are fitted to the merged body on
                 training examples: off: the experts' heads are kept, end: the best merge's are
                 fitted before it is tested and saved; trials: those of every trial's merge, too,

@@ -7,11 +7,13 @@ import torch
 from rich.console import Console
 
 from fmerge.errors import UserError
+from fmerge.fisher_facts import fisher_table, layer_of
 from fmerge.kinship import task_vector_facts
 from fmerge.objective import Objective, Partial
 from fmerge.picture import draw_search
 from fmerge.racing import race_facts
-from fmerge.report import MergeReport, Row, compare, fisher_table, layer_of, score_table
+from fmerge.report import MergeReport, compare, score_table
+from fmerge.rows import Row
 from fmerge.search import Pick, Trial
 
 

@@ -7,6 +7,7 @@ from fmerge.modules.grams import GramPass, linear_weights
 from fmerge.modules.head_inputs import HeadInputs, last_linear
 from fmerge.modules.heads import HeadedModule
 from fmerge.modules.logistic import fit_linear
+from fmerge.modules.outcomes import Outcomes, recording
 from fmerge.modules.rank_choice import RankChoice
 from fmerge.modules.spans import SpanAnswers
 
@@ -16,6 +17,7 @@ __all__ = [
     "GramPass",
     "HeadInputs",
     "HeadedModule",
+    "Outcomes",
     "RankChoice",
     "Saving",
     "SpanAnswers",
@@ -24,4 +26,5 @@ __all__ = [
     "fit_linear",
     "last_linear",
     "linear_weights",
+    "recording",
 ]

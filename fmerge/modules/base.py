@@ -106,11 +106,12 @@ class TaskModule(LightningModule, ABC):
         """
 
     @abstractmethod
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path, cards: Mapping[str, str] | None = None) -> None:
         """Writes the live networks as Hugging Face folders.
 
         Args:
             folder: Where.
+            cards: Task name to the model card of its folder, if there are any.
         """
 
     def add_metrics(
@@ -228,15 +229,20 @@ class TaskModule(LightningModule, ABC):
         """
         self._score(batch)
 
-    def test_step(self, batch: Mapping[str, Any], batch_idx: int, dataloader_idx: int = 0) -> None:
+    def test_step(
+        self, batch: Mapping[str, Any], batch_idx: int, dataloader_idx: int = 0
+    ) -> dict[str, Tensor]:
         """Adds a batch to its task's metrics.
 
         Args:
             batch: One task's batch.
             batch_idx: Not used.
             dataloader_idx: Not used: the batch knows its task.
+
+        Returns:
+            ``predictions`` (n,) and the ``targets`` (n,) that the metrics compare them with.
         """
-        self._score(batch)
+        return {"predictions": self._score(batch), "targets": self.targets(batch)}
 
     def on_validation_epoch_end(self) -> None:
         """Logs ``<task>/<metric>``, the tasks' mean as ``val/score``, and ``val/loss``."""
@@ -269,10 +275,11 @@ class TaskModule(LightningModule, ABC):
         labels: Tensor = batch["labels"]
         return labels
 
-    def _score(self, batch: Mapping[str, Any]) -> None:
+    def _score(self, batch: Mapping[str, Any]) -> Tensor:
         losses, predictions = self.outcome(batch)
         self._update_metrics(batch, predictions)
         self.val_loss.update(losses)
+        return predictions
 
     def _update_metrics(self, batch: Mapping[str, Any], predictions: Tensor) -> None:
         targets = self.targets(batch)

@@ -179,12 +179,13 @@ class HeadedModule(TaskModule, ABC):
             self.warmup_fraction,
         )
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path, cards: Mapping[str, str] | None = None) -> None:
         """Writes every task's classifier as a Hugging Face folder.
 
         Args:
             folder: Where it shall be, if there is one task; where a folder of each task's name
                 shall be, if there are several.
+            cards: Task name to the model card of its folder, if there are any.
 
         Raises:
             RuntimeError: If the weights were not read yet.
@@ -192,8 +193,10 @@ class HeadedModule(TaskModule, ABC):
         if self.tokenizer is None:
             raise RuntimeError("the tokenizer is read by configure_model or adopt: call one first")
         models = {task: self.task_model(task) for task in self.models}
-        single = {"": next(iter(models.values()))}
-        save_models(folder, single if len(models) == 1 else models, self.tokenizer)
+        if len(models) == 1:
+            models = {"": next(iter(models.values()))}
+            cards = {"": next(iter(cards.values()))} if cards else None
+        save_models(folder, models, self.tokenizer, cards)
 
 
 def model_inputs(batch: Mapping[str, Any]) -> dict[str, Any]:

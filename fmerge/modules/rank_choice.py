@@ -220,14 +220,16 @@ class RankChoice(TaskModule):
             self.warmup_fraction,
         )
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path, cards: Mapping[str, str] | None = None) -> None:
         """Writes the model as a Hugging Face folder.
 
         Args:
             folder: Where it shall be.
+            cards: Task name to model card, of which the first is written.
         """
         model, tokenizer = self._ready
-        save_models(folder, {"": model}, tokenizer)
+        card = {"": next(iter(cards.values()))} if cards else None
+        save_models(folder, {"": model}, tokenizer, card)
 
     @property
     def _ready(self) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
@@ -240,12 +242,14 @@ class RankChoice(TaskModule):
         model, _ = self._ready
         return answer_log_likelihoods(model, batch["input_ids"], batch["attention_mask"], answers)
 
-    def _score(self, batch: Mapping[str, Any]) -> None:
+    def _score(self, batch: Mapping[str, Any]) -> Tensor:
         sums, lengths = self._sums(batch, batch["choice_ids"])
-        self._update_metrics(batch, self.predictions(mean_log_likelihoods(sums, lengths)))
+        predictions = self.predictions(mean_log_likelihoods(sums, lengths))
+        self._update_metrics(batch, predictions)
         true = batch["labels"][:, None]
         sums, lengths = sums.gather(1, true), lengths.gather(1, true)
         self.val_loss.update(-sums / lengths, weight=lengths)  # a mean over tokens, as in training
+        return predictions
 
     def _beside(self, answers: Sequence[Sequence[Sequence[int]]], limit: int) -> list[int]:
         """Tokens of a prompt that leave room for its longest answer among the positions."""

@@ -3,6 +3,7 @@
 from fmerge.search.base import Pick, Search, Trial
 from fmerge.search.bayes import AxSearch
 from fmerge.search.simple import Dirichlet, Fixed, Grid, RandomSearch, Sobol
+from fmerge.search.unbeaten import unbeaten
 
 __all__ = [
     "AxSearch",
@@ -14,4 +15,5 @@ __all__ = [
     "Search",
     "Sobol",
     "Trial",
+    "unbeaten",
 ]

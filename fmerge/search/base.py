@@ -233,7 +233,33 @@ class Search(ABC):
         scored = [trial for trial in self.history if trial.status == "ok"]
         if not scored:
             raise ValueError(f"none of the {len(self.history)} trials gave a finite score")
-        return max(scored, key=lambda trial: (*self.rank(trial), -trial.index))
+        return max(scored, key=self._order)
+
+    def _order(self, trial: Trial) -> tuple[float, ...]:
+        return (*self.rank(trial), -trial.index)
+
+    def runner_up(self) -> Trial | None:
+        """Picks the best trial but one.
+
+        Returns:
+            The best of the trials with other coefficients than the best; None if there is none.
+        """
+        best = self.best()
+        others = [
+            trial
+            for trial in self.history
+            if trial.status == "ok" and trial.coefficients != best.coefficients
+        ]
+        return max(others, key=self._order, default=None)
+
+    def sensitivity(self) -> dict[str, float]:
+        """Asks the search's model, where it has one, what the objective depends on.
+
+        Returns:
+            Coefficient to its part in the variance of the objective over all coefficients, alone
+            or together with others (Sobol's total index); nothing without a model.
+        """
+        return {}
 
     def front(self) -> list[Trial]:
         """Picks the trials that no other one beats, where there are several objectives.

@@ -168,7 +168,7 @@ class AxSearch(Search):
     @override
     def pick(self) -> Pick | None:
         scored = [trial for trial in self.history if trial.status == "ok"]
-        if not scored or len(self.history) <= max(self.initial_trials, len(self._starts)):
+        if not self._has_model:
             return None
         try:
             with quiet():
@@ -179,6 +179,22 @@ class AxSearch(Search):
         ranked = zip(scored, predicted, strict=True)
         trial, (mean, error, _) = max(ranked, key=lambda one: (-one[1][2], one[1][0]))
         return Pick(trial, mean, error)
+
+    @override
+    def sensitivity(self) -> dict[str, float]:
+        if not self._has_model:
+            return {}
+        try:
+            with quiet():
+                return self._client.sensitivity(self.seed)
+        except Exception as failure:  # a table of the report is not worth a finished search
+            _LOG.warning("the search's model tells no sensitivity: %s", failure)
+            return {}
+
+    @property
+    def _has_model(self) -> bool:
+        scored = any(trial.status == "ok" for trial in self.history)
+        return scored and len(self.history) > max(self.initial_trials, len(self._starts))
 
     @property
     def _client(self) -> AxClient:

@@ -25,7 +25,10 @@ _IGNORED = (
 """What a run may be gone on with although it differs."""
 
 _GROWING = "optimizer.search.init_args.trials"
-_RESULTS = ("report.md", "scores.json", "search.png", "pareto.json", "pareto.png")
+_RESULTS = (
+    *("report.md", "report.html", "scores.json", "search.png"),
+    *("pareto.json", "pareto.png"),
+)
 _POINTS = "points"
 
 

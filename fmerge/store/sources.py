@@ -53,6 +53,7 @@ def save_models(
     folder: Path,
     models: Mapping[str, "PreTrainedModel"],
     tokenizer: "PreTrainedTokenizerBase",
+    cards: Mapping[str, str] | None = None,
 ) -> None:
     """Writes Hugging Face folders, all of them whole or none.
 
@@ -61,11 +62,14 @@ def save_models(
         models: Name of each model's folder below it to the model; ``""`` puts a
             single one into ``folder`` itself.
         tokenizer: The tokenizer they share.
+        cards: Name of each model's folder to its ``README.md``, if there is one.
     """
     with replacing_folder(folder) as temporary, quiet_transformers():
         for name, model in models.items():
             model.save_pretrained(temporary / name)
             tokenizer.save_pretrained(temporary / name)
+            if cards:
+                (temporary / name / "README.md").write_text(cards[name], encoding="utf-8")
 
 
 def is_lightning(source: str) -> bool:

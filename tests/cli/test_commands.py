@@ -182,10 +182,10 @@ def test_the_table_scores_every_row(zoo, tmp_path):
         *["merge", "--config", data_config(zoo, tmp_path), *experts(zoo), "--base", zoo.base],
         *["--method", "Average", "--output", output],
     )
-    table = {
-        line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")[2:-1]]
+    table = {  # without the intervals
+        line.split("|")[1].strip(): [cell.split()[0] for cell in line.split("|")[2:-1]]
         for line in (output / "report.md").read_text().splitlines()
-        if line.startswith("| ")
+        if line.startswith("| ") and " ---" not in line
     }
     tasks = list(zoo.experts)
     for k, task in enumerate(tasks):
@@ -398,6 +398,14 @@ def test_the_same_seed_gives_the_same_trials(zoo, tmp_path, search):
     assert all(math.isfinite(trial["objective"]) for trial in trials(tmp_path / "a"))
 
 
+def flat(tree) -> list:
+    """All leaves of nested lists and dictionaries."""
+    if isinstance(tree, dict | list):
+        return [leaf for one in (tree.values() if isinstance(tree, dict) else tree)
+                for leaf in flat(one)]  # fmt: skip
+    return [tree]
+
+
 def test_two_processes_merge_as_one(zoo, tmp_path):
     config = data_config(zoo, tmp_path)
     for processes, start in ((1, run), (2, in_process)):
@@ -418,6 +426,9 @@ def test_two_processes_merge_as_one(zoo, tmp_path):
         assert a["metrics"] == pytest.approx(b["metrics"])
     report = [(tmp_path / str(n) / "report.md").read_text().splitlines() for n in (1, 2)]
     assert report[0][-8:] == report[1][-8:]
+    scores = [json.loads((tmp_path / str(n) / "scores.json").read_text()) for n in (1, 2)]
+    for kind, one, two in ((k, *(s[k] for s in scores)) for k in ("rows", "comparisons")):
+        assert kind and flat(one) == pytest.approx(flat(two))
 
 
 def test_overwriting_replaces_the_run(zoo, tmp_path):

@@ -154,11 +154,11 @@ def test_a_trial_out_of_memory_is_recorded_and_not_repeated(zoo, tmp_path, monke
     output, calls = tmp_path / "run", []
     whole = Merger.assemble
 
-    def assemble(self, coefficients):
+    def assemble(self, coefficients, *where):
         calls.append(coefficients)
         if len(calls) in {2, 7}:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
-        return whole(self, coefficients)
+        return whole(self, coefficients, *where)
 
     monkeypatch.setattr(Merger, "assemble", assemble)
     search = ["--optimizer.search", "AxSearch", "--optimizer.search.trials", "8"]

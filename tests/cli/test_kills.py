@@ -16,7 +16,7 @@ import torch
 from lightning.fabric.plugins.io import torch_io
 from safetensors.torch import load_file
 
-from fmerge import merge_run
+from fmerge import shown
 from fmerge.cli import main
 from fmerge.modules import TextClassifier
 from fmerge.store import atomic, read_fisher
@@ -24,7 +24,7 @@ from tests.cli.run import data_config
 from tests.cli.test_fit_resumes import fit
 from tests.cli.test_resume import merge
 
-RESULTS = ("report.md", "scores.json", "search.png", "merged")
+RESULTS = ("report.md", "report.html", "scores.json", "search.png", "merged")
 
 
 def run(arguments):
@@ -88,8 +88,8 @@ def test_a_merge_killed_after_its_search_ends_in_the_same_folder(
         (TextClassifier, "test_step", 9),
         (atomic, "_sync", 20),
         (atomic, "replacing_file", 4),
-        (merge_run, "draw_search", 1),
-        (merge_run, "write_text", 2),
+        (shown, "draw_search", 1),
+        (shown, "write_text", 3),
         (TextClassifier, "save", 1),
     ]
     generator, kills = random.Random(7), []

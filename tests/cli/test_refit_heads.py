@@ -76,7 +76,8 @@ def table(output):
 
 ROWS = [
     *["base", "base, heads refitted", "experts", "plain average"],
-    *["plain average, heads refitted", "this merge", "this merge, heads refitted"],
+    *["plain average, heads refitted", "runner-up", "runner-up, heads refitted"],
+    *["this merge", "this merge, heads refitted"],
 ]
 
 
@@ -106,7 +107,7 @@ def test_the_saved_head_is_the_logistic_regression_on_the_merged_body(runs, zoo)
 def test_what_is_scored_is_what_is_saved(runs, zoo):
     scores = {when: table(runs / when) for when in ("off", "end", "trials")}
     assert list(scores["end"]) == list(scores["trials"]) == ROWS
-    assert list(scores["off"]) == [ROWS[i] for i in (0, 1, 2, 3, 5)]
+    assert list(scores["off"]) == [ROWS[i] for i in (0, 1, 2, 3, 5, 7)]
     for task in zoo.tasks:
         for when in ("end", "trials"):
             folder = runs / when / "merged" / task
@@ -289,10 +290,10 @@ def test_a_dry_run_counts_the_passes(zoo, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(
         "fmerge.dry_run.seconds_of_pass", lambda *args: measure(*args, clock=lambda: next(hours))
     )
-    off = 2 * (3 * 4 + 4 * 3 + (5 + 3))  # 3 trials on 13; 4 rows on 11; the base's heads on 20
+    off = 2 * (3 * 4 + 5 * 3 + (5 + 3))  # 3 trials on 13; 5 rows on 11; the base's heads on 20
     for options, batches in (
-        (["end"], off + 2 * 2 * (5 + 3) - 2 * 3 * (5 - 3)),
-        (["trials"], off + 2 * 2 * (5 + 3) - 2 * 3 * (5 - 3) + 2 * 3 * 3),
+        (["end"], off + 2 * 3 * (5 + 3) - 2 * 4 * (5 - 3)),
+        (["trials"], off + 2 * 3 * (5 + 3) - 2 * 4 * (5 - 3) + 2 * 3 * 3),
         (["end", "--references", "experts"], 2 * (3 * 4 + 2 * 3 + 3 + 3)),
     ):
         run(

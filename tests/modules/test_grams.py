@@ -37,7 +37,9 @@ def found(module, examples, batch_size):
     trainer = Trainer(
         accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False
     )
-    loader = DataLoader(examples, batch_size, collate_fn=lambda some: module.collate(some, "one"))
+    loader = DataLoader(
+        examples, batch_size=batch_size, collate_fn=lambda some: module.collate(some, "one")
+    )
     one = GramPass(module, "one")
     trainer.predict(one, dataloaders=loader, return_predictions=False)
     assert not any(layer._forward_pre_hooks for layer in module.modules())

@@ -281,7 +281,9 @@ class Questions(LightningDataModule):
 
     def loader(self, task):
         collate = self.module.collate
-        return DataLoader(self.tasks[task], 3, collate_fn=lambda rows: collate(rows, task))
+        return DataLoader(
+            self.tasks[task], batch_size=3, collate_fn=lambda rows: collate(rows, task)
+        )
 
     def train_dataloader(self):
         return {task: self.loader(task) for task in self.tasks}

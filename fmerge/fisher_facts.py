@@ -1,0 +1,118 @@
+"""What diagonal Fishers say: where their mass lies, and how much tasks want the same weights."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from rich.table import Table
+from torch import Tensor
+
+from fmerge.params import Params
+
+_PIECE = 1 << 20
+"""Entries of a tensor that are compared at once: all pairs of tasks together fit in a cache."""
+
+
+@dataclass(frozen=True)
+class FisherFacts:
+    """Where the Fishers of several tasks lie.
+
+    Attributes:
+        names: The experts.
+        layers: Layer to the share of each expert's total that lies in it, in order.
+        means: The mean entry of each expert's Fisher.
+        cosines: Σᵢ FᵢGᵢ / (‖F‖ ‖G‖) of every two Fishers F and G, by row and column.
+        overlaps: Σᵢ min(Fᵢ / ΣF, Gᵢ / ΣG), likewise: 1 where their masses lie in the same entries
+            alike, 0 where in none that both have.
+    """
+
+    names: Sequence[str]
+    layers: Mapping[str, Sequence[float]]
+    means: Sequence[float]
+    cosines: Sequence[Sequence[float]]
+    overlaps: Sequence[Sequence[float]]
+
+
+def fisher_facts(fishers: Mapping[str, Mapping[str, Tensor]]) -> FisherFacts:
+    """Measures the Fishers of several tasks.
+
+    Args:
+        fishers: Expert to its Fisher by parameter name, all of one layout; only read, a tensor
+            at a time.
+
+    Returns:
+        What is found. A Fisher of nothing but zeros has shares, cosines and overlaps of 0.
+    """
+    names, count = list(fishers), len(fishers)
+    first = next(iter(fishers.values()))
+    entries = 0
+    layers: dict[str, Tensor] = {}
+    for key in first:
+        sums = torch.stack([
+            fishers[name][key].detach().cpu().sum(dtype=torch.float64) for name in names
+        ])
+        layers[layer_of(key)] = layers.get(layer_of(key), torch.zeros(())) + sums
+        entries += first[key].numel()
+    totals = torch.stack(list(layers.values())).sum(0)
+    safe = totals.clamp_min(torch.finfo(torch.float64).tiny)
+    products, overlaps = torch.zeros(2, count, count, dtype=torch.float64)
+    for key in first:
+        flat = [fishers[name][key].detach().flatten() for name in names]
+        for start in range(0, len(flat[0]), _PIECE):
+            part = torch.stack([one[start : start + _PIECE].cpu().double() for one in flat])
+            part /= safe[:, None]
+            products += part @ part.T
+            for a in range(count):
+                overlaps[a, a:] += torch.minimum(part[a], part[a:]).sum(1)
+    overlaps = overlaps.triu() + overlaps.triu(1).T
+    norms = products.diagonal().sqrt()
+    cosines = products / torch.outer(norms, norms).clamp_min(torch.finfo(torch.float64).tiny)
+    return FisherFacts(
+        names,
+        {layer: (sums / safe).tolist() for layer, sums in layers.items()},
+        (totals / max(entries, 1)).tolist(),
+        cosines.tolist(),
+        overlaps.tolist(),
+    )
+
+
+def fisher_table(values: Params, title: str) -> Table:
+    """Lays out a Fisher's mean by layer.
+
+    Args:
+        values: F by parameter name.
+        title: The table's title.
+
+    Returns:
+        A rich table: layer, entries, mean, share of the total.
+    """
+    layers: dict[str, list[str]] = {}
+    for name in values:
+        layers.setdefault(layer_of(name), []).append(name)
+    total = sum(float(tensor.double().sum()) for tensor in values.values())
+    table = Table(title=title)
+    table.add_column("layer", no_wrap=True)
+    for column in ("entries", "mean Fisher", "share, %"):
+        table.add_column(column, justify="right")
+    for layer, names in layers.items():
+        entries = sum(values[name].numel() for name in names)
+        part = sum(float(values[name].double().sum()) for name in names)
+        share = 100 * part / total if total else 0.0
+        table.add_row(layer, f"{entries:,}", f"{part / entries:.2e}", f"{share:.1f}")
+    return table
+
+
+def layer_of(name: str) -> str:
+    """Cuts a parameter's name to its layer.
+
+    Args:
+        name: For instance ``bert.encoder.layer.0.output.dense.weight``.
+
+    Returns:
+        Up to the first number (``bert.encoder.layer.0``), else up to two parts.
+    """
+    numbered = re.match(r"(.*?\.\d+)\.", name)
+    if numbered:
+        return numbered.group(1)
+    return ".".join(name.split(".")[:-1][:2]) or name
