@@ -51,8 +51,8 @@ def ours(where: Surface, seed: int, **options: Any) -> Points:
 
 def random(where: Surface, seed: int) -> Points:
     """Uniform points."""
-    for point in np.random.default_rng(seed).random((BUDGET, len(where.names))):
-        yield point  # not "yield from", which would send the scores to the array
+    points = np.random.default_rng(seed).random((BUDGET, len(where.names)))
+    yield from (point for point in points)  # arrays cannot be sent the scores
 
 
 def grid(where: Surface, seed: int) -> Points:
@@ -60,8 +60,7 @@ def grid(where: Surface, seed: int) -> Points:
     dimensions = len(where.names)
     steps = np.linspace(0, 1, max(int(BUDGET ** (1 / dimensions) + 1e-9), 2))
     points = np.array(list(itertools.product(steps, repeat=dimensions)))
-    for point in np.random.default_rng(seed).permutation(points)[:BUDGET]:
-        yield point
+    yield from (point for point in np.random.default_rng(seed).permutation(points)[:BUDGET])
 
 
 def one_scale(where: Surface, seed: int) -> Points:
