@@ -214,7 +214,7 @@ def main() -> None:
     )
     print(text)
     if arguments.output:
-        write_section(arguments.output, "Search", text)
+        write_section(arguments.output, f"Search: {', '.join(surfaces)}", text)
 
 
 if __name__ == "__main__":
