@@ -1,6 +1,6 @@
 """Evaluations that searches need to come within 1% of a merge surface's best.
 
-Run:  python benchmarks/search.py [--repeats 20] [--output docs/results.md]
+Run:  python benchmarks/search.py [--repeats 20] [--surfaces topics] [--output docs/results.md]
 
 The surfaces were recorded by benchmarks/surfaces.py. A search is told a surface's value with the
 noise of a validation on it; what counts is the value itself. The rivals: a noise-free Gaussian
@@ -176,7 +176,7 @@ def table(kept: dict[str, list[int]], names: Sequence[str], surfaces: Sequence[s
 
 def _cell(own: list[int], first: list[int], is_first: bool) -> str:
     low, middle, high = (
-        f"{value:.0f}" if value <= BUDGET else f">{BUDGET}"
+        f"{value:g}" if value <= BUDGET else f">{BUDGET}"
         for value in statistics.quantiles(own, n=4, method="inclusive")
     )
     reached = sum(count <= BUDGET for count in own)
