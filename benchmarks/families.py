@@ -1,0 +1,161 @@
+"""The families of tasks that are merged together, and their experts."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from fields import FIELDS, FieldSentences
+from halves import TOKENS, LowerHalf, write_upper_half
+from lightning.pytorch import seed_everything
+
+from fmerge.data import DocsTopics, MultiTask
+from fmerge.data.tasks import TaskData
+from fmerge.modules import TextClassifier
+from fmerge.store import save_models, write_text
+from fmerge.trainer import FMergeTrainer
+
+FOLDER = Path(__file__).parent.parent / "runs" / "quality"
+WORDS = 15
+"""Longer sentences are left out, which takes a third of the time away."""
+BASE = FOLDER / "base"
+BATCH = 32
+"""Of training."""
+
+
+class Topics(DocsTopics):
+    """The quickstart's short sentences in smaller splits.
+
+    Args:
+        library: sklearn, sympy or torch.
+        seed: Seed of the split.
+    """
+
+    def __init__(self, library: str, seed: int) -> None:
+        super().__init__(library, train=160, validation=16, test=60, seed=seed)
+
+    def _pools(self) -> dict[str, list[str]]:
+        return _short_topics(self.library)
+
+
+class Fields(FieldSentences):
+    """The short sentences of one domain.
+
+    Args:
+        domain: scipy, sympy or torch.
+        seed: Seed of the split.
+    """
+
+    def _pools(self) -> list[list[str]]:
+        return _short_fields(self.domain)
+
+
+def _short_topics(library: str) -> dict[str, list[str]]:
+    pools: dict[str, list[str]] = _kept(library, lambda: DocsTopics(library)._pools())
+    return {topic: _short(pool) for topic, pool in pools.items()}
+
+
+def _short_fields(domain: str) -> list[list[str]]:
+    pools: list[list[str]] = _kept(f"fields_{domain}", lambda: FieldSentences(domain)._pools())
+    return [_short(pool) for pool in pools]
+
+
+def _kept(name: str, read: Callable[[], Any]) -> Any:
+    """Reads sources once for all runs: that takes up to ten seconds."""
+    path = FOLDER / "pools" / f"{name}.json"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, json.dumps(read()))
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _short(pool: Sequence[str]) -> list[str]:
+    return [sentence for sentence in pool if len(sentence.split()) <= WORDS]
+
+
+@dataclass(frozen=True)
+class Family:
+    """Tasks that are merged together.
+
+    Attributes:
+        about: What the tasks ask.
+        tasks: Their names.
+        make: From a name and a seed to the data.
+        epochs: Passes over the training split that an expert takes.
+    """
+
+    about: str
+    tasks: Sequence[str]
+    make: Callable[[str, int], TaskData]
+    epochs: int
+
+
+FAMILIES: Mapping[str, Family] = {
+    "topics": Family(
+        "which part of a library a sentence of its documentation describes",
+        ("sympy", "sklearn", "torch"),
+        Topics,
+        2,
+    ),
+    "fields": Family(
+        "which field of mathematics a sentence speaks of, in the documentation of three libraries",
+        tuple(FIELDS),
+        Fields,
+        3,
+    ),
+}
+
+
+@cache
+def lower_half() -> LowerHalf:
+    """Gives the one lower half of the process."""
+    return LowerHalf()
+
+
+def expert(family: str, task: str, seed: int) -> Path:
+    """Trains an expert, unless it is there.
+
+    Args:
+        family: One of ``FAMILIES``.
+        task: One of its tasks.
+        seed: Of the data, the new head and the order of the examples.
+
+    Returns:
+        Its folder.
+    """
+    one, output = FAMILIES[family], FOLDER / family / str(seed) / task
+    if output.exists():
+        return output
+    seed_everything(seed, verbose=False)
+    write_upper_half(BASE)
+    module = TextClassifier(learning_rate=4e-4, max_length=2 * TOKENS)
+    data = MultiTask({task: one.make(task, seed)}, batch_size=BATCH)
+    model = module.read(str(BASE), task, data.labels[task], fresh_head=True)
+    model.base_model.embeddings.requires_grad_(False)
+    module.adopt({task: model}, lower_half())
+    trainer = quiet_trainer(max_epochs=one.epochs, gradient_clip_val=1.0, limit_val_batches=0)
+    trainer.fit(module, datamodule=data)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    save_models(output, {"": module.task_model(task)}, lower_half().tokenizer)
+    return output
+
+
+def quiet_trainer(**options: Any) -> FMergeTrainer:
+    """Makes a Trainer that keeps and prints nothing.
+
+    Args:
+        **options: Of the Trainer.
+
+    Returns:
+        The Trainer, on the CPU.
+    """
+    return FMergeTrainer(
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **options,
+    )
