@@ -3,7 +3,7 @@
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 from fmerge.data.documentation import key, package_folder, sentences
 from fmerge.data.tasks import Example, Split, TaskData
@@ -82,7 +82,7 @@ class DocsTopics(TaskData):
         generator = random.Random(self.seed)
         needed = sum(self.sizes.values())
         splits: dict[Split, list[Example]] = {split: [] for split in self.sizes}
-        for label, (topic, pool) in enumerate(self._pools().items()):
+        for label, (topic, pool) in enumerate(_pools(self.library).items()):
             if len(pool) < needed:
                 raise UserError(
                     f"DocsTopics: {self.library} has {len(pool)} sentences on {topic}, but "
@@ -93,16 +93,18 @@ class DocsTopics(TaskData):
                 splits[split] += [{"text": next(drawn), "label": label} for _ in range(size)]
         return splits
 
-    def _pools(self) -> dict[str, list[str]]:
-        """Sorted sentences of each topic, without those that two topics share."""
-        folder = package_folder(self.library)
-        keyed: dict[str, dict[str, str]] = {}
-        for topic, paths in TOPICS[self.library].items():
-            keyed[topic] = {}
-            for sentence in sentences(folder, paths):
-                keyed[topic].setdefault(key(sentence), sentence)
-        topics_of = Counter(one for found in keyed.values() for one in found)
-        return {
-            topic: [found[one] for one in sorted(found) if topics_of[one] == 1]
-            for topic, found in keyed.items()
-        }
+
+@lru_cache
+def _pools(library: str) -> Mapping[str, Sequence[str]]:
+    """Sorted sentences of each topic, without those that two topics share; read once."""
+    folder = package_folder(library)
+    keyed: dict[str, dict[str, str]] = {}
+    for topic, paths in TOPICS[library].items():
+        keyed[topic] = {}
+        for sentence in sentences(folder, paths):
+            keyed[topic].setdefault(key(sentence), sentence)
+    topics_of = Counter(one for found in keyed.values() for one in found)
+    return {
+        topic: tuple(found[one] for one in sorted(found) if topics_of[one] == 1)
+        for topic, found in keyed.items()
+    }

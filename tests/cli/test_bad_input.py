@@ -286,7 +286,7 @@ def test_full_folders_and_existing_files_are_kept(zoo, tmp_path, capsys):
 )
 def test_fisher_refuses(arguments, expected, zoo, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # no second tries
     config = data_config(zoo, tmp_path)
     before = set(tmp_path.iterdir())
     line = fails(

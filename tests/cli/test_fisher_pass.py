@@ -70,7 +70,7 @@ def text_to_text(folder):
 @pytest.mark.parametrize(
     ("kind", "several"),
     [
-        ("classes, exact", 3),
+        pytest.param("classes, exact", 3, marks=pytest.mark.slow),
         ("choices, exact", 2),
         pytest.param("classes, exact", 2, marks=pytest.mark.slow),
         pytest.param("choices, exact", 3, marks=pytest.mark.slow),

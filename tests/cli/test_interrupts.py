@@ -184,6 +184,7 @@ def test_a_fit_that_is_killed_again_and_again_ends_in_an_expert(zoo, tmp_path, r
     assert len(kills) >= 3
 
 
+@pytest.mark.slow
 def test_a_signal_to_the_first_of_two_processes_stops_both(zoo, tmp_path):
     output = tmp_path / "out"
     arguments = [

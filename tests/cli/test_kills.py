@@ -2,7 +2,7 @@
 
 29 here; 20 of a search (test_resume.py), 12 of Fishers (test_fisher_pass.py), 6 of fits
 (test_fit_resumes.py, test_interrupts.py): 67 in all, and of one of two processes in
-test_lost_processes.py. Without the slow ones 15 here and 8 of a search.
+test_lost_processes.py. Without the slow ones 12 here and 5 of a search.
 """
 
 import multiprocessing
@@ -73,7 +73,7 @@ def assert_same_fisher(found, expected):
     assert all(torch.equal(values[name], value) for name, value in others.items())
 
 
-@pytest.mark.parametrize("most", [6, pytest.param(14, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("most", [3, pytest.param(14, marks=pytest.mark.slow)])
 def test_a_merge_killed_after_its_search_ends_in_the_same_folder(
     zoo, tmp_path, record_property, most
 ):

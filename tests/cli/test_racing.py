@@ -151,6 +151,7 @@ def test_a_finished_race_takes_more_trials(learnt, both, tmp_path):
     assert trials(grown) == trials(both[1])
 
 
+@pytest.mark.slow
 def test_two_processes_race_as_one(learnt, both, tmp_path):
     ddp = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
     in_process(*merge(learnt, tmp_path, tmp_path / "2", *SOBOL, *RACING, *ddp))
@@ -219,6 +220,7 @@ def test_the_report_says_what_given_fishers_say(zoo, tmp_path):
     assert f"`colour` {tmp_path / 'colour.safetensors'}, by its own account of 9 examples" in report
 
 
+@pytest.mark.slow
 def test_refitted_heads_race_with_the_scores_that_they_have_without(learnt, tmp_path):
     options = [*SOBOL[:3], "8", "--refit_heads", "trials", "--refit_examples", "40"]
     main(merge(learnt, tmp_path, tmp_path / "full", *options))

@@ -76,7 +76,7 @@ def kill(arguments, moment, times):
     return process.exitcode
 
 
-@pytest.mark.parametrize("most", [8, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("most", [5, pytest.param(20, marks=pytest.mark.slow)])
 def test_many_kills_end_in_the_trials_of_the_uninterrupted_run(
     zoo, tmp_path, record_property, most
 ):

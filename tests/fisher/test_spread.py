@@ -43,13 +43,14 @@ def test_batches_of_one_give_the_textbook_standard_error_of_a_mean():
 
 def test_uneven_batches_give_an_unbiased_variance():
     """Over many data sets the mean squared standard error is the variance of the estimates."""
-    module, estimates, claimed = Line(), [], []
-    for seed in range(1500):
-        found = estimate_fisher(module, batches(draws(23, seed), 4), module, errors="entries")
+    module, estimates, claimed = Line(100), [], []  # a hundred of them side by side
+    for seed in range(100):
+        x = draws(23, seed, size=100)
+        found = estimate_fisher(module, batches(x, 4), module, errors="entries")
         estimates.append(found.values["weight"])
         claimed.append(found.standard_errors["weight"].square())
-    true = torch.stack(estimates).var(0)
-    assert_same({"": torch.stack(claimed).mean(0)}, {"": true}, rtol=0.1)
+    true = torch.stack(estimates).var(0).mean()
+    assert_same({"": torch.stack(claimed).mean()}, {"": true}, rtol=0.05)
 
 
 def test_errors_of_the_total_do_not_change_the_sums():

@@ -179,9 +179,12 @@ def test_a_model_that_cannot_be_fitted_costs_the_pick_alone(monkeypatch, caplog)
 @pytest.mark.parametrize(
     "options",
     [
-        {"noise": "binomial", "acquisition": "nei"},
+        pytest.param({"noise": "binomial", "acquisition": "nei"}, marks=pytest.mark.slow),
         {"noise": "none", "acquisition": "ucb", "polish": 4},
-        {"noise": "infer", "acquisition": "ei", "starts": False, "polish": 2},
+        pytest.param(
+            {"noise": "infer", "acquisition": "ei", "starts": False, "polish": 2},
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=lambda options: f"{options['acquisition']}-{options['noise']}",
 )
