@@ -19,11 +19,14 @@ difference from the loop, relative to the largest entry.
 
 import argparse
 import ctypes
+import functools
+import operator
 import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
@@ -42,7 +45,7 @@ from fmerge.methods import (
     MergeMethod,
     TaskArithmetic,
 )
-from fmerge.params import check_finite, empty_like
+from fmerge.params import check_finite, empty_like, logarithms
 from fmerge.store import write_text
 
 EXPERTS = 6
@@ -54,20 +57,25 @@ Model = dict[str, Tensor]
 Loop = Callable[[Model, list[Model], list[Model], list[float]], Model]
 
 
+def total(tensors: Iterable[Tensor]) -> Tensor:
+    """Adds one after the other."""
+    return functools.reduce(operator.add, tensors)
+
+
 def average(base: Model, experts: list[Model], fishers: list[Model], lam: list[float]) -> Model:
     """Σ θ / M."""
-    return {k: sum(e[k] for e in experts) / len(experts) for k in base}
+    return {k: total(e[k] for e in experts) / len(experts) for k in base}
 
 
 def isotropic(base: Model, experts: list[Model], fishers: list[Model], lam: list[float]) -> Model:
     """Σ λθ / Σ λ."""
-    return {k: sum(c * e[k] for c, e in zip(lam, experts, strict=True)) / sum(lam) for k in base}
+    return {k: total(c * e[k] for c, e in zip(lam, experts, strict=True)) / sum(lam) for k in base}
 
 
 def arithmetic(base: Model, experts: list[Model], fishers: list[Model], lam: list[float]) -> Model:
     """θ₀ + Σ λτ."""
     vectors = [{k: e[k] - base[k] for k in base} for e in experts]
-    return {k: base[k] + sum(c * t[k] for c, t in zip(lam, vectors, strict=True)) for k in base}
+    return {k: base[k] + total(c * t[k] for c, t in zip(lam, vectors, strict=True)) for k in base}
 
 
 def weighted(base: Model, experts: list[Model], fishers: list[Model], lam: list[float]) -> Model:
@@ -75,16 +83,16 @@ def weighted(base: Model, experts: list[Model], fishers: list[Model], lam: list[
     norms = [torch.stack([f[k].norm() for k in base]).norm() for f in fishers]
     lam = [float(c / norm) for c, norm in zip(lam, norms, strict=True)]
     rows = list(zip(lam, fishers, experts, strict=True))
-    top = {k: sum(c * f[k] * e[k] for c, f, e in rows) for k in base}
-    bottom = {k: sum(c * f[k] for c, f, _ in rows) for k in base}
+    top = {k: total(c * f[k] * e[k] for c, f, e in rows) for k in base}
+    bottom = {k: total(c * f[k] for c, f, _ in rows) for k in base}
     return {k: top[k] / bottom[k] for k in base}
 
 
 def dynamic(base: Model, experts: list[Model], fishers: list[Model], lam: list[float]) -> Model:
     """θ₀ + M Σ Fλτ / Σ F."""
     rows = list(zip(lam, fishers, experts, strict=True))
-    top = {k: sum((f[k] + 1e-12) * c * (e[k] - base[k]) for c, f, e in rows) for k in base}
-    bottom = {k: sum(f[k] + 1e-12 for f in fishers) for k in base}
+    top = {k: total((f[k] + 1e-12) * c * (e[k] - base[k]) for c, f, e in rows) for k in base}
+    bottom = {k: total(f[k] + 1e-12 for f in fishers) for k in base}
     return {k: base[k] + len(experts) * top[k] / bottom[k] for k in base}
 
 
@@ -118,6 +126,11 @@ class Inputs:
         self.base, self.experts, self.fishers = base, others[:EXPERTS], others[EXPERTS:]
         self.output = torch.zeros(self.size)
 
+    @cached_property
+    def logs(self) -> list[Model]:
+        """The Fishers as a curve keeps them."""
+        return [logarithms(one) for one in self.fishers]
+
     def named(self, flat: Tensor) -> Model:
         """Cuts a flat tensor into the model's."""
         pieces = flat.split([shape.numel() for shape in self.shapes.values()])
@@ -127,7 +140,7 @@ class Inputs:
     def assembling(self, name: str) -> Callable[[list[float]], Model]:
         """Makes what assembles the trials."""
         method, fishers = FORMULAS[name][0], self.fishers
-        if method.fisher_at == "scaled" and "curve" not in name:  # as after Fisher passes
+        if isinstance(method, DFMerge) and "curve" not in name:  # as after Fisher passes
             out = empty_like(self.base)
 
             def merge(lam: list[float]) -> Model:
@@ -137,21 +150,24 @@ class Inputs:
 
             return merge
         names = [f"e{m}" for m in range(EXPERTS)]
-        nodes = {one: (fishers[m], fishers[m - 1]) for m, one in enumerate(names)}
-        ends = iter([end for m in names for end in nodes[m]])
+        curved = "curve" in name
+        ends = iter(
+            [self.logs[m - low] for m in range(EXPERTS) for low in (0, 1)] if curved else ()
+        )
         merger = Merger(
             method,
             self.base,
             dict(zip(names, self.experts, strict=True)),
-            lambda expert, body: next(ends),
-            dict(zip(names, fishers, strict=True)) if method.fisher_at else None,
-            curve_nodes=2 if "curve" in name else 0,
+            lambda expert, body: {},  # the nodes are those that are kept
+            None if curved or method.statistic is None else dict(zip(names, fishers, strict=True)),
+            curve_nodes=2 if curved else 0,
+            keep=lambda node: next(ends),
         )
         return lambda lam: merger.assemble(dict(zip(names, lam, strict=True)))
 
     def units(self, method: MergeMethod) -> int:
         """Counts the models that a merge has to read and write."""
-        return EXPERTS * (2 if method.fisher_at else 1) + method.needs_base + 1
+        return EXPERTS * (1 if method.statistic is None else 2) + method.needs_base + 1
 
     def stream(self, units: int) -> None:
         """Moves as many bytes through torch.add."""
@@ -192,16 +208,18 @@ def measure(inputs: Inputs, name: str, rounds: int) -> list[str]:
     arguments = inputs.base, inputs.experts, inputs.fishers
     generator = torch.Generator().manual_seed(1)
     first: list[float] = torch.rand(EXPERTS, generator=generator).tolist()
+    if "curve" in name:
+        _ = inputs.logs  # made before anything is measured
     size = peak(lambda: inputs.assembling(name)(first))
     assemble, units = inputs.assembling(name), inputs.units(method)
     difference = error(assemble(first), loop(*arguments, first)) if "curve" not in name else None
     taken: dict[str, list[tuple[float, float]]] = {"ours": [], "stream": [], "loop": []}
     for turn in range(rounds + 1):
         lam: list[float] = torch.rand(EXPERTS, generator=generator).tolist()
-        ways = {
-            "ours": lambda lam=lam: assemble(lam),
-            "stream": lambda: inputs.stream(units),
-            "loop": lambda lam=lam: loop(*arguments, lam),
+        ways: dict[str, Callable[[], object]] = {
+            "ours": partial(assemble, lam),
+            "stream": partial(inputs.stream, units),
+            "loop": partial(loop, *arguments, lam),
         }
         for way, run in ways.items():
             if way == "loop" and turn > max(2, rounds // 3):

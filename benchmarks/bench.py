@@ -124,7 +124,7 @@ class Bench(Subject):
         seed_everything(seed, verbose=False)
         data = MultiTask({task: family.make(task, seed) for task in family.tasks}, batch_size=32)
         super().__init__(TextClassifier(max_length=2 * TOKENS), data, experts, str(BASE))
-        self.module.tokenizer = lower_half()
+        self.module.tokenizer = lower_half()  # type: ignore[assignment]  # makes vectors
 
     def once(self, name: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """Reads a row that was computed before, or computes and keeps it.
@@ -153,7 +153,8 @@ class Bench(Subject):
         Returns:
             The means over the tasks, and the scores by task.
         """
-        old, refitted = {}, {}
+        old: dict[str, float] = {}
+        refitted: dict[str, float] = {}
         for task, body in bodies.items():
             settings = Refitting("end", examples=REFIT, seed=self.seed)
             refitter = Refitter(self.evaluator, settings, [task])
@@ -192,16 +193,20 @@ class Bench(Subject):
         return {**row, "coefficients": dict(best.coefficients), "trials": trials}
 
 
-def tiny_t5() -> Subject:
+def tiny_t5(steps: int = 250, rate: float = 3e-3) -> Subject:
     """Takes the made-up tasks' experts; trains them, for a minute and a half, if need be.
+
+    Args:
+        steps: Training steps of an expert.
+        rate: Its learning rate.
 
     Returns:
         The subject.
     """
-    folder = FOLDER / "t5"
+    folder = FOLDER / f"t5_{steps}_{rate}"
     if not folder.exists():
         with replacing_folder(folder) as temporary:
-            made_up.make(temporary)
+            made_up.make(temporary, steps, rate)
     tasks: dict[str, TaskData] = {
         task: Prompted(
             splits={split: str(folder / f"{task}_{split}.jsonl") for split in made_up.SIZES},

@@ -58,7 +58,7 @@ class Case:
 def minilm(n: int = 16, t: int = 64) -> Case:
     """MiniLM's size: 6 layers of 384, 3 labels."""
     torch.manual_seed(0)
-    config = BertConfig(
+    config = BertConfig(  # type: ignore[call-arg]
         hidden_size=384,
         num_hidden_layers=6,
         num_attention_heads=12,
@@ -100,7 +100,7 @@ def t5_base(n: int = 64, t: int = 128) -> Case:
 def text_to_text(name: str, n: int, t: int, width: int, layers: int) -> Case:
     """A T5 of heads of 64 and feed-forward layers four times as wide."""
     torch.manual_seed(0)
-    config = T5Config(
+    config = T5Config(  # type: ignore[call-arg]
         d_model=width,
         d_ff=4 * width,
         num_layers=layers,

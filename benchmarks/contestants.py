@@ -104,7 +104,7 @@ def vmap(model: nn.Module, log_probs: LogProbs, batch: Batch) -> Fisher:
     """All examples' gradients at once; without a mask, whose contents models look at."""
     holder = nn.Module()
     holder.model = model
-    holder.forward = log_probs  # type: ignore[method-assign, assignment]
+    holder.forward = log_probs
     weights = {f"model.{name}": p.detach() for name, p in model.named_parameters()}
     columns = {key: value for key, value in batch.items() if key != "attention_mask"}
 

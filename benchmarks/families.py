@@ -134,7 +134,7 @@ def expert(family: str, task: str, seed: int) -> Path:
     data = MultiTask({task: one.make(task, seed)}, batch_size=BATCH)
     model = module.read(str(BASE), task, data.labels[task], fresh_head=True)
     model.base_model.embeddings.requires_grad_(False)
-    module.adopt({task: model}, lower_half())
+    module.adopt({task: model}, lower_half())  # type: ignore[arg-type]  # makes vectors
     trainer = quiet_trainer(max_epochs=one.epochs, gradient_clip_val=1.0, limit_val_batches=0)
     trainer.fit(module, datamodule=data)
     output.parent.mkdir(parents=True, exist_ok=True)

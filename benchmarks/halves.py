@@ -99,5 +99,5 @@ def write_upper_half(folder: Path) -> None:
     half.embeddings.LayerNorm.load_state_dict(norm.state_dict())
     for i, layer in enumerate(half.encoder.layer):
         layer.load_state_dict(whole.encoder.layer[LAYERS + i].state_dict())
-    half.pooler.load_state_dict(whole.pooler.state_dict())
+    half.pooler.load_state_dict(whole.pooler.state_dict())  # type: ignore[union-attr]
     save_models(folder, {"": half}, load_tokenizer(MINILM))

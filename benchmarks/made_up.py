@@ -32,7 +32,7 @@ def write_tasks(folder: Path) -> None:
     generator = random.Random(0)
     for task, answers in TASKS.items():
         second = {thing: generator.randrange(2) for thing in THINGS}
-        rows = set()
+        rows: set[tuple[str, ...]] = set()
         while len(rows) < sum(SIZES.values()):
             rows.add(tuple(generator.sample(THINGS, 3)))
         left = iter(generator.sample(sorted(rows), len(rows)))
@@ -56,7 +56,7 @@ def write_random_model(folder: Path) -> None:
     tokenizer.post_processor = TemplateProcessing(single="$A [EOS]", special_tokens=ends)
     torch.manual_seed(0)
     model = T5ForConditionalGeneration(
-        T5Config(
+        T5Config(  # type: ignore[call-arg]
             vocab_size=len(words),
             d_model=64,
             d_ff=128,
@@ -113,7 +113,7 @@ def config(folder: Path, *tasks: str) -> str:
     return str(path)
 
 
-def fit(folder: Path, name: str, path: Path, steps: int, *tasks: str) -> Path:
+def fit(folder: Path, name: str, path: Path, steps: int, rate: float, *tasks: str) -> Path:
     """Fine-tunes an expert.
 
     Args:
@@ -121,6 +121,7 @@ def fit(folder: Path, name: str, path: Path, steps: int, *tasks: str) -> Path:
         name: Its name there.
         path: What it starts from.
         steps: Training steps.
+        rate: Learning rate.
         tasks: What it learns.
 
     Returns:
@@ -128,22 +129,24 @@ def fit(folder: Path, name: str, path: Path, steps: int, *tasks: str) -> Path:
     """
     main([
         *["fit", "--config", config(folder, *tasks), "--model.path", str(path)],
-        *["--model.learning_rate", "3e-3", "--trainer.max_steps", str(steps)],
+        *["--model.learning_rate", str(rate), "--trainer.max_steps", str(steps)],
         *["--output", str(folder / name)],
     ])
     return folder / name / "expert"
 
 
-def make(folder: Path) -> tuple[Path, dict[str, Path]]:
+def make(folder: Path, steps: int = 250, rate: float = 3e-3) -> tuple[Path, dict[str, Path]]:
     """Makes data, a base that knows a little of everything as a pretrained one does, and experts.
 
     Args:
         folder: Where to; takes a minute and a half.
+        steps: Training steps of an expert.
+        rate: Learning rate of an expert.
 
     Returns:
         The base, and the experts by task.
     """
     write_tasks(folder)
     write_random_model(folder / "random")
-    base = fit(folder, "base", folder / "random", 30, *TASKS)
-    return base, {task: fit(folder, task, base, 250, task) for task in TASKS}
+    base = fit(folder, "base", folder / "random", 30, 3e-3, *TASKS)
+    return base, {task: fit(folder, task, base, steps, rate, task) for task in TASKS}

@@ -70,7 +70,7 @@ class Outcome:
 
 
 def search_on(
-    made: Made, search: Search, racing: bool, chance: float = CHANCE, shares: tuple = ()
+    made: Made, search: Search, racing: bool, chance: float = CHANCE, shares: tuple[float, ...] = ()
 ) -> Outcome:
     """Runs a search.
 
@@ -85,8 +85,8 @@ def search_on(
         What it came to.
     """
     search.start(TASKS)
-    options = {"shares": shares} if shares else {}
-    blocks = stratified_blocks([0] * made.examples, **options)
+    zeros = [0] * made.examples
+    blocks = stratified_blocks(zeros, shares=shares) if shares else stratified_blocks(zeros)
     order = [i for block in blocks for i in block]
     ends = np.cumsum([len(block) for block in blocks])[:-1]
     full: dict[int, dict[str, list[bool]]] = {}
@@ -97,7 +97,9 @@ def search_on(
         answers = {task: row.tolist() for task, row in zip(TASKS, rows, strict=True)}
         best = search.best() if full else None
         scores = None
-        for end in ends if racing and best is not None else ():
+        for end in ends if racing else ():
+            if best is None:
+                break
             known = full[best.index]
             stands = {task: standing(answers[task][:end], known[task]) for task in TASKS}
             if is_hopeless(GOAL, stands, best.metrics, len(ends), chance):

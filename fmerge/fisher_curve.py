@@ -4,21 +4,22 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
-from fmerge.params import Between, Params
+from fmerge.params import Between, Params, logarithms
 
 
 class FisherCurves:
     """Each task's diagonal Fisher as a curve over its own coefficient.
 
     In DF-Merge Fₘ is taken at θ₀ + λₘτₘ and depends on λₘ alone: it is computed at nodes of an even
-    grid over [0, 1], each when a trial first needs it, and interpolated linearly in between, entry
-    by entry, which keeps it nonnegative.
+    grid over [0, 1], each when a trial first needs it, and interpolated geometrically in between,
+    entry by entry: a merge depends on the ratios of Fishers, and an entry changes by orders of
+    magnitude from node to node, as the task's answers become certain.
 
     Args:
         nodes: Number of grid points, both ends included.
         fisher_at: From an expert's name and λ to the Fisher there.
-        scale: From a Fisher to a number that is linear in it; interpolated like its entries.
-        keep: Puts a node's tensors where they shall stay; where they are when left out.
+        scale: From a Fisher to a number ≥ 0, interpolated like its entries.
+        keep: Puts a node's logarithms where they shall stay; where they are when left out.
     """
 
     def __init__(
@@ -42,21 +43,20 @@ class FisherCurves:
             coefficient: λ in [0, 1].
 
         Returns:
-            F at θ₀ + λτ by parameter name, exact at the nodes and elsewhere computed when a tensor
-            is read; and its scale.
+            F at θ₀ + λτ by parameter name, at the nodes as it was computed, but for rounding; each
+            tensor is made when it is read. And its scale.
         """
         place = coefficient * (self.nodes - 1)
         left = min(int(place), self.nodes - 2)
         share = place - left
-        if share == 0:
-            return self._node(name, left)
-        if share == 1:
-            return self._node(name, left + 1)
-        (low, low_scale), (high, high_scale) = self._node(name, left), self._node(name, left + 1)
-        return Between(low, high, share), low_scale + share * (high_scale - low_scale)
+        low, low_scale = self._node(name, left + (share == 1))
+        if share in {0, 1}:
+            return Between(low, low, 0.0), low_scale
+        high, high_scale = self._node(name, left + 1)
+        return Between(low, high, share), low_scale ** (1 - share) * high_scale**share
 
     def _node(self, name: str, index: int) -> tuple[Params, float]:
         if (name, index) not in self._known:
             fisher = self.fisher_at(name, index / (self.nodes - 1))
-            self._known[name, index] = self.keep(fisher), self.scale(fisher)
+            self._known[name, index] = self.keep(logarithms(fisher)), self.scale(fisher)
         return self._known[name, index]

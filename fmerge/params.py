@@ -7,20 +7,36 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import threshold
 
 from fmerge.errors import UserError
 
 Params = dict[str, Tensor]
 """Parameter names to tensors; a tied parameter stands in it once, under its first name."""
 
+_LEAST = torch.finfo(torch.float32).tiny
+"""Stands for 0, which has no logarithm."""
+
+
+def logarithms(params: Mapping[str, Tensor]) -> Params:
+    """Computes what ``Between`` interpolates.
+
+    Args:
+        params: Names to tensors ≥ 0.
+
+    Returns:
+        The names to logarithms, which are finite: of the least normal float32 in the place of 0.
+    """
+    return {name: tensor.clamp_min(_LEAST).log_() for name, tensor in params.items()}
+
 
 @dataclass(frozen=True)
 class Between(Mapping[str, Tensor]):
-    """Tensors between two others, low + share · (high − low): each made when it is asked for.
+    """Tensors between two others, low^(1 − share) · high^share: each made when it is asked for.
 
     Attributes:
-        low: Where ``share`` is 0.
-        high: Where it is 1, of the same layout.
+        low: Logarithms of the tensors where ``share`` is 0.
+        high: Those where it is 1, of the same layout.
         share: In [0, 1].
     """
 
@@ -30,7 +46,7 @@ class Between(Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         """Interpolates one tensor, whole."""
-        return torch.lerp(self.low[name], self.high[name], self.share)
+        return self.of(self.low[name], self.high[name])
 
     def __iter__(self) -> Iterator[str]:
         """Goes through the names."""
@@ -39,6 +55,19 @@ class Between(Mapping[str, Tensor]):
     def __len__(self) -> int:
         """Counts the tensors."""
         return len(self.low)
+
+    def of(self, low: Tensor, high: Tensor) -> Tensor:
+        """Interpolates a part of a tensor.
+
+        Args:
+            low: Of ``self.low``.
+            high: Of ``self.high``, the same part.
+
+        Returns:
+            The part; 0 where both ends are.
+        """
+        entries = torch.lerp(low, high, self.share).exp_()
+        return threshold(entries, 2 * _LEAST, 0.0, inplace=True)
 
 
 def params_of(module: nn.Module) -> Params:

@@ -1,4 +1,6 @@
-"""Fishers interpolated over the coefficient: exact at nodes, linear between, and cheap."""
+"""Fishers interpolated over the coefficient: exact at nodes, geometric between, and cheap."""
+
+import math
 
 import pytest
 import torch
@@ -11,26 +13,35 @@ from fmerge.methods import DFMerge
 from tests.compare import assert_same
 
 
-def test_nodes_are_exact_and_computed_once_the_rest_is_linear():
+def test_nodes_are_exact_and_computed_once_the_rest_is_geometric():
     asked = []
 
     def fisher_at(name, coefficient):
         asked.append((name, coefficient))
-        return {"w": torch.tensor([coefficient**2, 1.0], dtype=torch.float64)}
+        return {"w": torch.tensor([coefficient**2, 1.0, 0.0], dtype=torch.float64)}
 
-    curves = FisherCurves(5, fisher_at)
-    assert_same(curves.at("a", 0.5)[0], {"w": torch.tensor([0.25, 1.0], dtype=torch.float64)})
-    assert asked == [("a", 0.5)]
-    # 0.6 lies 0.4 of the way from 0.5 to 0.75: 0.6 · 0.25 + 0.4 · 0.5625
-    assert_same(curves.at("a", 0.6)[0], {"w": torch.tensor([0.375, 1.0], dtype=torch.float64)})
+    def entries(*values):
+        return {"w": torch.tensor(values, dtype=torch.float64)}
+
+    curves = FisherCurves(5, fisher_at, scale=lambda fisher: float(fisher["w"].sum()))
+    found, scale = curves.at("a", 0.5)
+    assert_same(found, entries(0.25, 1.0, 0.0))
+    assert asked == [("a", 0.5)] and scale == 1.25
+    # 0.6 lies 0.4 of the way from 0.5 to 0.75
+    found, scale = curves.at("a", 0.6)
+    assert_same(found, entries(0.25**0.6 * 0.5625**0.4, 1.0, 0.0))
     assert asked == [("a", 0.5), ("a", 0.75)]
+    assert scale == pytest.approx(1.25**0.6 * 1.5625**0.4)
     curves.at("a", 0.7), curves.at("a", 0.75), curves.at("b", 1.0)
     assert asked == [("a", 0.5), ("a", 0.75), ("b", 1.0)]
-    assert_same(curves.at("a", 0.0)[0], {"w": torch.tensor([0.0, 1.0], dtype=torch.float64)})
+    assert_same(curves.at("a", 0.0)[0], entries(0.0, 1.0, 0.0))
+    assert_same(curves.at("a", 1.0)[0], entries(1.0, 1.0, 0.0))
+    # what is 0 at one end is next to 0 between, and a number
+    assert 0 <= float(curves.at("a", 0.1)[0]["w"][0]) < 1e-20
 
 
 def test_a_merge_by_curves_is_the_merge_with_interpolated_fishers():
-    """Where F is linear in λ the curve is exact, so both merges are one."""
+    """Where log F is linear in λ the curve is exact, so both merges are one."""
     base = {"w": torch.tensor([1.0, -2.0], dtype=torch.float64)}
     experts = {
         "a": {"w": torch.tensor([2.0, 0.0], dtype=torch.float64)},
@@ -40,7 +51,7 @@ def test_a_merge_by_curves_is_the_merge_with_interpolated_fishers():
 
     def fisher_of(name, body):
         passes.append(name)
-        return {"w": body["w"].abs() * 0 + (body["w"] - base["w"]).abs() + 0.5}
+        return {"w": 0.5 * (math.log(50) * (body["w"] - base["w"])).exp()}
 
     exact = Merger(DFMerge(), base, experts, fisher_of)
     curved = Merger(DFMerge(), base, experts, fisher_of, curve_nodes=3)

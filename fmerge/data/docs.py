@@ -82,7 +82,7 @@ class DocsTopics(TaskData):
         generator = random.Random(self.seed)
         needed = sum(self.sizes.values())
         splits: dict[Split, list[Example]] = {split: [] for split in self.sizes}
-        for label, (topic, pool) in enumerate(_pools(self.library).items()):
+        for label, (topic, pool) in enumerate(self._pools().items()):
             if len(pool) < needed:
                 raise UserError(
                     f"DocsTopics: {self.library} has {len(pool)} sentences on {topic}, but "
@@ -93,9 +93,12 @@ class DocsTopics(TaskData):
                 splits[split] += [{"text": next(drawn), "label": label} for _ in range(size)]
         return splits
 
+    def _pools(self) -> Mapping[str, Sequence[str]]:
+        return _sentences_of(self.library)
+
 
 @lru_cache
-def _pools(library: str) -> Mapping[str, Sequence[str]]:
+def _sentences_of(library: str) -> Mapping[str, Sequence[str]]:
     """Sorted sentences of each topic, without those that two topics share; read once."""
     folder = package_folder(library)
     keyed: dict[str, dict[str, str]] = {}

@@ -33,7 +33,7 @@ class Elementwise(MergeMethod):
     def scale(self, fisher: Mapping[str, Tensor]) -> float:
         """Measures a Fisher by the one number over all its tensors that the formula needs.
 
-        Of a Fisher that moves with the coefficients it must be linear in the entries.
+        Along a curve of Fishers it is interpolated as their entries are.
 
         Args:
             fisher: Fₘ.
@@ -140,7 +140,7 @@ def _pieces(source: Mapping[str, Tensor], name: str, size: int, like: Tensor) ->
     if isinstance(source, Between):
         ends = (_pieces(end, name, size, like) for end in (source.low, source.high))
         for low, high in zip(*ends, strict=True):
-            yield torch.lerp(low, high, source.share)
+            yield source.of(low, high)
         return
     for piece in _split(source[name], size):
         yield piece.to(like)

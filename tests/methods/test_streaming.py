@@ -6,7 +6,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fmerge.merger import Merger
 from fmerge.methods import Average, DFMerge, FisherMerge, Isotropic, TaskArithmetic, streaming
-from fmerge.params import Between
+from fmerge.params import Between, logarithms
 from tests.compare import assert_same
 
 COEFFICIENTS = [0.7, 0.2, 0.4]
@@ -119,9 +119,10 @@ def test_short_numbers_are_computed_in_float32_and_rounded_once(name, dtype):
 def test_interpolated_fishers_are_those_that_are_interpolated_first(name):
     method = FORMULAS[name][0]
     base, experts, fishers = models()
-    lazy = [Between(one, fishers[m - 1], 0.3 * m) for m, one in enumerate(fishers)]
+    logs = [logarithms(one) for one in fishers]
+    lazy = [Between(one, logs[m - 1], 0.3 * m) for m, one in enumerate(logs)]
     whole = [
-        {k: v + 0.3 * m * (fishers[m - 1][k] - v) for k, v in one.items()}
+        {k: v ** (1 - 0.3 * m) * fishers[m - 1][k] ** (0.3 * m) for k, v in one.items()}
         for m, one in enumerate(fishers)
     ]
     expected = method.merge(base, experts, COEFFICIENTS, whole)
