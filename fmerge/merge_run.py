@@ -3,37 +3,28 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cached_property, partial
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from lightning.pytorch import Trainer
 
 from fmerge.batch_sizes import check_automatic
+from fmerge.conclusion import Conclusion, References
 from fmerge.data import MultiTask, Split
 from fmerge.errors import UserError
 from fmerge.evaluation import Evaluator, FisherSettings, by_accuracy
 from fmerge.experts import Ensemble
-from fmerge.fisher_facts import FisherFacts, fisher_facts
 from fmerge.grams import grams_of
-from fmerge.kinship import task_vector_facts
 from fmerge.merge_optimizer import MergeOptimizer, Score
 from fmerge.merger import Merger
-from fmerge.methods import Average, Grams, MergeMethod
-from fmerge.model_card import loader_of, model_card, parameters_of
+from fmerge.methods import Grams, MergeMethod
 from fmerge.modules import TaskModule
 from fmerge.objective import Objective, Scores
-from fmerge.params import Params, fingerprint, params_of, write_params
-from fmerge.pareto import Front
+from fmerge.params import Params, fingerprint, params_of
 from fmerge.racing import Race, check_racing, race_facts
-from fmerge.refit import Heads, Refitter, Refitting, check_refitting, obstacle
+from fmerge.refit import Refitter, Refitting, check_refitting, obstacle
 from fmerge.report import MergeReport
-from fmerge.rows import AVERAGE, BASE, EXPERTS, MERGE, REFITTED, RUNNER_UP
-from fmerge.search import Search, Trial, unbeaten
-from fmerge.splits import split_facts
+from fmerge.search import Search, Trial
 from fmerge.store import RunFolder, Shelf
-from fmerge.tested import TestTable, task_facts
-
-References = Literal["all", "experts"]
 
 _OWN = "experts' validation scores"
 _SIZES = "batch sizes"
@@ -193,7 +184,7 @@ class MergeRun:
             stop,
         )
         raced = [race_facts(search.history)] if optimizer.racing else []
-        return self._conclude(search, merger, goal, best, folder, raced)
+        return self._conclusion().draw(search, merger, goal, best, folder, raced)
 
     def build(
         self,
@@ -218,7 +209,7 @@ class MergeRun:
         self.trainer.strategy.setup_environment()
         trial = Trial.from_record(self.trainer.strategy.broadcast(dict(record)))
         goal, merger = self._begin(optimizer, folder)
-        return self._conclude(search, merger, goal, trial, folder, [], trials)
+        return self._conclusion().draw(search, merger, goal, trial, folder, [], trials)
 
     def _begin(self, optimizer: MergeOptimizer, folder: RunFolder) -> tuple[Objective, Merger]:
         if self.data is not None and self.data.automatic:
@@ -236,58 +227,24 @@ class MergeRun:
             Shelf(folder.path, weight.device).keep,
         )
 
-    def _conclude(
-        self,
-        search: Search,
-        merger: Merger,
-        goal: Objective,
-        best: Trial,
-        folder: RunFolder,
-        raced: Sequence[str],
-        built_of: int = 0,
-    ) -> MergeReport:
-        """Tests and saves a merge: the search's best, or one of so many trials that is built."""
-        # a merge lasts until the next: what it is compared with comes first
-        table, runner_up = self._references(search, merger)
-        fishers: list[FisherFacts] = []
-        body = merger.assemble(best.coefficients, self._look(fishers))
-        heads = self._refitter.fit(body) if self.refitting.wanted else {}
-        kept = AVERAGE if isinstance(self.method, Average) else MERGE
-        if table is not None:
-            self._test(table, kept, body, self.refitting.wanted, heads)
-        first, base = self.trainer.is_global_zero, self.ensemble.base
-        # the other processes were told no scores: their search has no model
-        asked = first and self.data is not None
-        report = MergeReport(
-            type(self.method).__name__,
-            type(search).__name__,
-            best,
-            built_of or len(search.history),
-            self.ensemble.sources,
-            self.ensemble.base_source,
-            [] if table is None else table.rows(),
-            goal,
-            search.groups,
-            search.pick() if asked else None,
-            self._measure(),
-            "" if base is None else task_vector_facts(base, self.ensemble.bodies),
-            self.refitting.when,
-            self.refitting.most,
-            [*self._facts(), *raced],
-            parameters_of(self.method),
-            [] if table is None else table.comparisons(kept),
-            runner_up,
-            search.sensitivity() if asked else {},
-            fishers[0] if fishers else None,
-            task_facts(self.data, folder.noted("data")) if asked else {},
-            sorted(unbeaten(search.history), key=search.rank, reverse=True),
-            {what: folder.noted(what) for what in ("expert", "base")} if first else {},
-            Front(search.objectives, front) if (front := search.front()) else None,
-            built=built_of > 0,
+    def _conclusion(self) -> Conclusion:
+        data, models = self.data, self.ensemble.models
+        fits = data is not None and (
+            self.refitting.wanted or not obstacle(self.module, data, models)
         )
-        place = folder.point(best.index) if built_of else folder.path
-        self._save(body, heads, place / "merged", report)
-        return report
+        return Conclusion(
+            self.trainer,
+            self.module,
+            data,
+            self.ensemble,
+            self.method,
+            self.settings,
+            self.references,
+            self.refitting,
+            self.heads,
+            None if data is None else self._evaluator,
+            self._refitter if fits else None,
+        )
 
     @cached_property
     def _evaluator(self) -> Evaluator:
@@ -329,19 +286,6 @@ class MergeRun:
                 folder.note(_OWN, own)
         return own
 
-    def _facts(self) -> list[str]:
-        if self.data is None:
-            return []
-        ensemble = self.ensemble
-        return split_facts(
-            self.data, self.method, self.settings, ensemble.fisher_origins, ensemble.tasks
-        )
-
-    def _measure(self) -> str:
-        tasks = [] if self.data is None else list(self.data.tasks)
-        plain = all(self.data is not None and by_accuracy(self.data, task) for task in tasks)
-        return "accuracy" if plain else "score"
-
     def _task_of(self, name: str) -> str:
         # a donor's information is about the target: its examples, under its head
         return name if name in self.ensemble.models else self.ensemble.tasks[0]
@@ -360,54 +304,3 @@ class MergeRun:
         if self.method.statistic != "fisher" or self.ensemble.fishers:
             return self.ensemble.fishers
         return {name: self._fisher(name, body) for name, body in bodies}
-
-    def _references(self, search: Search, merger: Merger) -> tuple[TestTable | None, Trial | None]:
-        """Tests all that the best merge is compared with; nothing without data."""
-        if self.data is None:
-            return None, None
-        table, ensemble, refit = TestTable(self._evaluator), self.ensemble, self.refitting.wanted
-        every = self.references == "all"
-        runner_up = search.runner_up() if search.history else None
-        if every and ensemble.base is not None:
-            probed = not obstacle(self.module, self.data, ensemble.models)
-            self._test(table, BASE, ensemble.base, probed)
-        for name in ensemble.tasks:
-            table.add(EXPERTS, ensemble.bodies[name], [name])
-        if every and not isinstance(self.method, Average):
-            average = Average().merge(None, list(ensemble.bodies.values()), [])
-            self._test(table, AVERAGE, average, refit)
-        if not every or runner_up is None:
-            return table, None
-        self._test(table, RUNNER_UP, merger.assemble(runner_up.coefficients), refit)
-        return table, runner_up
-
-    def _test(
-        self, table: TestTable, name: str, body: Params, refit: bool, heads: Heads | None = None
-    ) -> None:
-        """Tests a body under the experts' own heads and, perhaps, under refitted ones."""
-        table.add(name, body, self.ensemble.tasks)
-        if refit:
-            fitted = self._refitter.fit(body) if heads is None else heads
-            table.record(name + REFITTED, lambda: self._refitter.score(body, "test", fitted))
-
-    def _look(self, fishers: list[FisherFacts]) -> Callable[[Mapping[str, Any]], None] | None:
-        """What measures the Fishers of a merge, where the method has any."""
-        if self.method.statistic not in {"fisher", "moving fisher"}:
-            return None
-
-        def look(found: Mapping[str, Any]) -> None:
-            if self.trainer.is_global_zero:
-                fishers.append(fisher_facts(found))
-
-        return look
-
-    def _save(self, body: Params, heads: Heads, folder: Path, report: MergeReport) -> None:
-        # precisions such as bf16-true have rounded the live weights: write them all anew
-        self.module.float()
-        cards = {}
-        for name, head in self.heads.items():
-            model = self.module.task_model(name)
-            write_params(model, head | heads.get(name, {}) | body)
-            cards[name] = model_card(report, loader_of(model), name if head else None)
-        if self.trainer.is_global_zero:
-            self.module.save(folder, cards)

@@ -11,6 +11,7 @@ from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
 from rich.console import Console
 
 from fmerge.batch_sizes import check_automatic
+from fmerge.conclusion import References
 from fmerge.data import Split
 from fmerge.dry_run import merge_passes, show_merge_plan
 from fmerge.evaluation import FisherSettings
@@ -21,7 +22,7 @@ from fmerge.fit_run import ConfigWriter, save_experts
 from fmerge.given import check_numbered, task_module, tasks_of
 from fmerge.interrupts import asking_to_stop
 from fmerge.merge_optimizer import MergeOptimizer
-from fmerge.merge_run import MergeRun, References
+from fmerge.merge_run import MergeRun
 from fmerge.methods import Average, MergeMethod
 from fmerge.modules import TaskModule
 from fmerge.pareto import find_trial
