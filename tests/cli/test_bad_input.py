@@ -182,6 +182,20 @@ def merge_cases():
             ],
             ["acquisition 'ei' is of one objective, but there are 2 (mean, worst); use nei"],
         ),
+        "a race for several objectives": (
+            lambda z, t: [
+                *[*experts(z), "--optimizer.racing=true"],
+                "--optimizer.objective=[mean, worst]",
+            ],
+            ["--optimizer.racing: stops what cannot be best by one objective, but there are 2"],
+        ),
+        "a race on a part of the validation split": (
+            lambda z, t: [
+                *[*experts(z), "--optimizer.racing=true"],
+                "--trainer.limit_val_batches=2",
+            ],
+            ["--optimizer.racing: needs the whole validation split, but limit_val_batches is 2"],
+        ),
         "an objective twice": (
             lambda z, t: [*experts(z), "--optimizer.objective=[mean, mean]"],
             ["objective: 'mean' would be two of the objectives"],
