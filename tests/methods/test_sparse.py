@@ -180,7 +180,8 @@ def test_breadcrumbs_that_drop_nothing_are_task_arithmetic():
 
 def test_mergekit_agrees():
     """The same numbers from mergekit's functions, where it is installed."""
-    sparsify = pytest.importorskip("mergekit.sparsify", reason="mergekit is not installed (pip install --no-deps)")
+    reason = "mergekit is not installed (pip install --no-deps)"
+    sparsify = pytest.importorskip("mergekit.sparsify", reason=reason)
     base = {"w": torch.zeros(100)}
     vectors = [torch.randn(100, generator=torch.Generator().manual_seed(m)) for m in (0, 1)]
     experts = [{"w": vector} for vector in vectors]
