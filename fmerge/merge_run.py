@@ -90,8 +90,8 @@ class MergeRun:
                 "--fisher.curve: a Fisher is a curve over one coefficient, but --optimizer.groups "
                 "gives each expert several; leave one of the two out"
             )
-        probed = self.references == "all" and self.ensemble.base is not None
-        check_refitting(self.refitting, self.module, self.data, self.ensemble.models, probed)
+        models = self.ensemble.models
+        check_refitting(self.refitting, self.module, self.data, models, self._probed)
         statistic = self.method.statistic
         estimated = statistic in {"moving fisher", "gram"} or (
             statistic == "fisher" and not self.ensemble.fishers
@@ -227,22 +227,26 @@ class MergeRun:
             Shelf(folder.path, weight.device).keep,
         )
 
+    @property
+    def _probed(self) -> bool:
+        """Whether the table has the base under refitted heads, where these can be."""
+        return self.references == "all" and self.ensemble.base is not None
+
     def _conclusion(self) -> Conclusion:
-        data, models = self.data, self.ensemble.models
-        fits = data is not None and (
-            self.refitting.wanted or not obstacle(self.module, data, models)
+        fits = self.refitting.wanted or (
+            self._probed and not obstacle(self.module, self.data, self.ensemble.models)
         )
         return Conclusion(
             self.trainer,
             self.module,
-            data,
+            self.data,
             self.ensemble,
             self.method,
             self.settings,
             self.references,
             self.refitting,
             self.heads,
-            None if data is None else self._evaluator,
+            None if self.data is None else self._evaluator,
             self._refitter if fits else None,
         )
 
