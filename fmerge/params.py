@@ -56,17 +56,18 @@ class Between(Mapping[str, Tensor]):
         """Counts the tensors."""
         return len(self.low)
 
-    def of(self, low: Tensor, high: Tensor) -> Tensor:
+    def of(self, low: Tensor, high: Tensor, out: Tensor | None = None) -> Tensor:
         """Interpolates a part of a tensor.
 
         Args:
             low: Of ``self.low``.
             high: Of ``self.high``, the same part.
+            out: Where it is written to; a new tensor when left out.
 
         Returns:
             The part; 0 where both ends are.
         """
-        entries = torch.lerp(low, high, self.share).exp_()
+        entries = torch.lerp(low, high, self.share, out=out).exp_()
         return threshold(entries, 2 * _LEAST, 0.0, inplace=True)
 
 

@@ -1,13 +1,13 @@
 """Weighted averages of experts: plain, isotropic, and weighted by the diagonal Fisher."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from fmerge.methods.base import Statistic, check_positive_sum
-from fmerge.methods.streaming import Elementwise, Formula, divide_
+from fmerge.methods.streaming import Elementwise, Formula
 
 
 class Average(Elementwise):
@@ -27,7 +27,11 @@ class Average(Elementwise):
         """
 
         def entries(
-            merged: Tensor, base: Tensor, experts: Sequence[Tensor], fishers: Sequence[Tensor]
+            merged: Tensor,
+            base: Tensor,
+            experts: Sequence[Tensor],
+            fishers: Iterable[Tensor],
+            scratch: Sequence[Tensor],
         ) -> None:
             _mean(merged, experts, [1.0] * len(experts))
 
@@ -55,7 +59,11 @@ class Isotropic(Elementwise):
         check_positive_sum(coefficients)
 
         def entries(
-            merged: Tensor, base: Tensor, experts: Sequence[Tensor], fishers: Sequence[Tensor]
+            merged: Tensor,
+            base: Tensor,
+            experts: Sequence[Tensor],
+            fishers: Iterable[Tensor],
+            scratch: Sequence[Tensor],
         ) -> None:
             _mean(merged, experts, coefficients)
 
@@ -114,16 +122,29 @@ class FisherMerge(Elementwise):
         weights = [one / scale for one, scale in zip(coefficients, scales, strict=True)]
 
         def entries(
-            merged: Tensor, base: Tensor, experts: Sequence[Tensor], fishers: Sequence[Tensor]
+            merged: Tensor,
+            base: Tensor,
+            experts: Sequence[Tensor],
+            fishers: Iterable[Tensor],
+            scratch: Sequence[Tensor],
         ) -> None:
-            total = torch.zeros_like(merged)
-            merged.zero_()
-            for m, (expert, fisher) in enumerate(zip(experts, fishers, strict=True)):
-                floored = m == 0 or not self.favor_target
-                information = fisher.clamp_min(self.floor) if floored else fisher
-                merged.addcmul_(information, expert, value=weights[m])
-                total.add_(information, alpha=weights[m])
-            divide_(merged, total, otherwise=experts[0] if self.favor_target else base)
+            total, raised, _ = scratch
+            rows = zip(experts, fishers, weights, strict=True)
+            for m, (expert, fisher, weight) in enumerate(rows):
+                information = fisher
+                if m == 0 or not self.favor_target:
+                    information = torch.clamp_min(fisher, self.floor, out=raised)
+                if m == 0:
+                    torch.mul(information, weight, out=total)
+                    torch.mul(total, expert, out=merged)
+                    continue
+                merged.addcmul_(information, expert, value=weight)
+                total.add_(information, alpha=weight)
+            if total.min() > 0:  # much faster than a mask, which is hardly ever needed
+                merged.div_(total)
+                return
+            otherwise = experts[0] if self.favor_target else base
+            merged.copy_(torch.where(total > 0, merged / total, otherwise))
 
         return entries
 

@@ -1,8 +1,8 @@
 """Formulas entry by entry, computed in pieces that stay in the processor's cache."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import repeat
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cache, partial
 
 import torch
 from torch import Tensor
@@ -13,13 +13,18 @@ from fmerge.params import Between, Params, empty_like
 PIECE = 1 << 17
 """Entries a thread takes at a time: what a formula holds of them fits into its cache."""
 
+_SMALL = 1 << 13
+"""Tensors up to this size are joined, up to 64 at a time: a call costs more than they do."""
+
 _ON_DEVICE = 1 << 24  # elsewhere there is no such cache, and few launches are better
 
 Sources = Sequence[Mapping[str, Tensor]]
-Formula = Callable[[Tensor, Tensor, Sequence[Tensor], Sequence[Tensor]], None]
+Formula = Callable[[Tensor, Tensor, Sequence[Tensor], Iterable[Tensor], Sequence[Tensor]], None]
 """Fills its first argument, the result, from θ₀ (θ₁ where there is no base), all θₘ and all Fₘ.
 
-All are flat, of the same few entries and in float32 at least; all but the first are only read."""
+All are flat, of the same few entries and in float32 at least; all but the first are only read,
+and an Fₘ stays as it is only until the next is taken. Last come three more such tensors of any
+values, to work with: what is made anew costs more than a sum."""
 
 
 class Elementwise(MergeMethod):
@@ -93,59 +98,81 @@ class Elementwise(MergeMethod):
         formula = self.formula(coefficients, scales)
         origin = experts[0] if base is None else base
         merged = empty_like(experts[0]) if out is None else out
-        for key, target in merged.items():
-            _stream(formula, key, target, [origin], experts, fishers)
+        batches = [(names, _flat(merged, names)) for names in _batches(merged)]
+        largest = max((len(target) for _, target in batches), default=0)
+        room = cache(partial(_room, largest))
+        for names, target in batches:
+            wide = torch.promote_types(target.dtype, torch.float32)
+            _stream(formula, names, target, origin, experts, fishers, room(wide, target.device))
+            if len(names) > 1:
+                _scatter(target, [merged[name] for name in names])
         return merged
 
 
-def divide_(numerator: Tensor, denominator: Tensor, otherwise: Tensor | float) -> None:
-    """Divides in place, where that is possible.
-
-    Args:
-        numerator: Becomes the quotient.
-        denominator: Numbers ≥ 0 of its shape.
-        otherwise: The result where the denominator is 0.
-    """
-    if denominator.min() > 0:  # much faster than a mask, which is hardly ever needed
-        numerator.div_(denominator)
-        return
-    quotient = numerator / denominator
-    numerator.copy_(torch.where(denominator > 0, quotient, otherwise))
+def _room(largest: int, dtype: torch.dtype, device: torch.device) -> list[Tensor]:
+    """What every piece has to work with: a result, an interpolated Fisher, and the last three."""
+    size = PIECE * torch.get_num_threads() if device.type == "cpu" else _ON_DEVICE
+    return [torch.empty(min(size, largest), dtype=dtype, device=device) for _ in range(5)]
 
 
-def _stream(formula: Formula, name: str, target: Tensor, *inputs: Sources) -> None:
+def _batches(params: Params) -> Iterator[list[str]]:
+    """The tensors that are computed as one: each alone, but for the small ones of a kind."""
+    small: dict[tuple[torch.dtype, torch.device], list[str]] = {}
+    for name, tensor in params.items():
+        if tensor.numel() > _SMALL:
+            yield [name]
+        elif tensor.numel():
+            small.setdefault((tensor.dtype, tensor.device), []).append(name)
+    for names in small.values():
+        yield from (names[i : i + 64] for i in range(0, len(names), 64))
+
+
+def _stream(
+    formula: Formula,
+    names: Sequence[str],
+    target: Tensor,
+    origin: Mapping[str, Tensor],
+    experts: Sources,
+    fishers: Sources,
+    room: Sequence[Tensor],
+) -> None:
     """Fills one tensor, piece by piece, in its own precision or in float32 if that is finer."""
-    if not target.numel():
-        return
-    on_cpu = target.device.type == "cpu"
-    size = PIECE * torch.get_num_threads() if on_cpu else _ON_DEVICE
-    wide = torch.promote_types(target.dtype, torch.float32)
-    like = torch.empty(min(size, target.numel()), dtype=wide, device=target.device)
-    rows = (_rows(sources, name, size, like) for sources in inputs)
-    for piece, (origin,), experts, fishers in zip(_split(target, size), *rows, strict=False):
-        result = piece if piece.dtype == wide else like[: len(piece)]
-        formula(result, origin, experts, fishers)
+    size = len(room[0])
+    models = [_split(_flat(one, names), size) for one in (origin, *experts)]
+    measures = [_ends(one, names, size) for one in fishers]
+    for i, piece in enumerate(_split(target, size)):
+        result, between, *scratch = (one[: len(piece)] for one in room)
+        if piece.dtype == result.dtype:
+            result = piece
+        first, *rest = (model[i].to(result) for model in models)
+        formula(result, first, rest, (one(i, between) for one in measures), scratch)
         if result is not piece:
             piece.copy_(result)
 
 
-def _rows(sources: Sources, name: str, size: int, like: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """The pieces of one tensor, of all sources side by side; without end if there are none."""
-    if not sources:
-        return repeat(())
-    return zip(*(_pieces(source, name, size, like) for source in sources), strict=True)
+def _ends(
+    source: Mapping[str, Tensor], names: Sequence[str], size: int
+) -> Callable[[int, Tensor], Tensor]:
+    """A tensor's pieces by number; one that is made is written to the second argument."""
+    if not isinstance(source, Between):
+        pieces = _split(_flat(source, names), size)
+        return lambda i, out: pieces[i].to(out)
+    low, high = (_split(_flat(end, names), size) for end in (source.low, source.high))
+    return lambda i, out: source.of(low[i].to(out), high[i].to(out), out)
 
 
-def _pieces(source: Mapping[str, Tensor], name: str, size: int, like: Tensor) -> Iterator[Tensor]:
-    if isinstance(source, Between):
-        ends = (_pieces(end, name, size, like) for end in (source.low, source.high))
-        for low, high in zip(*ends, strict=True):
-            yield source.of(low, high)
-        return
-    for piece in _split(source[name], size):
-        yield piece.to(like)
+def _flat(source: Mapping[str, Tensor], names: Sequence[str]) -> Tensor:
+    if len(names) == 1:
+        return source[names[0]].reshape(-1)
+    return torch.cat([source[name].reshape(-1) for name in names])
+
+
+def _scatter(joined: Tensor, tensors: Sequence[Tensor]) -> None:
+    sizes = [tensor.numel() for tensor in tensors]
+    for part, tensor in zip(joined.split(sizes), tensors, strict=True):  # type: ignore[no-untyped-call]
+        tensor.copy_(part.view_as(tensor))
 
 
 def _split(tensor: Tensor, size: int) -> tuple[Tensor, ...]:
-    pieces: tuple[Tensor, ...] = tensor.reshape(-1).split(size)  # type: ignore[no-untyped-call]
+    pieces: tuple[Tensor, ...] = tensor.split(size)  # type: ignore[no-untyped-call]
     return pieces

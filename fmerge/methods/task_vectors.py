@@ -1,13 +1,13 @@
 """Methods that add task vectors τₘ = θₘ − θ₀ to a base."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from fmerge.methods.base import Statistic, check_within
-from fmerge.methods.streaming import Elementwise, Formula, divide_
+from fmerge.methods.streaming import Elementwise, Formula
 
 
 class TaskArithmetic(Elementwise):
@@ -27,11 +27,16 @@ class TaskArithmetic(Elementwise):
         """
 
         def entries(
-            merged: Tensor, base: Tensor, experts: Sequence[Tensor], fishers: Sequence[Tensor]
+            merged: Tensor,
+            base: Tensor,
+            experts: Sequence[Tensor],
+            fishers: Iterable[Tensor],
+            scratch: Sequence[Tensor],
         ) -> None:
+            vector = scratch[0]
             merged.copy_(base)
             for expert, coefficient in zip(experts, coefficients, strict=True):
-                merged.add_(expert - base, alpha=coefficient)
+                merged.add_(torch.sub(expert, base, out=vector), alpha=coefficient)
 
         return entries
 
@@ -100,24 +105,35 @@ class DFMerge(Elementwise):
             return TaskArithmetic().formula(coefficients, scales)
 
         def entries(
-            merged: Tensor, base: Tensor, experts: Sequence[Tensor], fishers: Sequence[Tensor]
+            merged: Tensor,
+            base: Tensor,
+            experts: Sequence[Tensor],
+            fishers: Iterable[Tensor],
+            scratch: Sequence[Tensor],
         ) -> None:
-            total = torch.zeros_like(merged)
+            total, weight, vector = scratch
             merged.zero_()
             rows = zip(experts, coefficients, fishers, scales, strict=True)
-            for expert, coefficient, fisher, mean in rows:
-                weight = self._weight(fisher, mean)
-                merged.addcmul_(weight, expert - base, value=coefficient)
-                total.add_(weight)
-            divide_(merged, total, otherwise=0.0)
-            torch.add(base, merged, alpha=len(experts), out=merged)
+            for m, (expert, coefficient, fisher, mean) in enumerate(rows):
+                share = weight if m else total
+                self._weigh(fisher, mean, out=share)
+                torch.sub(expert, base, out=vector)
+                merged.addcmul_(share, vector, value=coefficient)
+                if m:
+                    total.add_(share)
+            if total.min() > 0:  # much faster than a mask, which is hardly ever needed
+                torch.addcdiv(base, merged, total, value=len(experts), out=merged)
+                return
+            shift = torch.where(total > 0, merged / total, 0.0)
+            torch.add(base, shift, alpha=len(experts), out=merged)
 
         return entries
 
-    def _weight(self, fisher: Tensor, mean: float) -> Tensor:
-        weight = fisher + self.epsilon
+    def _weigh(self, fisher: Tensor, mean: float, out: Tensor) -> None:
+        torch.add(fisher, self.epsilon, out=out)
         if self.normalize:
-            weight.div_(mean or 1.0).add_(self.damping)
+            out.div_(mean or 1.0).add_(self.damping)
         elif self.damping:
-            weight.add_(self.damping * mean)
-        return weight if self.alpha == 1 else weight.pow_(self.alpha)
+            out.add_(self.damping * mean)
+        if self.alpha != 1:
+            out.pow_(self.alpha)

@@ -180,7 +180,7 @@ def test_breadcrumbs_that_drop_nothing_are_task_arithmetic():
 
 def test_mergekit_agrees():
     """The same numbers from mergekit's functions, where it is installed."""
-    reason = "mergekit is not installed (pip install --no-deps)"
+    reason = "mergekit is not installed (pip install '.[mergekit]')"
     sparsify = pytest.importorskip("mergekit.sparsify", reason=reason)
     base = {"w": torch.zeros(100)}
     vectors = [torch.randn(100, generator=torch.Generator().manual_seed(m)) for m in (0, 1)]

@@ -134,7 +134,7 @@ def test_karcher_refuses(method, experts, message):
 
 def test_mergekit_agrees():
     """The same numbers from mergekit's functions, where it is installed."""
-    reason = "mergekit is not installed (pip install --no-deps)"
+    reason = "mergekit is not installed (pip install '.[mergekit]')"
     slerp = pytest.importorskip("mergekit.merge_methods.slerp", reason=reason)
     karcher = pytest.importorskip("mergekit.merge_methods.karcher", reason=reason)
     experts = [{"w": on_the_sphere(m, 1.0 + m)["w"].float()} for m in (0, 1, 2)]

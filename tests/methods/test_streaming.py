@@ -82,6 +82,7 @@ def models(dtype=torch.float64, change=lambda tensor: tensor):
 @pytest.fixture(autouse=True)
 def small_pieces(monkeypatch):
     monkeypatch.setattr(streaming, "PIECE", SIZE // torch.get_num_threads())
+    monkeypatch.setattr(streaming, "_SMALL", 2)
 
 
 def turned(tensor):
@@ -91,7 +92,9 @@ def turned(tensor):
 
 @pytest.mark.parametrize("name", FORMULAS)
 @pytest.mark.parametrize("change", [lambda tensor: tensor, turned], ids=["contiguous", "strided"])
-def test_pieces_give_the_whole_formula_at_every_boundary(name, change):
+@pytest.mark.parametrize("joined", [0, 2, SIZE, 10 * SIZE])
+def test_pieces_give_the_whole_formula_at_every_boundary(name, change, joined, monkeypatch):
+    monkeypatch.setattr(streaming, "_SMALL", joined)
     method, formula = FORMULAS[name]
     base, experts, fishers = models(change=change)
     assert change is not turned or not base[f"around {SIZE}"].is_contiguous()
@@ -127,6 +130,27 @@ def test_interpolated_fishers_are_those_that_are_interpolated_first(name):
     ]
     expected = method.merge(base, experts, COEFFICIENTS, whole)
     assert_same(method.merge(base, experts, COEFFICIENTS, lazy), expected)
+
+
+@pytest.mark.parametrize("kinds", [[torch.float32], [torch.float64, torch.float32, torch.float16]])
+def test_many_small_tensors_of_several_kinds_are_joined(kinds):
+    generator = torch.Generator().manual_seed(0)
+    models = [
+        {
+            f"{i}": torch.randn(i % 3, generator=generator).to(kinds[i % len(kinds)])
+            for i in range(200)
+        }
+        for _ in range(4)
+    ]
+    base, *experts = models
+    found = TaskArithmetic().merge(base, experts, COEFFICIENTS)
+    assert [(k, v.dtype) for k, v in found.items()] == [(k, v.dtype) for k, v in base.items()]
+    base, *experts = [{k: v.double() for k, v in one.items()} for one in models]
+    for kind in kinds:
+        names = [key for key, tensor in found.items() if tensor.dtype == kind]
+        expected = {key: arithmetic(base, experts, None, key) for key in names}
+        step = max(torch.finfo(kind).eps, 1e-6)
+        assert_same({k: found[k].double() for k in names}, expected, rtol=step, atol=step)
 
 
 class Largest(TorchDispatchMode):
