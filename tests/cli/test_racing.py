@@ -125,6 +125,7 @@ def test_bounds_and_the_worst_task_are_raced_to_the_same_best(learnt, tmp_path):
     assert any(trial["status"] == "stopped" for trial in trials(tmp_path / "raced"))
 
 
+@pytest.mark.slow
 def test_a_killed_race_goes_on_to_the_very_trials(learnt, tmp_path):
     whole, output = tmp_path / "whole", tmp_path / "killed"
     main(merge(learnt, tmp_path, whole, *AX, *RACING))
