@@ -5,6 +5,9 @@ On a GPU, with and without the kernel:
       python benchmarks/fisher.py --device cuda --precision bf16-mixed \
           --models minilm t5 t5-base --output benchmarks/results/cuda-bf16.md
 
+opacus and BackPACK take part where they are installed:
+      pip install --no-deps opacus backpack-for-pytorch opt_einsum einops unfoldNd
+
 All contestants take turns in one process, so that other work on the machine meets them all.
 Peak memory is measured in a process of its own for each: the highest resident size during two
 batches minus that before them, so it includes the sums, gradients and activations. On a GPU it is

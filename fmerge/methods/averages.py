@@ -1,13 +1,13 @@
 """Weighted averages of experts: plain, isotropic, and weighted by the diagonal Fisher."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from fmerge.methods.base import Statistic, check_positive_sum
-from fmerge.methods.streaming import Elementwise, Formula
+from fmerge.methods.streaming import Elementwise, Formula, Piece
 
 
 class Average(Elementwise):
@@ -26,14 +26,8 @@ class Average(Elementwise):
             The formula.
         """
 
-        def entries(
-            merged: Tensor,
-            base: Tensor,
-            experts: Sequence[Tensor],
-            fishers: Iterable[Tensor],
-            scratch: Sequence[Tensor],
-        ) -> None:
-            _mean(merged, experts, [1.0] * len(experts))
+        def entries(piece: Piece) -> None:
+            _mean(piece.merged, piece.experts, [1.0] * len(piece.experts))
 
         return entries
 
@@ -58,14 +52,8 @@ class Isotropic(Elementwise):
         """
         check_positive_sum(coefficients)
 
-        def entries(
-            merged: Tensor,
-            base: Tensor,
-            experts: Sequence[Tensor],
-            fishers: Iterable[Tensor],
-            scratch: Sequence[Tensor],
-        ) -> None:
-            _mean(merged, experts, coefficients)
+        def entries(piece: Piece) -> None:
+            _mean(piece.merged, piece.experts, coefficients)
 
         return entries
 
@@ -121,14 +109,8 @@ class FisherMerge(Elementwise):
         check_positive_sum(coefficients)
         weights = [one / scale for one, scale in zip(coefficients, scales, strict=True)]
 
-        def entries(
-            merged: Tensor,
-            base: Tensor,
-            experts: Sequence[Tensor],
-            fishers: Iterable[Tensor],
-            scratch: Sequence[Tensor],
-        ) -> None:
-            total, raised, _ = scratch
+        def entries(piece: Piece) -> None:
+            merged, base, experts, fishers, (total, raised, _) = piece
             rows = zip(experts, fishers, weights, strict=True)
             for m, (expert, fisher, weight) in enumerate(rows):
                 information = fisher

@@ -3,6 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache, partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,12 +20,28 @@ _SMALL = 1 << 13
 _ON_DEVICE = 1 << 24  # elsewhere there is no such cache, and few launches are better
 
 Sources = Sequence[Mapping[str, Tensor]]
-Formula = Callable[[Tensor, Tensor, Sequence[Tensor], Iterable[Tensor], Sequence[Tensor]], None]
-"""Fills its first argument, the result, from θ₀ (θ₁ where there is no base), all θₘ and all Fₘ.
 
-All are flat, of the same few entries and in float32 at least; all but the first are only read,
-and an Fₘ stays as it is only until the next is taken. Last come three more such tensors of any
-values, to work with: what is made anew costs more than a sum."""
+
+class Piece(NamedTuple):
+    """A few entries of every model, flat and in float32 at least, for a formula to merge.
+
+    Attributes:
+        merged: To be filled with the result; the models are only read.
+        origin: θ₀, or θ₁ where there is no base.
+        experts: θₘ.
+        fishers: Fₘ, each as it is only until the next is taken.
+        scratch: Three more such tensors of any values, to work with: what is made anew costs
+            more than a sum.
+    """
+
+    merged: Tensor
+    origin: Tensor
+    experts: Sequence[Tensor]
+    fishers: Iterable[Tensor]
+    scratch: Sequence[Tensor]
+
+
+Formula = Callable[[Piece], None]
 
 
 class Elementwise(MergeMethod):
@@ -145,7 +162,8 @@ def _stream(
         if piece.dtype == result.dtype:
             result = piece
         first, *rest = (model[i].to(result) for model in models)
-        formula(result, first, rest, (one(i, between) for one in measures), scratch)
+        measured = (one(i, between) for one in measures)
+        formula(Piece(result, first, rest, measured, scratch))
         if result is not piece:
             piece.copy_(result)
 

@@ -1,13 +1,13 @@
 """Methods that add task vectors τₘ = θₘ − θ₀ to a base."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from fmerge.methods.base import Statistic, check_within
-from fmerge.methods.streaming import Elementwise, Formula
+from fmerge.methods.streaming import Elementwise, Formula, Piece
 
 
 class TaskArithmetic(Elementwise):
@@ -26,14 +26,8 @@ class TaskArithmetic(Elementwise):
             The formula.
         """
 
-        def entries(
-            merged: Tensor,
-            base: Tensor,
-            experts: Sequence[Tensor],
-            fishers: Iterable[Tensor],
-            scratch: Sequence[Tensor],
-        ) -> None:
-            vector = scratch[0]
+        def entries(piece: Piece) -> None:
+            merged, base, experts, _, (vector, *_) = piece
             merged.copy_(base)
             for expert, coefficient in zip(experts, coefficients, strict=True):
                 merged.add_(torch.sub(expert, base, out=vector), alpha=coefficient)
@@ -104,14 +98,8 @@ class DFMerge(Elementwise):
         if self.alpha == 0:  # all weights are one: the very numbers, without M · (1/M)
             return TaskArithmetic().formula(coefficients, scales)
 
-        def entries(
-            merged: Tensor,
-            base: Tensor,
-            experts: Sequence[Tensor],
-            fishers: Iterable[Tensor],
-            scratch: Sequence[Tensor],
-        ) -> None:
-            total, weight, vector = scratch
+        def entries(piece: Piece) -> None:
+            merged, base, experts, fishers, (total, weight, vector) = piece
             merged.zero_()
             rows = zip(experts, coefficients, fishers, scales, strict=True)
             for m, (expert, coefficient, fisher, mean) in enumerate(rows):
