@@ -11,7 +11,7 @@ opacus and BackPACK take part where they are installed:
 All contestants take turns in one process, so that other work on the machine meets them all.
 Peak memory is measured in a process of its own for each: the highest resident size during two
 batches minus that before them, so it includes the sums, gradients and activations. On a GPU it is
-the highest allocated size instead, and the clock is read when the device is done.
+the highest allocated size instead, without the sums, and the clock is read when the device is done.
 """
 
 import argparse
@@ -116,20 +116,26 @@ def peak(key: str, name: str, threads: int, settings: Settings) -> float:
     torch.set_num_threads(threads)
     case = make(key, settings)
     contestant = contestants(case)[name]
-    on_gpu = settings.device == "cuda"
-    if on_gpu:
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-    else:
-        with open("/proc/self/clear_refs", "w") as file:
-            file.write("5")  # resets the highest resident size
-        before = status("VmRSS")
+    with open("/proc/self/clear_refs", "w") as file:
+        file.write("5")  # resets the highest resident size
+    before = status("VmRSS")
+    run_twice(contestant, case, settings)
+    return (status("VmHWM") - before) / 1024
+
+
+def peak_on_gpu(contestant: Contestant, case: Case, settings: Settings) -> float:
+    """Runs one contestant: highest allocated size minus that at the start, in MiB."""
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    run_twice(contestant, case, settings)
+    return (torch.cuda.max_memory_allocated() - before) / 2**20
+
+
+def run_twice(contestant: Contestant, case: Case, settings: Settings) -> None:
+    """Lets a contestant do two batches."""
     for _ in range(2):
         with settings.autocast():
             contestant.run(case.few() if contestant.few else case.batch)
-    if on_gpu:
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
-    return (status("VmHWM") - before) / 1024
 
 
 def status(field: str) -> int:
@@ -159,8 +165,12 @@ def measure(key: str, rounds: int, memory: bool, settings: Settings) -> Measured
         ratios = [f"{base / median:.2f}" for base, median in zip(plain, medians, strict=True)]
         size = "-"
         if memory:
-            with multiprocessing.get_context("spawn").Pool(1) as pool:
-                size = f"{pool.apply(peak, (key, name, threads, settings)):.0f}"
+            if settings.device == "cuda":
+                highest = peak_on_gpu(found[name], case, settings)
+            else:
+                with multiprocessing.get_context("spawn").Pool(1) as pool:
+                    highest = pool.apply(peak, (key, name, threads, settings))
+            size = f"{highest:.0f}"
             size += f" ({FEW} at once)" if found[name].few else ""
         rows.append([name, f"{1e3 * medians[0]:.{digits}f}", spread, *ratios, size, cell])
     return Measured(f"{case.name}, {settings.precision}, {device}, {rounds} rounds", rows)

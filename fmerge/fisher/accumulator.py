@@ -46,7 +46,8 @@ class FisherAccumulator:
     example's tokens and over all uses of a shared parameter, and before any sum over examples.
 
     Args:
-        module: The module whose parameters are differentiated; in eval mode while it is used.
+        module: The module whose parameters are differentiated; in eval mode while it is used,
+            and of the same layers all along.
         log_probs: From a batch to ℓ (n, c).
         estimator: Which candidates enter, with which weights.
         samples: S, draws per example of ``sampled``; K, backward passes of ``rademacher``.
@@ -85,6 +86,7 @@ class FisherAccumulator:
         self.spread: Spread | None = None
         if errors is not None:
             self.spread = Spread(self._zeros() if errors == "entries" else None)
+        self._modules = list(module.modules())
         self._scratch: Params | None = None
         self._scale = 1.0
         # the rules name transformers' layers, whose import takes seconds that --help has not
@@ -148,7 +150,7 @@ class FisherAccumulator:
             indices = range(self.count, self.count + n)
         if len(indices) != n:
             raise ValueError(f"got {len(indices)} indices for a batch of {n} examples")
-        with evaluating(self.module), torch.enable_grad():
+        with evaluating(self._modules), torch.enable_grad():
             self._add(batch, n, indices)
         self.count += n
         return n
@@ -218,7 +220,7 @@ class FisherAccumulator:
 
     def _in_half(self) -> bool:
         """Whether gradients are float16, and may therefore vanish or overflow."""
-        parameter = next(iter(self._parameters().values()), None)
+        parameter = next((p for p in self.module.parameters() if p.requires_grad), None)
         if parameter is None:
             return False
         kind = parameter.device.type

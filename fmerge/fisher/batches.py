@@ -1,6 +1,6 @@
 """What the Fisher engine asks of a batch and a module: size, single examples, modes, flags."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -76,22 +76,23 @@ def replace(batch: Any, n: int, change: Callable[[Tensor], Tensor]) -> Any:
 
 
 @contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Puts a module in eval mode and gives every submodule its own mode back.
+def evaluating(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """Puts modules in eval mode and gives each its own mode back.
 
     Args:
-        module: Any module.
+        modules: A module, and all modules inside it.
 
     Yields:
         Nothing; no dropout inside the block.
     """
-    modes = {submodule: submodule.training for submodule in module.modules()}
+    training = [module for module in modules if module.training]
     try:
-        module.eval()
+        if training:
+            modules[0].eval()
         yield
     finally:
-        for submodule, training in modes.items():
-            submodule.training = training
+        for module in training:
+            module.training = True
 
 
 @contextmanager
@@ -111,11 +112,11 @@ def differentiating(
     chosen = {id(parameter) for parameter in parameters}
     try:
         for parameter, _ in flags:
-            parameter.requires_grad_(id(parameter) in chosen)
+            parameter.requires_grad = id(parameter) in chosen
         yield
     finally:
         for parameter, flag in flags:
-            parameter.requires_grad_(flag)
+            parameter.requires_grad = flag
 
 
 def _leaves(batch: Any) -> Iterator[Any]:

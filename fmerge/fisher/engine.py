@@ -12,7 +12,7 @@ from fmerge.fisher.check import Check
 from fmerge.fisher.fallback import Fallback, PerExample, square_gradients
 from fmerge.fisher.recording import Recording
 from fmerge.fisher.terms import Term, add_squares
-from fmerge.fisher.uses import Layout
+from fmerge.fisher.uses import Layout, covered_layers
 from fmerge.params import Params
 
 Weigh = Callable[[Tensor], Tensor]
@@ -34,7 +34,7 @@ class SquaredGradients:
         sums \mathrel{+}= \sum_n \sum_c W_{nc} (\partial \ell_{nc} / \partial \theta)^2
 
     Args:
-        module: The module whose layers are hooked.
+        module: The module whose layers are recorded; they stay the same.
         log_probs: From a batch to ℓ (n, c).
         parameters: The parameters to differentiate, by name.
         fallback: What is done about parameters that no rule covers.
@@ -58,6 +58,9 @@ class SquaredGradients:
         self._names = {parameter: name for name, parameter in parameters.items()}
         self._layouts: dict[str, Layout] = {}
         self._checked: set[Any] = set()
+        self._everything = list(module.parameters())
+        self._covered = self.parameters
+        self._layers = covered_layers(module, set(self._covered.values()))
         self._per_example = PerExample(module, log_probs, fallback)
 
     def add(self, batch: Any, n: int, weigh: Weigh, sums: Params) -> None:
@@ -69,9 +72,8 @@ class SquaredGradients:
             weigh: From ℓ (n, c) to W (n, c).
             sums: What is added to, by name.
         """
-        everything = list(self.module.parameters())
         if n == 1:  # the gradient of the batch is that of the example
-            with differentiating(self.parameters.values(), everything):
+            with differentiating(self.parameters.values(), self._everything):
                 log_likelihoods = self._log_likelihoods(batch, 1)
                 seeds = candidate_seeds(log_likelihoods, weigh(log_likelihoods))
                 square_gradients(log_likelihoods, seeds, self.parameters, sums)
@@ -81,8 +83,8 @@ class SquaredGradients:
             if attempts:
                 self._check(batch, n)
             if attempts > _ATTEMPTS:  # its calls are others each time
-                self._leave(set(self._covered()))
-            with differentiating(self._covered().values(), everything):
+                self._leave(set(self._covered))
+            with differentiating(self._covered.values(), self._everything):
                 seeds_or_none = self._try(batch, n, weigh, sums)
             attempts += 1
         uncovered = {name: self.parameters[name] for name in sorted(self.uncovered)}
@@ -95,11 +97,11 @@ class SquaredGradients:
         def square(parameter: nn.Parameter, terms: list[Term]) -> None:
             add_squares(terms, sums[self._names[parameter]])
 
-        recording = Recording(self.module, self._names, n, self._layouts)
+        recording = Recording(self._layers, self._names, n, self._layouts)
         with recording.record():
             log_likelihoods = self._log_likelihoods(batch, n, recording)
             unseen, leaves = recording.unseen(log_likelihoods)
-            if self._covered() and (unseen or self._kind(recording) not in self._checked):
+            if self._covered and (unseen or self._kind(recording) not in self._checked):
                 return None
             seeds = candidate_seeds(log_likelihoods, weigh(log_likelihoods))
             for k, seed in enumerate(seeds):
@@ -110,13 +112,12 @@ class SquaredGradients:
     def _check(self, batch: Any, n: int) -> None:
         """Finds out how rows belong to examples and which parameters the rules cover."""
         check = Check(n, self._layouts)
-        everything = list(self.module.parameters())
         done, rounds = False, 0
         while not done:
             rounds += 1
             if rounds > _ROUNDS:
-                self._leave(set(self._covered()))
-            with differentiating(self._covered().values(), everything):
+                self._leave(set(self._covered))
+            with differentiating(self._covered.values(), self._everything):
                 done = self._check_once(check, batch, n)
 
     def _check_once(self, check: Check, batch: Any, n: int) -> bool:
@@ -125,12 +126,13 @@ class SquaredGradients:
         No graph and no recording outlives it: a batch has the memory of one of them at a time.
         """
         values = self._log_likelihoods(batch, n)
-        check.differentiate(values, list(self._covered().values()))
+        check.differentiate(values, list(self._covered.values()))
         values = values.detach()  # frees the graph
-        recording = Recording(self.module, self._names, n, self._layouts)
+        recording = Recording(self._layers, self._names, n, self._layouts)
         with recording.record():
             log_likelihoods = self._log_likelihoods(batch, n, recording)
             check.compare_values(values, log_likelihoods)
+            kind = self._kind(recording)
             unseen, leaves = recording.unseen(log_likelihoods)
             learnt, differing = check.compare_gradients(recording, log_likelihoods, leaves)
         if learnt:
@@ -139,7 +141,7 @@ class SquaredGradients:
         if failed:
             self._leave({self._names[parameter] for parameter in failed})
             return False
-        self._checked.add(self._kind(recording))
+        self._checked.add(kind)
         return True
 
     def _kind(self, recording: Recording) -> Any:
@@ -159,9 +161,6 @@ class SquaredGradients:
             )
         return result
 
-    def _covered(self) -> dict[str, nn.Parameter]:
-        return {name: p for name, p in self.parameters.items() if name not in self.uncovered}
-
     def _leave(self, names: set[str]) -> None:
         """Leaves parameters to the fallback, saying so."""
         listed = ", ".join(sorted(names))
@@ -169,6 +168,10 @@ class SquaredGradients:
             raise ValueError(f"no rule covers every use of the parameters {listed}")
         _LOG.warning("differentiated example by example, since no rule covers them: %s", listed)
         self.uncovered |= names
+        self._covered = {
+            name: p for name, p in self.parameters.items() if name not in self.uncovered
+        }
+        self._layers = covered_layers(self.module, set(self._covered.values()))
 
 
 def candidate_seeds(log_likelihoods: Tensor, weights: Tensor) -> list[Tensor]:

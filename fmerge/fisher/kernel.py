@@ -1,7 +1,12 @@
-"""A Triton kernel for sums of squared gradients of matrices: no gradient reaches memory.
+"""Triton kernels for sums of squared gradients of matrices: no gradient reaches memory.
 
 Letters: n example, t token, a and b the two sides of a matrix. Imported only where a sum is on a
-GPU and Triton is installed; the README of this folder states when the kernel is chosen.
+GPU and Triton is installed; the README of this folder states when they are chosen.
+
+The work is tiles (SIDE, SIDE) times examples. Every program gets an equal share of it, consecutive
+examples of consecutive tiles, so that no multiprocessor waits for others however many tiles there
+are; little work is done tile by tile. A tile whose examples one program had is added to the sum by
+it; the parts of others are kept apart and joined, in the same order on every run.
 """
 
 import functools
@@ -14,12 +19,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-SIDES: Final = (128, 64, 32)
-"""Sides of a tile, largest first: a larger one reads each input less often. The two float32
-accumulators of a side of 128 take half the registers that its eight warps can have."""
+SIDES: Final = {128: 1, 64: 2, 32: 4}
+"""Sides of a tile, largest first, since a larger one reads each input less often; and how many of
+its programs a multiprocessor runs at once: their registers and shared memory allow no more."""
 
 SINGLE_TOKENS: Final = 64
 """Most tokens in float32: its products use no matrix unit, so that beyond, they are what costs."""
+
+WHOLE_STEPS: Final = 64
+"""Most steps, blocks of tokens, of a tile that one program does alone, whichever multiprocessors
+wait for it: sharing them would not save the time of the second launch that joins the parts."""
 
 _HALF: Final = (torch.bfloat16, torch.float16)
 _AMPERE: Final = (8, 0)  # before it, no bfloat16 and less shared memory than a tile's inputs need
@@ -32,56 +41,100 @@ def _add_squares(
     left: tl.tensor,
     right: tl.tensor,
     total: tl.tensor,
+    parts: tl.tensor,
     n: tl.tensor,
     t: tl.tensor,
     a: tl.tensor,
     b: tl.tensor,
     left_n: tl.tensor,
     left_t: tl.tensor,
-    left_a: tl.tensor,
     right_n: tl.tensor,
     right_t: tl.tensor,
-    right_b: tl.tensor,
-    total_a: tl.tensor,
-    total_b: tl.tensor,
     SIDE: tl.constexpr,
     TOKENS: tl.constexpr,
 ) -> None:
-    """Adds one tile (SIDE, SIDE) of the squares: it is read and written once, without atomics.
+    """Does one program's share of tiles and examples; parts is (2 · programs, SIDE, SIDE).
 
     Offsets are 64-bit, since n·t·a may pass 2³¹. No step is annotated ``int``: Triton would then
-    pass it in 32 bits, and forget that it is one or a multiple of 16.
+    pass it in 32 bits, and forget that it is one or a multiple of 16. The examples' tokens are one
+    loop, not two, since Triton reads ahead in the innermost alone.
     """
     across = tl.cdiv(b, SIDE)
-    tile = tl.program_id(0)
-    rows = (tile // across).to(tl.int64) * SIDE + tl.arange(0, SIDE)
-    columns = (tile % across).to(tl.int64) * SIDE + tl.arange(0, SIDE)
-    tokens = tl.arange(0, TOKENS).to(tl.int64)
-    row_inside, column_inside = (rows < a)[:, None], (columns < b)[None, :]
-    left_tile = left + rows[:, None] * left_a
-    right_tile = right + columns[None, :] * right_b
-    squares = tl.zeros((SIDE, SIDE), tl.float32)
-    for _ in range(n):
+    blocks = tl.cdiv(t, TOKENS)
+    work = (tl.cdiv(a, SIDE) * across).to(tl.int64) * n
+    start = work * tl.program_id(0) // tl.num_programs(0)
+    end = work * (tl.program_id(0) + 1) // tl.num_programs(0)
+    tokens = tl.arange(0, TOKENS)
+    own = tl.arange(0, SIDE)
+    unit = start
+    while unit < end:
+        tile = unit // n
+        first = unit - tile * n
+        count = tl.minimum(n - first, end - unit)
+        rows = tile // across * SIDE + own
+        columns = tile % across * SIDE + own
+        row_inside, column_inside = (rows < a)[:, None], (columns < b)[None, :]
+        left_tile = left + rows[:, None] + tokens[None, :].to(tl.int64) * left_t
+        right_tile = right + columns[None, :] + tokens[:, None].to(tl.int64) * right_t
+        squares = tl.zeros((SIDE, SIDE), tl.float32)
         gradient = tl.zeros((SIDE, SIDE), tl.float32)
-        for start in range(0, t, TOKENS):
-            token = start + tokens
-            inside = token < t
+        for k in range(0, (count * blocks).to(tl.int32)):
+            example, token = first + k // blocks, k % blocks * TOKENS
+            inside = token + tokens < t
             x = tl.load(
-                left_tile + token[None, :] * left_t, row_inside & inside[None, :], other=0.0
+                left_tile + (example * left_n + token * left_t),
+                row_inside & inside[None, :],
+                other=0.0,
             )
             y = tl.load(
-                right_tile + token[:, None] * right_t, inside[:, None] & column_inside, other=0.0
+                right_tile + (example * right_n + token * right_t),
+                inside[:, None] & column_inside,
+                other=0.0,
             )
             gradient = tl.dot(x, y, gradient, input_precision="ieee")
-        squares += gradient * gradient
-        left_tile += left_n
-        right_tile += right_n
-    place = total + rows[:, None] * total_a + columns[None, :] * total_b
-    present = row_inside & column_inside
-    tl.store(place, tl.load(place, present) + squares, present)
+            if token + TOKENS >= t:  # the example's last
+                squares += gradient * gradient
+                gradient = tl.zeros((SIDE, SIDE), tl.float32)
+        if count == n:
+            place = total + rows[:, None] * b + columns[None, :]
+            present = row_inside & column_inside
+            tl.store(place, tl.load(place, present) + squares, present)
+        else:
+            slot = (2 * tl.program_id(0) + (unit != start)).to(tl.int64)
+            tl.store(parts + slot * SIDE * SIDE + own[:, None] * SIDE + own[None, :], squares)
+        unit += count
 
 
-def tile_side(a: int, b: int, t: int, dtype: torch.dtype, multiprocessors: int) -> int | None:
+@triton.jit(do_not_specialize=["n"])  # type: ignore[untyped-decorator]
+def _join(
+    parts: tl.tensor,
+    total: tl.tensor,
+    n: tl.tensor,
+    a: tl.tensor,
+    b: tl.tensor,
+    programs: tl.tensor,
+    SIDE: tl.constexpr,
+) -> None:
+    """Adds the parts of one tile, if more than one program had its examples."""
+    across = tl.cdiv(b, SIDE)
+    work = (tl.cdiv(a, SIDE) * across).to(tl.int64) * n
+    tile = tl.program_id(0).to(tl.int64)
+    first = ((tile * n + 1) * programs - 1) // work  # the program with the tile's first example
+    last = ((tile * n + n) * programs - 1) // work
+    if first != last:
+        own = tl.arange(0, SIDE)
+        squares = tl.zeros((SIDE, SIDE), tl.float32)
+        for program in range(first, last + 1):
+            slot = 2 * program + (work * program // programs < tile * n)
+            squares += tl.load(parts + slot * SIDE * SIDE + own[:, None] * SIDE + own[None, :])
+        rows = tile // across * SIDE + own
+        columns = tile % across * SIDE + own
+        present = (rows < a)[:, None] & (columns < b)[None, :]
+        place = total + rows[:, None] * b + columns[None, :]
+        tl.store(place, tl.load(place, present) + squares, present)
+
+
+def tile_side(a: int, b: int, t: int, dtype: torch.dtype) -> int | None:
     """Chooses the side of the kernel's tiles.
 
     Args:
@@ -89,19 +142,14 @@ def tile_side(a: int, b: int, t: int, dtype: torch.dtype, multiprocessors: int) 
         b: Its columns.
         t: Tokens of an example, all uses together.
         dtype: Of the inputs.
-        multiprocessors: How many tiles the device works on at once.
 
     Returns:
-        The largest side that gives every multiprocessor a tile and is at most the matrix's own;
-        None where the kernel is not expected to be faster than batched products.
+        The largest side that is at most the matrix's own; None where the kernel is not expected
+        to be faster than batched products.
     """
     if t < 2 or not (dtype in _HALF or (dtype == torch.float32 and t <= SINGLE_TOKENS)):
         return None
-    for side in SIDES:
-        tiles = triton.cdiv(a, side) * triton.cdiv(b, side)
-        if side <= min(a, b) and tiles >= multiprocessors:
-            return side
-    return None
+    return next((side for side in SIDES if side <= min(a, b)), None)
 
 
 def add_if_faster(lefts: Sequence[Tensor], rights: Sequence[Tensor], total: Tensor) -> bool:
@@ -118,14 +166,12 @@ def add_if_faster(lefts: Sequence[Tensor], rights: Sequence[Tensor], total: Tens
     Returns:
         Whether the squares were added.
     """
-    device, dtype = total.device, lefts[0].dtype
-    same = {side.dtype for side in (*lefts, *rights)} == {dtype} and total.dtype == torch.float32
-    if not same or torch.cuda.get_device_capability(device) < _AMPERE:
+    dtype = lefts[0].dtype
+    if total.dtype != torch.float32 or any(side.dtype != dtype for side in (*lefts, *rights)):
         return False
-    count = torch.cuda.get_device_properties(device).multi_processor_count
     a, b = total.shape
-    side = tile_side(a, b, sum(left.shape[1] for left in lefts), dtype, count)
-    if side is None or not _proved(device, dtype, side):
+    side = tile_side(a, b, sum(left.shape[1] for left in lefts), dtype)
+    if side is None or not _proved(total.device, dtype, side):
         return False
     # uses are added before the square, as tokens are: they are more tokens
     left, right = (
@@ -136,52 +182,68 @@ def add_if_faster(lefts: Sequence[Tensor], rights: Sequence[Tensor], total: Tens
 
 
 def add_squares(left: Tensor, right: Tensor, total: Tensor, side: int) -> None:
-    """Launches the kernel: total += Σₙ (Σₜ left[n,t] ⊗ right[n,t])², the same on every run.
+    """Launches the kernels: total += Σₙ (Σₜ left[n,t] ⊗ right[n,t])², the same on every run.
 
     Products and sums are float32; products of float32 are not rounded to TF32, whatever torch
     was told about its own.
 
     Args:
-        left: (n, t, a) of float32, bfloat16 or float16, with any strides.
+        left: (n, t, a) of float32, bfloat16 or float16.
         right: (n, t, b) of the same type.
-        total: (a, b) of float32.
+        total: (a, b) of float32, contiguous.
         side: One of ``SIDES``.
 
     Raises:
         ValueError: If shapes or types do not belong together.
     """
     (n, t, a), b = left.shape, right.shape[-1]
-    if right.shape != (n, t, b) or total.shape != (a, b):
+    if right.shape != (n, t, b) or total.shape != (a, b) or not total.is_contiguous():
         shapes = ", ".join(str(tuple(tensor.shape)) for tensor in (left, right, total))
-        raise ValueError(f"expected (n, t, a), (n, t, b) and (a, b), not {shapes}")
+        raise ValueError(f"expected (n, t, a), (n, t, b) and contiguous (a, b), not {shapes}")
     if left.dtype not in {*_HALF, torch.float32} or right.dtype != left.dtype:
         raise ValueError(f"expected float32, bfloat16 or float16, not {left.dtype}, {right.dtype}")
     if total.dtype != torch.float32:
         raise ValueError(f"expected a float32 sum, not {total.dtype}")
+    left, right = (x if x.stride(2) == 1 else x.contiguous() for x in (left, right))
     # 16 is the least that a matrix unit multiplies, 128 bytes are a line of the cache
     tokens = min(128 // left.element_size(), max(16, triton.next_power_of_2(t)))
+    tiles = triton.cdiv(a, side) * triton.cdiv(b, side)
+    programs = min(SIDES[side] * _multiprocessors(total.device), tiles * n)
+    if n * triton.cdiv(t, tokens) <= WHOLE_STEPS:
+        programs = tiles
+    parts = total.new_empty(2 * programs if tiles % programs else 0, side, side)
+    warps = 8 if side == 128 else 4
     with torch.cuda.device(total.get_device()):
-        _add_squares[(triton.cdiv(a, side) * triton.cdiv(b, side),)](
+        _add_squares[(programs,)](
             left,
             right,
             total,
+            parts,
             n,
             t,
             a,
             b,
-            *left.stride(),
-            *right.stride(),
-            *total.stride(),
+            *left.stride()[:2],
+            *right.stride()[:2],
             SIDE=side,
             TOKENS=tokens,
-            num_warps=8 if side == SIDES[0] else 4,
+            num_warps=warps,
             num_stages=3,
         )
+        if tiles % programs:
+            _join[(tiles,)](parts, total, n, a, b, programs, SIDE=side, num_warps=warps)
+
+
+@functools.cache
+def _multiprocessors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 @functools.cache
 def _proved(device: torch.device, dtype: torch.dtype, side: int) -> bool:
     """Tries the kernel once: a machine may lack the C compiler that Triton starts it with."""
+    if torch.cuda.get_device_capability(device) < _AMPERE:
+        return False
     generator = torch.Generator().manual_seed(0)
     left, right = (
         torch.randn(3, 71, width, generator=generator).to(device, dtype)

@@ -5,17 +5,19 @@ So a use that no rule saw leaves an edge in the graph, where it is found: see `R
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 
-from fmerge.fisher.rules import RULES, Rule, rules_of
 from fmerge.fisher.terms import Term
 from fmerge.fisher.tracing import Tracing
-from fmerge.fisher.uses import Finish, Layout, Source, Use, graph_leaves
+from fmerge.fisher.unbatched import hide, show
+from fmerge.fisher.uses import Finish, Layer, Layout, Source, Use, graph_leaves
+
+_CAST = (torch.float32, torch.bfloat16, torch.float16)  # not float64
 
 
 @final
@@ -23,7 +25,7 @@ class Recording:
     """Records the uses of parameters while it is active.
 
     Args:
-        module: The module whose layers are hooked.
+        layers: The covered layers.
         names: Names of the trainable parameters.
         n: Number of examples.
         layouts: What is known of uses and sources by key; "blocks" is supposed otherwise.
@@ -35,44 +37,31 @@ class Recording:
 
     def __init__(
         self,
-        module: nn.Module,
+        layers: Sequence[Layer],
         names: Mapping[nn.Parameter, str],
         n: int,
         layouts: Mapping[str, Layout],
     ) -> None:
-        self.module = module
+        self._layers = layers
         self.names = names
         self.n = n
         self._tracing = Tracing(names, n, layouts)
         self.uses = self._tracing.uses
         self.sources = self._tracing.sources
-        self._running: dict[nn.Module, Use | None] = {}
         self._recording = False
 
     @contextmanager
     def record(self) -> Iterator[None]:
-        """Hooks the layers for one forward pass and the backward passes after it.
+        """Replaces the layers' forward functions for one forward pass and its backward passes.
 
         Yields:
-            Nothing. The hooks are removed whatever happens.
+            Nothing. The layers have their own again whatever happens.
         """
         with ExitStack() as stack:
-            for name, layer in self.module.named_modules():
-                rules = rules_of(layer) if type(layer) in RULES else {}
-                own = {
-                    role: parameter
-                    for role, parameter in layer.named_parameters(recurse=False)
-                    if parameter in self.names and parameter.requires_grad
-                }
-                if rules and own:
-                    before, after = self._hooks(name, rules, own)
-                    for handle in (
-                        layer.register_forward_pre_hook(before, with_kwargs=True),
-                        layer.register_forward_hook(
-                            after, with_kwargs=True, prepend=True, always_call=True
-                        ),
-                    ):
-                        stack.callback(handle.remove)
+            for layer in self._layers:
+                # cheaper than hooks, and the user's own see the same as ever
+                vars(layer.module)["forward"] = self._recorded(layer)
+                stack.callback(vars(layer.module).pop, "forward")
             yield
 
     def forward(self, log_probs: Callable[[Any], Tensor], batch: Any) -> Tensor:
@@ -89,37 +78,41 @@ class Recording:
         torch.clear_autocast_cache()
         self._recording = True
         try:
-            with self._tracing:
+            with self._tracing.active():
                 return log_probs(batch)
         finally:
             self._recording = False
 
-    def _hooks(
-        self, name: str, rules: Mapping[str, Rule], own: dict[str, nn.Parameter]
-    ) -> tuple[Callable[..., None], Callable[..., None]]:
-        def before(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _recorded(self, layer: Layer) -> Callable[..., Any]:
+        """Makes the forward function of a covered layer that records its calls."""
+        forward, tracing = layer.module.forward, self._tracing
+        parameters = list(layer.parameters.values())
+
+        def recorded(*args: Any, **kwargs: Any) -> Any:
             if not self._recording:
                 raise RuntimeError(
-                    f"layer '{name}' ran again in the backward pass: gradient checkpointing is "
-                    f"not supported by the Fisher engine, turn it off for the Fisher pass"
+                    f"layer '{layer.name}' ran again in the backward pass: gradient checkpointing "
+                    f"is not supported by the Fisher engine, turn it off for the Fisher pass"
                 )
-            x = args[0] if len(args) == 1 and not kwargs else None
-            use = self._tracing.use(name, layer, rules, own, x) if torch.is_grad_enabled() else None
-            self._running[layer] = use
-            for parameter in own.values() if use else ():
-                parameter.requires_grad_(False)
+            use = None
+            if len(args) == 1 and not kwargs and torch.is_grad_enabled():
+                x = _cast(args[0]) if layer.cast else args[0]
+                use = tracing.use(layer, x)
+            if use is None:
+                return forward(*args, **kwargs)
+            hide(parameters)
+            for parameter in parameters:
+                parameter.requires_grad = False
+            try:
+                output = forward(x)
+            finally:
+                for parameter in parameters:
+                    parameter.requires_grad = True
+                show(parameters)
+            tracing.register(use, output)
+            return output
 
-        def after(
-            layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
-        ) -> None:
-            use = self._running.pop(layer, None)
-            if use is not None:
-                for parameter in own.values():
-                    parameter.requires_grad_(True)
-                if output is not None:  # None after an exception
-                    self._tracing.register(use, output)
-
-        return before, after
+        return recorded
 
     def structure(self) -> tuple[tuple[str, str, int, int], ...]:
         """Gives what two batches must share for one check to hold for both.
@@ -127,9 +120,9 @@ class Recording:
         Returns:
             Key, layout, rows per example and number of dimensions of all uses and sources.
         """
-        forms = [(use.key, use.layout, *use.form) for use in self.uses]
-        forms += [(s.key, s.layout, len(s.leaf), s.leaf.ndim) for s in self.sources]
-        return tuple((key, layout, rows // self.n, ndim) for key, layout, rows, ndim in forms)
+        forms = [(use.key, use.layout, use.x) for use in self.uses]
+        forms += [(source.key, source.layout, source.leaf) for source in self.sources]
+        return tuple((key, layout, x.shape[0] // self.n, x.ndim) for key, layout, x in forms)
 
     def unseen(self, log_likelihoods: Tensor) -> tuple[list[nn.Parameter], list[Tensor]]:
         """Walks the graph of ℓ.
@@ -166,7 +159,7 @@ class Recording:
         """
         if not leaves:
             return
-        expected = Counter(p for use in self.uses for p in use.parameters.values())
+        expected = Counter(p for use in self.uses for p in use.layer.parameters.values())
         expected.update(p for source in self.sources for p in source.parameters)
         pending: dict[nn.Parameter, list[Term]] = {}
 
@@ -200,3 +193,11 @@ class Recording:
             if finish is not None:
                 for parameter, terms in pending.items():
                     finish(parameter, terms)  # another use of it had no part in this ℓ
+
+
+def _cast(x: Any) -> Any:
+    """Casts a layer's input as autocast would inside the layer, so that it is kept once."""
+    if not isinstance(x, Tensor) or not torch.is_autocast_enabled(x.device.type):
+        return x
+    dtype = torch.get_autocast_dtype(x.device.type)
+    return x.to(dtype) if x.dtype in _CAST and x.dtype != dtype else x

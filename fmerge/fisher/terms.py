@@ -6,9 +6,9 @@ Letters: n example, t token (any position inside an example), a and b the two si
 import functools
 import importlib.util
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor
@@ -152,6 +152,56 @@ class Rows(Term):
 
 @final
 @dataclass(frozen=True)
+class Moved(Term):
+    """Gradients of entries that were moved, repeated or left out.
+
+    Attributes:
+        entries: Numbers of the entries (u,), -1 for what is none.
+        values: (n, u).
+    """
+
+    entries: Tensor
+    values: Tensor
+
+    def add_gradient(self, n: int, buffer: Tensor) -> None:
+        """Adds values[n] to the entries.
+
+        Args:
+            n: The example's position in the batch.
+            buffer: Of the parameter's shape.
+        """
+        own = self.values[n : n + 1].to(buffer.dtype)
+        buffer.add_(self.scattered(own, buffer.numel()).view(buffer.shape))
+
+    def total(self, sketch: Sketch) -> Tensor:
+        """Sketches the sum over n.
+
+        Args:
+            sketch: Of the parameter's shape.
+
+        Returns:
+            The sketch (k, k).
+        """
+        count = sketch.left.shape[1] * sketch.right.shape[1]
+        return sketch.of(self.scattered(self.values.sum(0, keepdim=True), count))
+
+    def scattered(self, values: Tensor, count: int) -> Tensor:
+        """Puts values in their places.
+
+        Args:
+            values: (k, u).
+            count: The parameter's number of entries.
+
+        Returns:
+            Gradients (k, count).
+        """
+        gradients = values.new_zeros(len(values), count + 1)  # and one for what is none
+        places = self.entries.to(values.device).remainder(count + 1)
+        return gradients.scatter_add_(1, places.expand(len(values), -1), values)[:, :-1]
+
+
+@final
+@dataclass(frozen=True)
 class Pulled(Term):
     """Gradients through a tensor that is computed from parameters alone, without a batch.
 
@@ -202,20 +252,22 @@ def add_squares(terms: Sequence[Term], total: Tensor) -> None:
         terms: All uses of the parameter in one backward pass.
         total: Of the parameter's shape, contiguous, at least float32.
     """
-    outers = [term for term in terms if isinstance(term, Outer)]
-    rows = [term for term in terms if isinstance(term, Rows)]
-    sums = [term.values for term in terms if isinstance(term, Summed)]
-    if len(sums) == len(terms):
-        values = torch.stack(sums).sum(0) if len(sums) > 1 else sums[0]
-        total.add_(values.to(total.dtype).square_().sum(0).view(total.shape))
-    elif len(outers) == len(terms):
-        _outer_squares(outers, total.view(outers[0].left.shape[2], -1))
-    elif len(rows) == len(terms):
-        _, ids, values = _combined(rows, total)
-        total.index_add_(0, ids, values.square_())
-    elif len(outers) + len(rows) == len(terms):
-        _tied_squares(outers, rows, total)
-    else:
+    kinds = {type(term) for term in terms}
+    every: Any = terms
+    if kinds == {Outer}:
+        _outer_squares(every, total.view(every[0].left.shape[2], -1))
+    elif kinds == {Summed}:
+        values = every[0].values if len(terms) == 1 else sum(term.values for term in every)
+        total.add_(values.to(total.dtype).square().sum(0).view(total.shape))
+    elif kinds == {Rows}:
+        ids, values = _combined(every, total)
+        total.index_add_(0, ids.flatten(), values.flatten(0, 1).square_())
+    elif kinds == {Outer, Rows}:
+        outers = [term for term in terms if isinstance(term, Outer)]
+        _tied_squares(outers, [term for term in terms if isinstance(term, Rows)], total)
+    elif kinds == {Moved}:
+        _moved_squares(every, total)
+    elif kinds != {Pulled} or not _pulled_squares(every, total):
         _general_squares(terms, total)
 
 
@@ -235,8 +287,7 @@ def _outer_squares(terms: Sequence[Outer], total: Tensor) -> None:
 
         if add_if_faster([term.left for term in terms], [term.right for term in terms], total):
             return
-    limit = DEVICE_BYTES if total.is_cuda else CACHE_BYTES * torch.get_num_threads()
-    entries = max(1, limit // terms[0].left.element_size())
+    entries = max(1, _buffer_bytes(total) // terms[0].left.element_size())
     if total.is_cuda or a * b <= SMALL_ENTRIES:
         size = max(1, entries // (a * b))
         for start in range(0, n, size):
@@ -268,15 +319,27 @@ def _has_triton() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
-def _combined(terms: Sequence[Rows], total: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Adds up what one example gives to one row: examples (u,), rows (u,), values (u, b)."""
+def _combined(terms: Sequence[Rows], total: Tensor) -> tuple[Tensor, Tensor]:
+    """Adds up what one example gives to one row.
+
+    Nothing waits for a device: sizes are those of the input, whatever it repeats.
+
+    Returns:
+        Rows (n, t) and values (n, t, b): each row of an example once with its value, then any of
+        its rows with zeros.
+    """
     ids = torch.cat([term.ids for term in terms], dim=1)
-    values = torch.cat([term.values for term in terms], dim=1).flatten(0, 1)
-    keys = ids + torch.arange(len(ids), device=ids.device)[:, None] * len(total)
-    unique, position = torch.unique(keys, return_inverse=True)
-    sums = total.new_zeros(len(unique), values.shape[1])
-    sums.index_add_(0, position.flatten(), values.to(total.dtype))
-    return unique // len(total), unique % len(total), sums
+    values = torch.cat([term.values for term in terms], dim=1)
+    n, t = ids.shape
+    ordered, order = ids.sort(dim=1)
+    place = (ordered[:, 1:] != ordered[:, :-1]).cumsum(1)
+    place = torch.cat([place.new_zeros(n, min(1, t)), place], dim=1)  # (n, t): which row it is
+    rows = ordered[:, :1].repeat(1, t).scatter_(1, place, ordered)
+    place += torch.arange(n, device=ids.device)[:, None] * t
+    place = torch.empty_like(place).scatter_(1, order, place)
+    sums = total.new_zeros(n * t, values.shape[2])
+    sums.index_add_(0, place.flatten(), values.flatten(0, 1).to(total.dtype))
+    return rows, sums.view(n, t, -1)
 
 
 def _tied_squares(outers: Sequence[Outer], rows: Sequence[Rows], total: Tensor) -> None:
@@ -285,19 +348,56 @@ def _tied_squares(outers: Sequence[Outer], rows: Sequence[Rows], total: Tensor) 
     Rows with both parts are left out of the products and added for themselves, so that nothing
     is ever subtracted from a sum of squares.
     """
-    owners, ids, values = _combined(rows, total)
-    masked = [term.left.clone() for term in outers]
-    for left in masked:
-        left[owners, :, ids] = 0
-    _outer_squares(
-        [Outer(left, term.right) for left, term in zip(masked, outers, strict=True)], total
-    )
-    for i in range(len(outers[0].left)):
-        own = owners == i
-        sums = values[own]
-        for term in outers:
-            sums += term.left[i][:, ids[own]].T @ term.right[i]
-        total.index_add_(0, ids[own], sums.square_())
+    ids, sums = _combined(rows, total)
+    first = torch.ones_like(ids, dtype=torch.bool)
+    first[:, 1:] = ids[:, 1:] != ids[:, :1]
+    masked = []
+    for term in outers:
+        places = ids[:, None].expand(-1, term.left.shape[1], -1)
+        sums += term.left.gather(2, places).to(sums.dtype).mT @ term.right.to(sums.dtype)
+        masked.append(Outer(term.left.scatter(2, places, 0), term.right))
+    _outer_squares(masked, total)
+    sums.square_().mul_(first[..., None])  # the first row again, in places beyond the last
+    total.index_add_(0, ids.flatten(), sums.flatten(0, 1))
+
+
+def _buffer_bytes(total: Tensor) -> int:
+    return DEVICE_BYTES if total.is_cuda else CACHE_BYTES * torch.get_num_threads()
+
+
+def _parts(n: int, entries: int, total: Tensor) -> Iterator[slice]:
+    """Parts of n examples, as large as the buffer allows."""
+    size = max(1, _buffer_bytes(total) // (entries * total.element_size()))
+    for start in range(0, n, size):
+        yield slice(start, start + size)
+
+
+def _moved_squares(terms: Sequence[Moved], total: Tensor) -> None:
+    for part in _parts(len(terms[0].values), total.numel(), total):
+        gradients = sum(
+            term.scattered(term.values[part].to(total.dtype), total.numel()) for term in terms
+        )
+        total.add_(gradients.square().sum(0).view(total.shape))  # type: ignore[union-attr]
+
+
+def _pulled_squares(terms: Sequence[Pulled], total: Tensor) -> bool:
+    """Pulls many examples' gradients at once; returns False, with nothing done, if it cannot."""
+    sources = [term.source for term in terms]
+    entries = max(total.numel(), *(source.numel() for source in sources))
+    squares = torch.zeros_like(total)
+    for part in _parts(len(terms[0].values), entries, total):
+        values = [term.values[part] for term in terms]
+        try:
+            (gradients,) = torch.autograd.grad(
+                sources, terms[0].parameter, values, retain_graph=True, is_grads_batched=True
+            )
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError:  # a function below u that does not know batches of gradients
+            return False
+        squares += gradients.to(total.dtype).square_().sum(0)
+    total += squares
+    return True
 
 
 def _general_squares(terms: Sequence[Term], total: Tensor) -> None:

@@ -1,21 +1,23 @@
-"""Follows tensors through the functions of torch during a forward pass.
+"""Follows tensors that are computed from parameters alone during a forward pass.
 
-A tensor computed from parameters alone (a position embedding, a bias of attention scores, a class
-token) has no row per example, and autograd sums its gradient over the batch. Where it meets the
-batch it is repeated for every row, which changes no value, and keeps the examples' gradients apart.
+Such a tensor (a position embedding, a bias of attention scores, a class token) has no row per
+example, and autograd sums its gradient over the batch. Where it meets the batch it is repeated for
+every row, which changes no value, and keeps the examples' gradients apart.
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 
-from fmerge.fisher.rules import RULES, Rule
-from fmerge.fisher.uses import Layout, Receiver, Source, Use, graph_leaves, inner_shape
+from fmerge.fisher.origins import Origins
+from fmerge.fisher.rules import RULES
+from fmerge.fisher.unbatched import Unbatched, flat, following, is_unbatched
+from fmerge.fisher.uses import Layer, Layout, Receiver, Source, Use, graph_leaves, inner_shape
 
 _BROADCASTS = (
     {torch.where, torch.Tensor.where}
@@ -43,7 +45,7 @@ class Lookup:
     padding_idx: int | None
 
 
-class Tracing(TorchFunctionMode):
+class Tracing:
     """Follows tensors while it is active, and keeps the uses of parameters.
 
     Args:
@@ -60,48 +62,49 @@ class Tracing(TorchFunctionMode):
     def __init__(
         self, names: Mapping[nn.Parameter, str], n: int, layouts: Mapping[str, Layout]
     ) -> None:
-        super().__init__()
         self.names = names
         self.n = n
         self.layouts = layouts
         self.uses: list[Use] = []
         self.sources: list[Source] = []
         self.receiver: Receiver | None = None
-        self._trainable = {id(parameter) for parameter in names}
-        self._unbatched: dict[int, Tensor] = {}
-        self._leaves: dict[tuple[int, int, tuple[int, ...]], Tensor | None] = {}
-        self._ids: dict[int, tuple[Tensor | None, int]] = {}
+        # each holds the tensor whose id is in its key, so that no other gets that id
+        self._leaves: dict[tuple[int, int, tuple[int, ...]], tuple[Tensor, Tensor | None]] = {}
+        self._origins = Origins()
         self._calls: dict[str, int] = {}
 
-    def use(
-        self,
-        name: str,
-        layer: Any,
-        rules: Mapping[str, Rule],
-        own: dict[str, nn.Parameter],
-        x: Any,
-    ) -> Use | None:
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """Follows the parameters.
+
+        Yields:
+            Nothing.
+        """
+        with following(self.names, self.follow):
+            yield
+
+    def use(self, layer: Layer, x: Any) -> Use | None:
         """Makes the use of a call whose input has rows of the batch.
 
         Args:
-            name: The layer's name.
             layer: The layer.
-            rules: Rules by the layer's own parameter names.
-            own: Its trainable parameters by those names.
             x: Its input.
 
         Returns:
             The use; None for a call that the rules do not cover.
         """
-        key = self._key(name)
-        if not isinstance(x, Tensor) or x.ndim == 0 or len(x) == 0 or len(x) % self.n:
+        key = self._key(layer.name)
+        if not isinstance(x, Tensor):
             return None
-        if isinstance(layer, nn.Linear | nn.LayerNorm) and x.ndim < 2:
+        ndim, rows = x.ndim, x.shape[0] if x.ndim else 0
+        if rows == 0 or rows % self.n:
             return None
-        if isinstance(layer, nn.Conv2d) and x.ndim != 4:
+        if ndim < 2 and isinstance(layer.module, nn.Linear | nn.LayerNorm):
+            return None
+        if ndim != 4 and isinstance(layer.module, nn.Conv2d):
             return None
         layout = self.layouts.get(key, "blocks")
-        return Use(key, layer, rules, own, x.detach(), layout) if layout != "none" else None
+        return None if layout == "none" else Use(key, layer, x.detach(), layout, x._version)
 
     def _key(self, name: str) -> str:
         self._calls[name] = self._calls.get(name, 0) + 1
@@ -116,66 +119,54 @@ class Tracing(TorchFunctionMode):
         """
         if not output.requires_grad:
             output.requires_grad_()  # the graph starts here
-        self._unbatched.pop(id(output), None)
+        if type(output) is Unbatched:  # as long as its rows are supposed to be examples'
+            output.__class__ = Tensor  # type: ignore[assignment]
         self.uses.append(use)
 
         def receive(g: Tensor | None) -> None:
             if g is not None and self.receiver is not None:
                 use.check_unchanged()
-                self.receiver(use, g.detach())
+                self.receiver(use, g)
 
         output.register_hook(receive)  # type: ignore[no-untyped-call]
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
+    def follow(
+        self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         """Follows tensors computed from parameters alone up to where they meet the batch.
 
         Args:
             func: A function of torch.
-            types: Not used.
             args: Its arguments.
             kwargs: Its named arguments.
 
         Returns:
             What it returns.
         """
-        kwargs = kwargs or {}
-        tensors = [leaf for leaf in _flat([args, kwargs]) if isinstance(leaf, Tensor)]
-        own = [tensor for tensor in tensors if self._is_unbatched(tensor)]
-        if not own or not torch.is_grad_enabled():
-            return func(*args, **kwargs)
-        if func is F.embedding and len(args) > 1 and args[1] is own[0]:
+        if func is F.embedding and len(args) > 1 and is_unbatched(args[1]):
             return self._embedding(func, args, kwargs)
         if func in _BROADCASTS:
             args = self._broadcast(args)
         elif func is F.scaled_dot_product_attention:
             args, kwargs = self._attention(args, kwargs)
-        elif func is torch.Tensor.expand and args[0] is own[0]:
+        elif func is torch.Tensor.expand and is_unbatched(args[0]):
             repeated = self._expand(args[0], func(*args, **kwargs))
             if repeated is not None:
                 return repeated
-        elif func is torch.Tensor.repeat and args[0] is own[0]:
+        elif func is torch.Tensor.repeat and is_unbatched(args[0]):
             repeated = self._repeat(args[0], func(*args, **kwargs))
             if repeated is not None:
                 return repeated
         result = func(*args, **kwargs)
-        unbatched = all(self._is_unbatched(t) for t in _flat([args, kwargs]) if _has_graph(t))
-        for leaf in _flat(result):
-            if unbatched and _has_graph(leaf):
-                self._unbatched[id(leaf)] = leaf
-            elif isinstance(leaf, Tensor):
-                self._unbatched.pop(id(leaf), None)  # the batch was added to it in place
+        unbatched = all(is_unbatched(t) for t in flat([args, kwargs]) if _has_graph(t))
+        for leaf in flat(result):
+            if type(leaf) is Tensor and unbatched and leaf.requires_grad:
+                leaf.__class__ = Unbatched
+            elif type(leaf) is Unbatched and not unbatched:
+                leaf.__class__ = Tensor  # type: ignore[assignment]  # the batch was added in place
+        if unbatched:
+            self._origins.move(func, args, kwargs, result)
         return result
-
-    def _is_unbatched(self, tensor: Any) -> bool:
-        if id(tensor) in self._unbatched:
-            return True
-        return id(tensor) in self._trainable and bool(tensor.requires_grad)
 
     def _embedding(
         self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -188,26 +179,27 @@ class Tracing(TorchFunctionMode):
         if table in self.names and not (
             given.get("max_norm") or given.get("scale_grad_by_freq") or given.get("sparse")
         ):
-            layer = Lookup(given.get("padding_idx"))
+            lookup = Lookup(given.get("padding_idx"))
             name = f"F.embedding({self.names[table]})"
-            use = self.use(name, layer, RULES[nn.Embedding], {"weight": table}, ids)
+            layer = Layer(name, lookup, RULES[nn.Embedding], {"weight": table}, cast=False)
+            use = self.use(layer, ids)
         if use is None:
             result = func(*args, **kwargs)
-            self._unbatched[id(result)] = result
+            result.__class__ = Unbatched
             if given.get("padding_idx") is None:
-                self._ids[id(result)] = (ids, result._version)
+                self._origins.read(result, ids)
             return result
         output: Tensor = func(ids, table.detach(), *args[2:], **kwargs)
         self.register(use, output)
         return output
 
     def _broadcast(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        others = [a for a in args if isinstance(a, Tensor) and not self._is_unbatched(a)]
+        others = [a for a in args if isinstance(a, Tensor) and not is_unbatched(a)]
         if not others:
             return args
         ndim = max(a.ndim for a in args if isinstance(a, Tensor))
         rows = max((len(a) for a in others if a.ndim == ndim > 0), default=0)
-        return tuple(self._meet(a, rows, ndim) if self._is_unbatched(a) else a for a in args)
+        return tuple(self._meet(a, rows, ndim) if is_unbatched(a) else a for a in args)
 
     def _attention(
         self, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -215,7 +207,7 @@ class Tracing(TorchFunctionMode):
         """A bias of attention scores that all examples share."""
         query = args[0] if args else kwargs["query"]
         bias = args[3] if len(args) > 3 else kwargs.get("attn_mask")
-        if bias is None or not self._is_unbatched(bias) or self._is_unbatched(query):
+        if bias is None or not is_unbatched(bias) or is_unbatched(query):
             return args, kwargs
         bias = self._meet(bias, len(query), query.ndim)
         if len(args) > 3:
@@ -250,30 +242,19 @@ class Tracing(TorchFunctionMode):
     def _leaf(self, u: Tensor, shape: tuple[int, ...]) -> Tensor | None:
         name = (id(u), u._version, shape)
         if name in self._leaves:
-            return self._leaves[name]
-        self._unbatched[id(u)] = u  # keeps it alive, so that its id stays its own
+            return self._leaves[name][1]
         key = self._key("source")
         layout = self.layouts.get(key, "blocks")
         leaf = None
         if layout != "none":
             leaf = u.detach().expand(shape).requires_grad_()
             below = [v for v in graph_leaves([u]) if v in self.names]
-            ids, version = self._ids.get(id(u), (None, u._version))
-            ids = ids if version == u._version else None
-            self.sources.append(Source(key, u, leaf, layout, below, ids))  # type: ignore[arg-type]
-        self._leaves[name] = leaf
+            rows = self._origins.rows(u)
+            entries = self._origins.entries(u) if rows is None else None
+            self.sources.append(Source(key, u, leaf, layout, below, rows, entries))  # type: ignore[arg-type]
+        self._leaves[name] = (u, leaf)
         return leaf
 
 
 def _has_graph(value: Any) -> bool:
     return isinstance(value, Tensor) and value.requires_grad
-
-
-def _flat(value: Any) -> Iterator[Any]:
-    if isinstance(value, dict):
-        value = list(value.values())
-    if isinstance(value, list | tuple):
-        for item in value:
-            yield from _flat(item)
-    else:
-        yield value

@@ -1,45 +1,58 @@
 """Where parameters are used: calls of covered layers, and tensors made of parameters alone."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
-from fmerge.fisher.rules import Rule
-from fmerge.fisher.terms import Pulled, Rows, Summed, Term
+from fmerge.fisher.rules import RULES, Rule, rules_of
+from fmerge.fisher.terms import Moved, Pulled, Rows, Summed, Term
 
 Layout = Literal["blocks", "tiles", "none"]
 """How k·n rows belong to n examples: r // k, r % n, or not at all."""
 
 
-@dataclass
+_CAST = (nn.Linear, Conv1D, nn.Conv2d)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A covered layer.
+
+    Attributes:
+        name: Its name.
+        module: The layer itself.
+        rules: Rules by its own parameter names.
+        parameters: Those of its parameters that are differentiated by rule, by those names.
+        cast: Whether autocast casts its input to half precision.
+    """
+
+    name: str
+    module: Any
+    rules: Mapping[str, Rule]
+    parameters: dict[str, nn.Parameter]
+    cast: bool
+
+
+@dataclass(slots=True)
 class Use:
     """One call of a covered layer.
 
     Attributes:
-        key: Its name and how often it was called before.
+        key: The layer's name and how often it was called before.
         layer: The layer.
-        rules: Rules by the layer's own parameter names.
-        parameters: The trainable parameters by those names.
         x: Its input (r, …).
         layout: How its rows belong to examples.
         version: The input's version, to notice changes in place.
-        form: The input's rows and number of dimensions.
     """
 
     key: str
-    layer: Any
-    rules: Mapping[str, Rule]
-    parameters: dict[str, nn.Parameter]
+    layer: Layer
     x: Tensor
     layout: Layout
-    version: int = field(init=False)
-    form: tuple[int, int] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.version = self.x._version
-        self.form = (len(self.x), self.x.ndim)
+    version: int
 
     def terms(self, g: Tensor, n: int) -> Iterator[tuple[nn.Parameter, Term]]:
         """Applies the rules.
@@ -51,9 +64,10 @@ class Use:
         Yields:
             Each parameter and its gradients through this use.
         """
-        x, g = (by_example(rows, n, self.layout) for rows in (self.x, g))
-        for role, parameter in self.parameters.items():
-            yield parameter, self.rules[role](self.layer, x, g, n)
+        layer, x = self.layer, by_example(self.x, n, self.layout)
+        g = by_example(g, n, self.layout)
+        for role, parameter in layer.parameters.items():
+            yield parameter, layer.rules[role](layer.module, x, g, n)
 
     def check_unchanged(self) -> None:
         """Compares the input's version.
@@ -68,7 +82,7 @@ class Use:
             )
 
 
-@dataclass
+@dataclass(slots=True)
 class Source:
     """A tensor computed from parameters alone, at the place where it meets the batch.
 
@@ -78,7 +92,8 @@ class Source:
         leaf: u repeated for every row (r, …), cut off from that graph.
         layout: How the rows belong to examples.
         parameters: Those that u is computed from.
-        ids: Rows of the one table that u was read from, if it was read from one.
+        rows: Numbers of the rows of the one table that u is, if it is rows.
+        entries: Numbers of the entries of the one parameter that u is, if it is entries.
         version: Version of u, to notice changes in place.
     """
 
@@ -87,7 +102,8 @@ class Source:
     leaf: Tensor
     layout: Layout
     parameters: list[nn.Parameter]
-    ids: Tensor | None = None
+    rows: Tensor | None = None
+    entries: Tensor | None = None
     version: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -111,16 +127,18 @@ class Source:
                 f"a tensor computed from parameters was changed in place after its use "
                 f"('{self.key}'): its gradients cannot be formed"
             )
-        rows = by_example(g, n, self.layout).reshape(n, -1, *g.shape[1:]).sum(1)
+        own = by_example(g, n, self.layout).reshape(n, -1, *g.shape[1:]).sum(1)
         inner = inner_shape(self.tensor, g.ndim)
-        values = rows.sum_to_size(n, *[1] * (g.ndim - 1 - len(inner)), *inner)
+        values = own.sum_to_size(n, *[1] * (g.ndim - 1 - len(inner)), *inner)
         values = values.reshape(n, *self.tensor.shape)
         for parameter in self.parameters:
-            if self.ids is not None:
-                ids = self.ids.reshape(1, -1).expand(n, -1)
+            if self.rows is not None:
+                ids = self.rows.reshape(1, -1).expand(n, -1)
                 yield parameter, Rows(ids, values.reshape(n, ids.shape[1], -1))
             elif parameter is self.tensor:
                 yield parameter, Summed(values)
+            elif self.entries is not None:
+                yield parameter, Moved(self.entries.flatten(), values.flatten(1))
             else:
                 yield parameter, Pulled(self.tensor, values, parameter)
 
@@ -130,6 +148,26 @@ Receiver = Callable[[Use, Tensor], None]
 
 Finish = Callable[[nn.Parameter, list[Term]], None]
 """What is called with a parameter and its gradients through all its uses."""
+
+
+def covered_layers(module: nn.Module, parameters: Container[nn.Parameter]) -> list[Layer]:
+    """Lists the layers of a module that have rules.
+
+    Args:
+        module: Any module.
+        parameters: Those that are to be differentiated by rule.
+
+    Returns:
+        Those layers that have any of them.
+    """
+    layers = []
+    for name, layer in module.named_modules():
+        rules = rules_of(layer) if type(layer) in RULES else {}
+        own = dict(layer.named_parameters(recurse=False)) if rules else {}
+        chosen = {role: parameter for role, parameter in own.items() if parameter in parameters}
+        if chosen:
+            layers.append(Layer(name, layer, rules, chosen, type(layer) in _CAST))
+    return layers
 
 
 def by_example(rows: Tensor, n: int, layout: Layout) -> Tensor:
@@ -174,18 +212,22 @@ def graph_leaves(tensors: list[Tensor]) -> list[Tensor]:
         RuntimeError: If a part of the graph is hidden by reentrant checkpointing.
     """
     leaves = [t for t in tensors if t.grad_fn is None and t.requires_grad]
-    stack = [tensor.grad_fn for tensor in tensors if tensor.grad_fn is not None]
+    stack: list[Any] = [tensor.grad_fn for tensor in tensors if tensor.grad_fn is not None]
     seen = set(stack)
+    ends: dict[type, bool] = {}  # of a few kinds of nodes, there are thousands
     while stack:
         node = stack.pop()
-        if node.name() == "CheckpointFunctionBackward":
-            raise RuntimeError(
-                "gradient checkpointing is not supported by the Fisher engine (found "
-                "CheckpointFunction in the graph), turn it off for the Fisher pass"
-            )
-        variable = getattr(node, "variable", None)
-        if variable is not None:
-            leaves.append(variable)
+        kind = type(node)
+        if kind not in ends:
+            if kind.__name__ == "CheckpointFunctionBackward":
+                raise RuntimeError(
+                    "gradient checkpointing is not supported by the Fisher engine (found "
+                    "CheckpointFunction in the graph), turn it off for the Fisher pass"
+                )
+            ends[kind] = kind.__name__ == "AccumulateGrad"
+        if ends[kind]:
+            leaves.append(node.variable)
+            continue
         for child, _ in node.next_functions:
             if child is not None and child not in seen:
                 seen.add(child)

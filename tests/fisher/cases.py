@@ -23,7 +23,7 @@ from transformers import (
     ViTConfig,
 )
 
-from tests import tiny
+from tests import oracle, tiny
 
 N = 8
 VOCABULARY = 20
@@ -36,6 +36,23 @@ def scaled(model, seed=0, scale=0.3):
         for parameter in model.parameters():
             parameter.add_(scale * torch.randn(parameter.shape, generator=generator))
     return model.double().eval()
+
+
+def cut(batch, start, stop):
+    return {key: value[start:stop] for key, value in batch.items()}
+
+
+def split(batch, size):
+    return [cut(batch, i, min(N, i + size)) for i in range(0, N, size)]
+
+
+def definition(model, batch, log_probs):
+    def exact(values, n):
+        return values.exp() / values.exp().sum()
+
+    values, _ = oracle.fisher(model, split(batch, 1), log_probs, exact)
+    shapes = dict(model.named_parameters())
+    return {name: value + torch.zeros_like(shapes[name]) for name, value in values.items()}
 
 
 def padded(n=N, width=N, seed=0, pad=0):

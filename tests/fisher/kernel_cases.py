@@ -41,6 +41,8 @@ INPUTS = {
     "one block": Inputs(3, 16, 32, 32),
     "no multiples": Inputs(5, 19, 45, 70),
     "several blocks of tokens": Inputs(2, 77, 33, 31),
+    "shared examples": Inputs(70, 3, 70, 50),
+    "more tiles than programs": Inputs(70, 5, 130, 200),
     "one token": Inputs(4, 1, 40, 35),
     "one example": Inputs(1, 9, 40, 35),
     "narrow": Inputs(3, 7, 3, 50),
@@ -85,16 +87,16 @@ def main(output):
     from fmerge.fisher import kernel
 
     read_bfloat16(interpreter)
+    # the CPU taken for an accelerator of few multiprocessors
+    properties = type("", (), {"multi_processor_count": 5})()
+    torch.cuda.get_device_capability = lambda device: (9, 0)
+    torch.cuda.get_device_properties = lambda device: properties
     found = {}
     for name, inputs in INPUTS.items():
         left, right, total = inputs.make()
         kernel.add_squares(left, right, total, inputs.side)
         found[name] = total
 
-    # the CPU taken for an accelerator of few multiprocessors
-    properties = type("", (), {"multi_processor_count": 2})()
-    torch.cuda.get_device_capability = lambda device: (9, 0)
-    torch.cuda.get_device_properties = lambda device: properties
     found["two uses"] = two_uses(kernel.add_if_faster)
     torch.save(found, output)
 

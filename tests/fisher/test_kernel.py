@@ -57,12 +57,15 @@ def compiled(monkeypatch, tmp_path):
 
     from fmerge.fisher import kernel
 
-    function, results = kernel._add_squares, []
+    results = []
 
     class Recording:
+        def __init__(self, function):
+            self.function = function
+
         def __getitem__(self, grid):
             return lambda *arguments, **options: results.append(
-                function.warmup(*arguments, grid=grid, **options)
+                self.function.warmup(*arguments, grid=grid, **options)
             )
 
     def compile_for(capability, left, right, side):
@@ -73,11 +76,14 @@ def compiled(monkeypatch, tmp_path):
         )
         monkeypatch.setattr(driver, "_active", absent)
         total = torch.empty(left.shape[2], right.shape[2], device="meta")
+        results.clear()
         kernel.add_squares(left, right, total, side)
-        return results[-1]
+        return results
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr(kernel, "_add_squares", Recording())
+    monkeypatch.setattr(kernel, "_multiprocessors", lambda device: 132)
+    for name in ("_add_squares", "_join"):
+        monkeypatch.setattr(kernel, name, Recording(getattr(kernel, name)))
     return compile_for
 
 
@@ -88,48 +94,54 @@ def test_every_tile_compiles_with_matrix_units_for_half_precision_alone(
     compiled, capability, dtype, side
 ):
     """Ampere and Hopper, without either: the interpreter runs what no compiler accepts."""
-    left, right = (torch.empty(4, 128, size, dtype=dtype, device="meta") for size in (768, 3072))
-    result = compiled(capability, left, right, side)
+    left, right = (torch.empty(1, 128, size, dtype=dtype, device="meta") for size in (768, 3072))
+    left, right = left.expand(100, -1, -1), right.expand(100, -1, -1)
+    result, joined = compiled(capability, left, right, side)
     ptx = result.asm["ptx"]
+    assert joined.name == "_join"
     assert result.metadata.shared <= 99 * 2**10  # the least of any GPU since Ampere
     assert ("mma" in ptx) == (dtype != torch.float32)
     assert "tf32" not in ptx
     assert "cp.async" in ptx  # inputs are read while earlier ones are multiplied
 
 
-def test_steps_in_memory_are_constants_if_one_and_64_bit_if_large(compiled):
+def test_steps_in_memory_are_64_bit_if_large(compiled):
     right = torch.empty(3, 2, 48, device="meta")
     left = torch.empty_strided((3, 2, 40), (2**33, 2**32, 1), device="meta")
-    signature = compiled(80, left, right, 32).src.signature
-    found = [signature[name] for name in ("left_n", "left_t", "left_a", "right_n")]
-    assert found == ["i64", "i64", "constexpr", "i32"]
+    signature = compiled(80, left, right, 32)[0].src.signature
+    found = [signature[name] for name in ("left_n", "left_t", "right_n")]
+    assert found == ["i64", "i64", "i32"]
 
 
 @pytest.mark.parametrize(
     ("a", "b", "t", "dtype", "side"),
     [
         (3072, 768, 128, torch.bfloat16, 128),
-        (768, 768, 128, torch.bfloat16, 64),
-        (384, 384, 64, torch.float16, 32),
-        (384, 384, 64, torch.float32, 32),
+        (768, 96, 128, torch.bfloat16, 64),
+        (40, 3072, 64, torch.float16, 32),
+        (384, 384, 64, torch.float32, 128),
         (384, 384, 65, torch.float32, None),  # its products cost more than the traffic saved
         (3072, 768, 1, torch.bfloat16, None),  # one product of squares for the whole batch
         (3072, 768, 8, torch.float64, None),
         (30000, 3, 8, torch.bfloat16, None),  # tiles would be empty but for three columns
-        (256, 256, 8, torch.bfloat16, None),  # fewer tiles than multiprocessors
     ],
 )
-def test_tile_is_the_largest_that_keeps_132_multiprocessors_busy(a, b, t, dtype, side):
+def test_tile_is_the_largest_that_the_matrix_fills(a, b, t, dtype, side):
     from fmerge.fisher import kernel
 
-    assert kernel.tile_side(a, b, t, dtype, 132) == side
+    assert kernel.tile_side(a, b, t, dtype) == side
 
 
 def test_shapes_and_types_that_do_not_belong_together_are_refused():
     from fmerge.fisher import kernel
 
     left, right, total = Inputs(2, 3, 4, 5).make()
-    for wrong in [(left, right[:1], total), (left, right, total.T), (left, right[..., 1:], total)]:
+    for wrong in [
+        (left, right[:1], total),
+        (left, right, total.T),
+        (left, right[..., 1:], total),
+        (left, right, total.T.contiguous().T),
+    ]:
         with pytest.raises(ValueError, match=r"\(2, 3, 4\)"):
             kernel.add_squares(*wrong, side=32)
     for wrong in [(left.double(), right.double(), total), (left, right.half(), total)]:
@@ -185,6 +197,18 @@ def test_squares_on_a_gpu_are_the_definition(name):
     expected = definition(left, right, total)
     kernel.add_squares(left, right, total, INPUTS[name].side)
     assert_same({name: total.cpu()}, {name: expected})
+
+
+@needs_gpu
+def test_squares_on_a_gpu_are_the_same_on_every_run():
+    """However the examples of a tile were shared."""
+    from fmerge.fisher import kernel
+
+    left, right, total = Inputs(37, 33, 500, 300).make("cuda")
+    again = total.clone()
+    for result in (total, again):
+        kernel.add_squares(left, right, result, 128)
+    assert torch.equal(total, again)
 
 
 @needs_gpu
