@@ -5,6 +5,7 @@ Letters: n example, t token (any position inside an example), a and b the two si
 
 import functools
 import importlib.util
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,9 @@ CACHE_BYTES = 2**20
 
 DEVICE_BYTES = 2**28
 """The buffer on an accelerator, where few large kernels beat many small ones."""
+
+TALL = 2**10
+"""Most rows of the buffer: products with more columns than rows are slower on a CPU."""
 
 SMALL_ENTRIES = 2**13
 """Matrices up to here cost a CPU less as one batched product than as one product each."""
@@ -297,21 +301,31 @@ def _outer_squares(terms: Sequence[Outer], total: Tensor) -> None:
                 products.baddbmm_(term.left[part].transpose(1, 2), term.right[part])
             total.add_(products.to(total.dtype).square_().sum(0))
         return
-    height = -(-a // -(-a * b // entries))
-    buffer = terms[0].left.new_empty(height, b)
-    for start in range(0, a, height):
-        # a slice of rows small enough that buffer and sum stay in the cache for all examples
-        part = slice(start, start + height)
-        accumulated = total[part]
-        product = buffer[: len(accumulated)]
+    height = _even(a, TALL)
+    width = _even(b, max(1, entries // height))
+    buffer = terms[0].left.new_empty(height * width)
+    for rows, columns in itertools.product(_slices(a, height), _slices(b, width)):
+        # small enough that buffer and sum stay in the cache for all examples
+        accumulated = total[rows, columns]
+        product = buffer[: accumulated.numel()].view(accumulated.shape)
         sides = [
-            (term.left[:, :, part].transpose(1, 2).unbind(), term.right.unbind()) for term in terms
+            (term.left[..., rows].transpose(1, 2).unbind(), term.right[..., columns].unbind())
+            for term in terms
         ]
         for i in range(n):
             torch.mm(sides[0][0][i], sides[0][1][i], out=product)
             for lefts, rights in sides[1:]:
                 product.addmm_(lefts[i], rights[i])
             accumulated.addcmul_(product, product)
+
+
+def _even(length: int, most: int) -> int:
+    """The length of slices of about the same, at most that many."""
+    return -(-length // -(-length // most))
+
+
+def _slices(length: int, size: int) -> list[slice]:
+    return [slice(start, start + size) for start in range(0, length, size)]
 
 
 @functools.cache
