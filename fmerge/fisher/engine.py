@@ -11,7 +11,8 @@ from fmerge.fisher.batches import LogProbs, differentiating
 from fmerge.fisher.check import Check
 from fmerge.fisher.fallback import Fallback, PerExample, square_gradients
 from fmerge.fisher.recording import Recording
-from fmerge.fisher.terms import Term, add_squares
+from fmerge.fisher.squares import add_squares
+from fmerge.fisher.terms import Term
 from fmerge.fisher.uses import Layout, covered_layers
 from fmerge.params import Params
 

@@ -10,7 +10,8 @@ from torch.utils.checkpoint import checkpoint
 
 from fmerge.fisher import FisherAccumulator, estimate_fisher
 from fmerge.fisher.sketch import Sketches
-from fmerge.fisher.terms import Moved, Outer, Pulled, Rows, Summed, add_squares
+from fmerge.fisher.squares import add_squares
+from fmerge.fisher.terms import Moved, Outer, Pulled, Rows, Summed
 from tests.compare import assert_same
 from tests.fisher.cases import (
     CASES,

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from fmerge.fisher import estimate_fisher
-from fmerge.fisher.terms import Outer, add_squares
+from fmerge.fisher.squares import add_squares
+from fmerge.fisher.terms import Outer
 from tests.compare import assert_same
 from tests.fisher.cases import bert, t5_tied
 from tests.fisher.kernel_cases import INPUTS, Inputs, two_uses

@@ -6,7 +6,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from fmerge.fisher import estimate_fisher
-from fmerge.fisher.terms import Moved, Pulled, add_squares
+from fmerge.fisher.squares import add_squares
+from fmerge.fisher.terms import Moved, Pulled
 from fmerge.fisher.tracing import Tracing
 from fmerge.fisher.unbatched import Unbatched
 from tests.compare import assert_same
