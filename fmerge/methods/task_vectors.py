@@ -97,19 +97,20 @@ class DFMerge(Elementwise):
         """
         if self.alpha == 0:  # all weights are one: the very numbers, without M · (1/M)
             return TaskArithmetic().formula(coefficients, scales)
+        least = [float(self._weigh(torch.zeros(1), mean, out=torch.zeros(1))) for mean in scales]
+        positive = sum(least) > 0  # then it is known of every total, whatever the Fishers are
 
         def entries(piece: Piece) -> None:
             merged, base, experts, fishers, (total, weight, vector) = piece
-            merged.zero_()
             rows = zip(experts, coefficients, fishers, scales, strict=True)
             for m, (expert, coefficient, fisher, mean) in enumerate(rows):
-                share = weight if m else total
-                self._weigh(fisher, mean, out=share)
+                share = self._weigh(fisher, mean, out=weight if m else total)
                 torch.sub(expert, base, out=vector)
-                merged.addcmul_(share, vector, value=coefficient)
+                sum_before = merged if m else merged.new_zeros(())
+                torch.addcmul(sum_before, share, vector, value=coefficient, out=merged)
                 if m:
                     total.add_(share)
-            if total.min() > 0:  # much faster than a mask, which is hardly ever needed
+            if positive or total.min() > 0:  # much faster than a mask, which is hardly ever needed
                 torch.addcdiv(base, merged, total, value=len(experts), out=merged)
                 return
             shift = torch.where(total > 0, merged / total, 0.0)
@@ -117,7 +118,7 @@ class DFMerge(Elementwise):
 
         return entries
 
-    def _weigh(self, fisher: Tensor, mean: float, out: Tensor) -> None:
+    def _weigh(self, fisher: Tensor, mean: float, out: Tensor) -> Tensor:
         torch.add(fisher, self.epsilon, out=out)
         if self.normalize:
             out.div_(mean or 1.0).add_(self.damping)
@@ -125,3 +126,4 @@ class DFMerge(Elementwise):
             out.add_(self.damping * mean)
         if self.alpha != 1:
             out.pow_(self.alpha)
+        return out
