@@ -13,7 +13,7 @@ from halves import TOKENS
 from lightning.pytorch import seed_everything
 
 from fmerge.data import MultiTask, Prompted
-from fmerge.data.tasks import TaskData
+from fmerge.data.examples import TaskData
 from fmerge.evaluation import Evaluator, FisherSettings, mean
 from fmerge.experts import Ensemble, Expert, load_ensemble
 from fmerge.grams import grams_of

@@ -12,7 +12,7 @@ from halves import TOKENS, LowerHalf, write_upper_half
 from lightning.pytorch import seed_everything
 
 from fmerge.data import DocsTopics, MultiTask
-from fmerge.data.tasks import TaskData
+from fmerge.data.examples import TaskData
 from fmerge.modules import TextClassifier
 from fmerge.store import save_models, write_text
 from fmerge.trainer import FMergeTrainer

@@ -25,7 +25,7 @@ from scipy.stats import pearsonr
 from sections import write_section
 
 from fmerge.data import DocsTopics, MultiTask
-from fmerge.data.tasks import TaskData
+from fmerge.data.examples import TaskData
 from fmerge.evaluation import FisherSettings, mean
 from fmerge.merger import Merger
 from fmerge.methods import DFMerge

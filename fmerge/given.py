@@ -44,17 +44,20 @@ def tasks_of(datamodule: LightningDataModule) -> MultiTask:
     return datamodule
 
 
-def check_numbered(datamodule: object) -> None:
-    """Refuses a batch size that is to be found where a user's own number is needed.
+def check_data(datamodule: object) -> None:
+    """Proves that data have what fitting and scoring need.
 
     Args:
         datamodule: The data, if there are any.
 
     Raises:
-        UserError: If the size is ``auto``.
+        UserError: If there is no task, or the batch size is ``auto``.
     """
-    if isinstance(datamodule, MultiTask) and datamodule.automatic:
+    if not isinstance(datamodule, MultiTask):
+        return
+    if datamodule.automatic:
         raise UserError(
             "--data.batch_size: is auto, which fisher and merge alone know; give a number "
             "(what fit learns depends on it)"
         )
+    datamodule.check_named()

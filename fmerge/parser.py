@@ -2,6 +2,7 @@
 
 import ast
 import difflib
+import itertools
 import re
 import sys
 from pathlib import Path
@@ -80,7 +81,7 @@ class FMergeParser(LightningArgumentParser):
             What was given.
         """
         given = [str(one) for one in (sys.argv[1:] if args is None else args)]
-        for option, value in zip(given, [*given[1:], ""], strict=True):
+        for option, value in itertools.pairwise([*given, ""]):
             name, _, joined = option.partition("=")
             if name in {"-c", "--config"} and (wrong := _wrong_config(Path(joined or value))):
                 self.error(wrong)

@@ -19,7 +19,7 @@ from fmerge.experts import Expert, load_ensemble, target_first
 from fmerge.fisher import Estimator, Fallback, FisherEstimate
 from fmerge.fisher_run import FisherRun
 from fmerge.fit_run import ConfigWriter, save_experts
-from fmerge.given import check_numbered, task_module, tasks_of
+from fmerge.given import check_data, task_module, tasks_of
 from fmerge.interrupts import asking_to_stop
 from fmerge.merge_optimizer import MergeOptimizer
 from fmerge.merge_run import MergeRun
@@ -74,7 +74,7 @@ class FMergeTrainer(Trainer):
             output: Folder of the run: checkpoints and expert/, a Hugging Face folder.
             overwrite: Write into the output folder although it is not empty.
         """
-        check_numbered(datamodule)
+        check_data(datamodule)
         check_resume(ckpt_path)
         if output is None:
             return super().fit(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path)
@@ -115,7 +115,7 @@ class FMergeTrainer(Trainer):
         Returns:
             One dictionary of metrics per loader.
         """
-        check_numbered(datamodule)
+        check_data(datamodule)
         check_resume(ckpt_path)
         return super().validate(model, dataloaders, ckpt_path, verbose, datamodule)
 
@@ -139,7 +139,7 @@ class FMergeTrainer(Trainer):
         Returns:
             One dictionary of metrics per loader.
         """
-        check_numbered(datamodule)
+        check_data(datamodule)
         check_resume(ckpt_path)
         return super().test(model, dataloaders, ckpt_path, verbose, datamodule)
 
@@ -271,7 +271,7 @@ class FMergeTrainer(Trainer):
         refitting = Refitting(refit_heads, refit_examples, refit_seed)
         with only_run(lock_of(output, folder=True), on=self.is_global_zero):
             folder, going_on = RunFolder(output, self.resolved_config), False
-            chosen: tuple[Mapping[str, Any], int] = ({}, 0)
+            chosen: tuple[Mapping[str, Any], int] = {}, 0
             if self.is_global_zero and build is not None:
                 chosen = find_trial(folder, build, overwrite, dry_run)
             elif self.is_global_zero:
@@ -304,21 +304,24 @@ class FMergeTrainer(Trainer):
                     self, module, ensemble, data, method, search, settings, output, passes, going_on
                 )
                 return None
-            done: list[dict[str, Any]] = []
             if build is not None:
-                if self.is_global_zero:
-                    folder.check_inputs(run.inputs())
-                    folder.begin_point(build)
-                module.adopt(ensemble.models, ensemble.tokenizer)
-                report = self._long(run, run.build, optimizer, search, folder, *chosen)
-                return self._shown(report, search, folder.point(build))
-            if self.is_global_zero and going_on:
-                done = folder.resume(run.inputs())
-                Console().print(f"Going on after {len(done)} trials: {output}", soft_wrap=True)
-            elif self.is_global_zero:
-                folder.start(run.inputs())
-            module.adopt(ensemble.models, ensemble.tokenizer)
-            return self._search(run, optimizer, search, folder, done)
+                return self._build(run, optimizer, search, folder, build, chosen)
+            return self._search(run, optimizer, search, folder, going_on)
+
+    def _build(
+        self,
+        run: MergeRun,
+        optimizer: MergeOptimizer,
+        search: Search,
+        folder: RunFolder,
+        index: int,
+        chosen: tuple[Mapping[str, Any], int],
+    ) -> MergeReport:
+        if self.is_global_zero:
+            folder.check_inputs(run.inputs())
+            folder.begin_point(index)
+        report = self._long(run, run.build, optimizer, search, folder, *chosen)
+        return self._shown(report, search, folder.point(index))
 
     def _search(
         self,
@@ -326,8 +329,14 @@ class FMergeTrainer(Trainer):
         optimizer: MergeOptimizer,
         search: Search,
         folder: RunFolder,
-        done: list[dict[str, Any]],
+        going_on: bool,
     ) -> MergeReport:
+        done: list[dict[str, Any]] = []
+        if self.is_global_zero and going_on:
+            done = folder.resume(run.inputs())
+            Console().print(f"Going on after {len(done)} trials: {folder.path}", soft_wrap=True)
+        elif self.is_global_zero:
+            folder.start(run.inputs())
         try:
             with asking_to_stop(self) as stop:
                 report = self._long(run, run.run, optimizer, search, folder, done, stop)
@@ -341,6 +350,7 @@ class FMergeTrainer(Trainer):
         return self._shown(report, search, folder.path)
 
     def _long(self, run: MergeRun, job: Callable[..., MergeReport], *given: Any) -> MergeReport:
+        run.module.adopt(run.ensemble.models, run.ensemble.tokenizer)
         self.strategy._lightning_module = run.module
         self.state.fn, self.state.status = TrainerFn.VALIDATING, TrainerStatus.RUNNING
         report: MergeReport = call._call_and_handle_interrupt(self, job, *given)

@@ -12,8 +12,9 @@ from fmerge.kinship import task_vector_facts
 from fmerge.objective import Objective, Partial
 from fmerge.picture import draw_search
 from fmerge.racing import race_facts
-from fmerge.report import MergeReport, compare, score_table
+from fmerge.report import MergeReport
 from fmerge.rows import Row
+from fmerge.score_table import compare, score_table
 from fmerge.search import Pick, Trial
 
 

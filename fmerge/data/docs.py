@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property, lru_cache
 
 from fmerge.data.documentation import key, package_folder, sentences
-from fmerge.data.tasks import Example, Split, TaskData
+from fmerge.data.examples import Example, Split, TaskData
 from fmerge.errors import UserError, known
 
 TOPICS: dict[str, dict[str, list[str]]] = {

@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Sequence
 
-from fmerge.data.tasks import Example, MultiTask, Split, TaskData, length
+from fmerge.data.examples import Example, Split, TaskData, length
+from fmerge.data.tasks import MultiTask
 
 Choose = Callable[[Sequence[Example]], Sequence[Example]]
 

@@ -5,8 +5,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from fmerge.data.examples import Example, Split, TaskData
 from fmerge.data.hub import BUILDERS, read_rows
-from fmerge.data.tasks import Example, Split, TaskData
 from fmerge.errors import UserError, known
 
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 from typing_extensions import override
 
-from fmerge.data.tasks import Example, Split, TaskData
+from fmerge.data.examples import Example, Split, TaskData
 from fmerge.errors import UserError
 
 TestFrom = Literal["half", "validation"]

@@ -6,10 +6,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from fmerge.data.examples import Example, Split, TaskData
 from fmerge.data.hub import BUILDERS, read_rows
 from fmerge.data.rendering import AnswerTemplate, Prompt, PromptsourceTemplate
 from fmerge.data.sandbox import TemplateError
-from fmerge.data.tasks import Example, Split, TaskData
 from fmerge.data.template_files import SPLITS, Fields, check_fields, read_template
 from fmerge.errors import UserError
 

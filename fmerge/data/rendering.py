@@ -5,8 +5,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fmerge.data.examples import Example
 from fmerge.data.sandbox import Template, TemplateError, expression
-from fmerge.data.tasks import Example
 
 _BRACES = re.compile(r"\s*\{\{((?:(?!\}\}).)*)\}\}\s*", re.DOTALL)
 _BAR = "|||"

@@ -2,9 +2,9 @@
 
 from typing import Literal
 
+from fmerge.data.examples import Example
 from fmerge.data.hidden_test import HiddenTest, TestFrom
 from fmerge.data.hub import read_rows
-from fmerge.data.tasks import Example
 
 
 class Squad2(HiddenTest):

@@ -1,63 +1,20 @@
-"""One task's examples, and several tasks side by side as a LightningDataModule."""
+"""Several tasks side by side as a LightningDataModule."""
 
 import hashlib
 import json
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
-from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
+from torch.utils.data import DataLoader, Sampler
 
 from fmerge.data.blocks import LEAST, stratified_blocks
+from fmerge.data.examples import Collate, Example, Examples, Split, TaskData, length, plain_batch
 from fmerge.data.resumable import ResumableLoader
 from fmerge.errors import UserError, known
-
-Split = Literal["train", "validation", "test"]
-Example = Mapping[str, Any]
-Collate = Callable[..., dict[str, Any]]
-"""A task module's ``collate(examples, task)``."""
-
-
-class TaskData(ABC):
-    """The examples of one task.
-
-    Attributes:
-        metrics: Names of what is measured; the task's score is their mean.
-    """
-
-    metrics: Sequence[str] = ("accuracy",)
-
-    @property
-    @abstractmethod
-    def labels(self) -> list[str]:
-        """Names of the classes, in the order of the label numbers; none where examples differ."""
-
-    @abstractmethod
-    def examples(self, split: Split) -> Sequence[Example]:
-        """Reads one split.
-
-        Args:
-            split: Which one.
-
-        Returns:
-            Mappings with ``text`` (string), ``label`` (number) and, where the task has them,
-            ``text_pair`` (string) or ``choices`` (the example's own answers, strings).
-        """
-
-
-class _Examples(Dataset[Example]):
-    def __init__(self, examples: Sequence[Example]) -> None:
-        self.examples = examples
-
-    def __len__(self) -> int:
-        return len(self.examples)
-
-    def __getitem__(self, index: int) -> Example:
-        return self.examples[index]
 
 
 class MultiTask(LightningDataModule):
@@ -100,6 +57,15 @@ class MultiTask(LightningDataModule):
         """Task name to the names of its metrics."""
         return {name: task.metrics for name, task in self.tasks.items()}
 
+    def check_named(self) -> None:
+        """Proves that there is a task.
+
+        Raises:
+            UserError: If there is none.
+        """
+        if not self.tasks:
+            raise UserError("--data.tasks: is not set; name the task and its data")
+
     def only_task(self, name: str | None = None) -> str:
         """Settles on one task.
 
@@ -112,8 +78,7 @@ class MultiTask(LightningDataModule):
         Raises:
             UserError: If the name is unknown, or none was given and there are several.
         """
-        if not self.tasks:
-            raise UserError("--data.tasks: is not set; name the task and its data")
+        self.check_named()
         if name is None and len(self.tasks) > 1:
             raise UserError(f"--task: is not set, but the data has {known(self.tasks)}; pick one")
         if name is not None and name not in self.tasks:
@@ -155,7 +120,7 @@ class MultiTask(LightningDataModule):
 
         loaders = {}
         for name in self.tasks:
-            dataset = _Examples(self._read(name, "train"))
+            dataset = Examples(self._read(name, "train"))
             lengths = [length(example) for example in dataset.examples]
             generator = torch.Generator().manual_seed(torch.initial_seed())
             sampler = LengthGroupedSampler(self.batch_size, lengths=lengths, generator=generator)
@@ -266,7 +231,7 @@ class MultiTask(LightningDataModule):
                 chosen = self._blocks(name, split)[block]
             if not shuffled:  # neighbours of one length; the order changes no score
                 chosen = sorted(chosen, key=length)
-            dataset = _Examples(chosen)
+            dataset = Examples(chosen)
             self._cache[key] = self._make(name, dataset, self._unrepeated(dataset))
         return self._cache[key]
 
@@ -283,7 +248,7 @@ class MultiTask(LightningDataModule):
     def _make(
         self,
         name: str,
-        dataset: _Examples,
+        dataset: Examples,
         sampler: Sampler[int] | None,
         kind: type[DataLoader[Example]] = DataLoader,
         generator: torch.Generator | None = None,
@@ -304,7 +269,7 @@ class MultiTask(LightningDataModule):
             raise UserError(f"task '{name}': its {split} split is empty")
         return found
 
-    def _unrepeated(self, dataset: _Examples) -> UnrepeatedDistributedSampler | None:
+    def _unrepeated(self, dataset: Examples) -> UnrepeatedDistributedSampler | None:
         # Lightning's own sampler repeats examples until all processes have equally many
         trainer = self.trainer
         if trainer is None or trainer.world_size == 1:
@@ -318,31 +283,3 @@ class MultiTask(LightningDataModule):
             raise RuntimeError("MultiTask makes batches only when a Trainer uses it")
         collate: Collate = getattr(self.trainer.lightning_module, "collate", plain_batch)
         return collate(examples, task)
-
-
-def plain_batch(examples: Sequence[Example], task: str) -> dict[str, Any]:
-    """Makes a batch for a module that has no ``collate`` of its own.
-
-    Args:
-        examples: n examples, whose values torch can stack or list.
-        task: The task's name.
-
-    Returns:
-        The examples' fields, ``label`` renamed to ``labels`` (n,), and ``task``.
-    """
-    batch: dict[str, Any] = default_collate(list(examples))
-    if "label" in batch:
-        batch["labels"] = batch.pop("label")
-    return {**batch, "task": task}
-
-
-def length(example: Example) -> int:
-    """Measures an example without a tokenizer.
-
-    Args:
-        example: An example.
-
-    Returns:
-        Characters of its texts.
-    """
-    return len(str(example.get("text", ""))) + len(str(example.get("text_pair", "")))
