@@ -19,3 +19,21 @@ def known(names: object) -> str:
         The sorted names, separated by commas; ``(none)`` when there are none.
     """
     return ", ".join(sorted(map(str, names))) or "(none)"  # type: ignore[call-overload]
+
+
+def check_within(name: str, value: float, interval: str) -> None:
+    """Proves that a number lies in its interval.
+
+    Args:
+        name: The parameter or option.
+        value: What was given.
+        interval: Its bounds as they are written, such as ``(0, 1]`` or ``[0, inf)``.
+
+    Raises:
+        UserError: If it does not; NaN lies in no interval.
+    """
+    low, high = (float(bound) for bound in interval[1:-1].split(","))
+    above = value >= low if interval[0] == "[" else value > low
+    below = value <= high if interval[-1] == "]" else value < high
+    if not (above and below):
+        raise UserError(f"{name}: is {value}, but must lie in {interval}")

@@ -122,11 +122,12 @@ def load_ensemble(
         The ensemble; the bodies are not those of the networks that ``module`` will run on.
 
     Raises:
-        UserError: If experts and tasks differ, the base is missing, layouts or functions differ,
-            an expert is of another base, a tensor is not finite, or a Fisher is missing or
-            belongs to another model.
+        UserError: If experts and tasks differ, the method takes another number of them, the base
+            is missing, layouts or functions differ, an expert is of another base, a tensor is not
+            finite, or a Fisher is missing or belongs to another model.
     """
     _check_names(experts, labels)
+    method.check_count(len(experts))
     if method.needs_base and base is None:
         raise UserError(
             f"--base: is not set, but {type(method).__name__} needs the pretrained model"

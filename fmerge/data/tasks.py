@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Sampler
 from fmerge.data.blocks import LEAST, stratified_blocks
 from fmerge.data.examples import Collate, Example, Examples, Split, TaskData, length, plain_batch
 from fmerge.data.resumable import ResumableLoader
-from fmerge.errors import UserError, known
+from fmerge.errors import UserError, check_within, known
 
 
 class MultiTask(LightningDataModule):
@@ -40,6 +40,7 @@ class MultiTask(LightningDataModule):
             batch_size = 1  # until one is found
         if batch_size < 1:
             raise UserError(f"--data.batch_size: is {batch_size}, but must be at least 1")
+        check_within("--data.num_workers", num_workers, "[0, inf)")
         self.tasks = tasks or {}
         self.batch_size = batch_size
         self.num_workers = num_workers

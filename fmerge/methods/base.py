@@ -7,7 +7,6 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from fmerge.errors import UserError
 from fmerge.params import Params
 
 Statistic = Literal["fisher", "moving fisher", "gram"]
@@ -33,6 +32,16 @@ class MergeMethod(ABC):
     needs_base: ClassVar[bool] = False
     uses_coefficients: ClassVar[bool] = True
     only_ratios: bool = False
+
+    def check_count(self, count: int) -> None:  # noqa: B027  # most take any number
+        """Proves that the formula takes that many experts.
+
+        Args:
+            count: M.
+
+        Raises:
+            UserError: If it does not.
+        """
 
     @abstractmethod
     def merge(
@@ -67,24 +76,6 @@ def wide(tensor: Tensor) -> Tensor:
         The tensor itself where it is float32 or float64, else a float32 copy.
     """
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
-
-
-def check_within(name: str, value: float, interval: str) -> None:
-    """Proves that a method's parameter lies in its interval.
-
-    Args:
-        name: The parameter.
-        value: What was given.
-        interval: Its bounds as they are written, such as ``(0, 1]`` or ``[0, inf)``.
-
-    Raises:
-        UserError: If it does not; NaN lies in no interval.
-    """
-    low, high = (float(bound) for bound in interval[1:-1].split(","))
-    above = value >= low if interval[0] == "[" else value > low
-    below = value <= high if interval[-1] == "]" else value < high
-    if not (above and below):
-        raise UserError(f"{name}: is {value}, but must lie in {interval}")
 
 
 def check_positive_sum(coefficients: Sequence[float]) -> None:

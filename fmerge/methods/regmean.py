@@ -7,7 +7,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fmerge.methods.base import MergeMethod, Statistic, check_positive_sum, check_within, wide
+from fmerge.errors import check_within
+from fmerge.methods.base import MergeMethod, Statistic, check_positive_sum, wide
 from fmerge.params import Params
 
 RIDGE = 1e-6

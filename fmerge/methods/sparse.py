@@ -8,8 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fmerge.errors import UserError
-from fmerge.methods.base import MergeMethod, check_within, wide
+from fmerge.errors import UserError, check_within
+from fmerge.methods.base import MergeMethod, wide
 from fmerge.methods.magnitudes import ranks, sample, threshold, trim
 from fmerge.params import Params
 

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fmerge.methods.base import MergeMethod, check_within, wide
+from fmerge.errors import check_within
+from fmerge.methods.base import MergeMethod, wide
 from fmerge.params import Params
 
 

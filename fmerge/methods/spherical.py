@@ -6,7 +6,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fmerge.methods.base import MergeMethod, check_positive_sum, check_within, wide
+from fmerge.errors import UserError, check_within
+from fmerge.methods.base import MergeMethod, check_positive_sum, wide
 from fmerge.params import Params
 
 _COLINEAR = 1e-6  # sin Ω below which sin(tΩ)/sin Ω loses its digits
@@ -22,6 +23,18 @@ class SLERP(MergeMethod):
     """
 
     only_ratios = True
+
+    def check_count(self, count: int) -> None:
+        """Proves that there are two ends.
+
+        Args:
+            count: M.
+
+        Raises:
+            UserError: If it is not 2.
+        """
+        if count != 2:
+            raise UserError(f"SLERP merges two experts, but there are {count}; use Karcher")
 
     def merge(
         self,
@@ -42,10 +55,10 @@ class SLERP(MergeMethod):
             The merged tensors.
 
         Raises:
-            ValueError: If there are not two experts, or the coefficients sum to zero.
+            UserError: If there are not two experts.
+            ValueError: If the coefficients sum to zero.
         """
-        if len(experts) != 2:
-            raise ValueError(f"SLERP merges two experts, but there are {len(experts)}; use Karcher")
+        self.check_count(len(experts))
         check_positive_sum(coefficients)
         t = coefficients[1] / sum(coefficients)
         first, second = experts

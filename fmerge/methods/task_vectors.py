@@ -6,7 +6,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fmerge.methods.base import Statistic, check_within
+from fmerge.errors import check_within
+from fmerge.methods.base import Statistic
 from fmerge.methods.streaming import Elementwise, Formula, Piece
 
 

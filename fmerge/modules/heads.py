@@ -9,7 +9,7 @@ from torch import nn
 
 from fmerge.errors import UserError
 from fmerge.modules.base import TaskModule
-from fmerge.modules.optimization import Scheduler, adamw
+from fmerge.modules.optimization import Scheduler, adamw, check_numbers
 from fmerge.modules.prompts import CutPrompts, longest_prompt
 from fmerge.params import Params, params_of, select
 from fmerge.store import load_tokenizer, save_models
@@ -45,6 +45,7 @@ class HeadedModule(TaskModule, ABC):
         tasks: dict[str, list[str]] | None = None,
     ) -> None:
         super().__init__()
+        check_numbers(learning_rate, weight_decay, warmup_fraction, max_length)
         self.save_hyperparameters()
         self.path = path
         self.learning_rate = learning_rate

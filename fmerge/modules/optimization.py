@@ -7,7 +7,29 @@ import torch
 from lightning.pytorch import Trainer
 from torch import nn
 
+from fmerge.errors import check_within
+
 Scheduler = Literal["linear", "cosine", "constant"]
+
+
+def check_numbers(
+    learning_rate: float, weight_decay: float, warmup_fraction: float, max_length: int
+) -> None:
+    """Proves that what a task module is trained with lies where it can.
+
+    Args:
+        learning_rate: Of AdamW.
+        weight_decay: Of AdamW.
+        warmup_fraction: Share of the steps.
+        max_length: Tokens of an input.
+
+    Raises:
+        UserError: If one does not.
+    """
+    check_within("--model.learning_rate", learning_rate, "[0, inf)")
+    check_within("--model.weight_decay", weight_decay, "[0, inf)")
+    check_within("--model.warmup_fraction", warmup_fraction, "[0, 1]")
+    check_within("--model.max_length", max_length, "[1, inf)")
 
 
 def adamw(

@@ -18,7 +18,7 @@ from fmerge.modules.answers import (
     target_tokens,
 )
 from fmerge.modules.base import TaskModule
-from fmerge.modules.optimization import Scheduler, adamw
+from fmerge.modules.optimization import Scheduler, adamw, check_numbers
 from fmerge.modules.prompts import CutPrompts, longest_prompt, positions_of
 from fmerge.params import Params, params_of
 from fmerge.store import load_language_model, load_tokenizer, save_models
@@ -53,6 +53,7 @@ class RankChoice(TaskModule):
         max_length: int = 512,
     ) -> None:
         super().__init__()
+        check_numbers(learning_rate, weight_decay, warmup_fraction, max_length)
         self.save_hyperparameters()
         self.path = path
         self.learning_rate = learning_rate

@@ -267,7 +267,8 @@ def test_merge_refuses_parameters_and_experts_that_a_method_cannot_take(zoo, tmp
     assert not (tmp_path / "o").exists()
     three = [*experts(zoo), f"--experts.third={zoo.experts['colour']}"]
     line = fails(capsys, "merge", *three, *output, "--method", "SLERP")
-    assert "SLERP merges two experts, but there are 3; use Karcher" in line
+    assert line == "fmerge: error: SLERP merges two experts, but there are 3; use Karcher"
+    assert not (tmp_path / "o").exists()
 
 
 def test_full_folders_and_existing_files_are_kept(zoo, tmp_path, capsys):

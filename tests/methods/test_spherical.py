@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from fmerge.errors import UserError
 from fmerge.methods import SLERP, Isotropic, Karcher
 from tests.compare import assert_same
 
@@ -69,7 +70,7 @@ def test_slerp_of_fine_tuned_models_turns_by_their_small_angle():
 
 def test_slerp_takes_two():
     for count in (1, 3):
-        with pytest.raises(ValueError, match=f"two experts, but there are {count}"):
+        with pytest.raises(UserError, match=f"two experts, but there are {count}"):
             SLERP().merge(None, [at(0)] * count, [0.5] * count)
     with pytest.raises(ValueError, match="positive sum"):
         SLERP().merge(None, [at(0), at(90)], [0.0, 0.0])
