@@ -75,7 +75,10 @@ class RunFolder:
                 "another folder, or add --overwrite true"
             )
         if self._is_finished and not more:
-            check_new_folder(self.path, overwrite)
+            raise UserError(
+                f"--output {self.path}: holds this very run, finished; ask for more trials, name "
+                "another folder, or add --overwrite true"
+            )
         return True
 
     def finished(self) -> list[dict[str, Any]]:

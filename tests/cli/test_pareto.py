@@ -150,7 +150,7 @@ def test_a_build_is_of_the_run_that_is_there(zoo, finished, tmp_path, capsys):
     for option in ("overwrite", "dry_run"):
         line = fails(capsys, *arguments, "--build", "1", f"--{option}", "true")
         assert f"without --{option}; leave one of the two out" in line
-    assert "the folder is not empty" in fails(capsys, *arguments)  # still finished
+    assert "holds this very run, finished" in fails(capsys, *arguments)
     assert files(output) == before
     elsewhere = merge(zoo, tmp_path, tmp_path / "none", *SEVERAL, *SOBOL)
     assert "holds no finished run to build a trial of" in fails(capsys, *elsewhere, "--build", "1")

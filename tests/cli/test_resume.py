@@ -155,7 +155,7 @@ def test_what_has_changed_is_named(zoo, tmp_path, capsys):
     (output / "trials.jsonl").write_text(before)
     run(*arguments)
     assert trials(output).startswith(before)
-    assert "the folder is not empty" in fails(capsys, *arguments)  # it is finished now
+    assert "holds this very run, finished; ask for more trials" in fails(capsys, *arguments)
 
 
 @pytest.mark.parametrize("acquisition", ["nei", "ei", "ucb"])
