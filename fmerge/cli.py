@@ -82,6 +82,9 @@ class FMergeCLI(LightningCLI):
         given = sys.argv[1:] if args is None else args
         if isinstance(given, list):
             given = [one for one in given if not str(one).startswith("--print_config")]
+            if any(str(one).startswith("--optimizer.search.") for one in given):
+                search = {"class_path": "fmerge.search.AxSearch"}  # unless another is named
+                self._parser("merge").set_defaults({"optimizer.search": search})
             found = parser.parse_args(given, _skip_validation=True)
             chosen = found.get(f"{found.subcommand}.model.class_path")
             self._parser(found.subcommand).set_defaults({"model": {"class_path": chosen}})

@@ -147,6 +147,9 @@ def one_line(message: str, options: list[str]) -> str:
             f"{key}: unknown value '{found[1] if found else ''}'; known: "
             f"{', '.join(map(str, choices))}, or a list of them"
         )
+    if nested := re.search(r"NestedArg\(key='(\w+)'", message):
+        kind = keys[-1].rpartition(".")[2] if keys else ""
+        return f"{key}.{nested[1]}: name the class first, with {key}; known: {_choices(kind)}"
     if required := re.search(r"arguments are required: (.+)", message):
         names = [f"--{name.partition('.')[2] or name}" for name in required[1].split(", ")]
         return f"{', '.join(names)}: required but not given; --help tells what it takes"
@@ -154,14 +157,25 @@ def one_line(message: str, options: list[str]) -> str:
         return f"{valueless[1]}: needs a value, such as true; --help tells what it takes"
     if unrecognized := re.search(r"unrecognized arguments: (\S+)", message):
         name = unrecognized[1].partition("=")[0]
-        close = difflib.get_close_matches(name, options, n=1)
-        return f"{name}: no such option; " + (
-            f"did you mean {close[0]}?" if close else "see --help"
+        return f"{name}: no such option; {_suggestion(name, options)}"
+    if foreign := re.search(r"Subcommand '(\w+)' does not accept option '([^']+)'", message):
+        name = f"--{foreign[2].partition('.')[0]}"
+        others = [option for option in options if option != name]
+        return f"--{foreign[2]}: no such option of {foreign[1]}; {_suggestion(name, others)}"
+    if alien := re.search(r"Option '([^']+)' is not accepted", message):
+        return (
+            f"{alien[1]}: no such option of the class that was named; --help, or --method.help, "
+            "--optimizer.search.help or --model.help with the class, tells which it has"
         )
     if kinds := [f"a {one}" for one in expected if one != "<class 'NoneType'>"]:
         return f"{key}: Expected {' or '.join(dict.fromkeys(kinds))}"
     text = re.sub(r'Parser key "[^"]+":\s*', "", message)
     return (f"{key}: " if keys else "") + re.sub(r"\s+", " ", text).strip()
+
+
+def _suggestion(name: str, options: list[str]) -> str:
+    close = difflib.get_close_matches(name, options, n=1)
+    return f"did you mean {close[0]}?" if close else "see --help"
 
 
 def _choices(kind: str) -> str:

@@ -93,6 +93,18 @@ def test_a_printed_configuration_runs_as_it_is(zoo, tmp_path, capsys):
         (["fit"], "--data.tasks: is not set; name the task and its data"),
         (["validate"], "--data.tasks: is not set; name the task and its data"),
         (["test"], "--data.tasks: is not set; name the task and its data"),
+        (
+            ["merge", "--experts={a: x, b: y}", "--output=o", "--method.density=0.5"],
+            "--method.density: name the class first, with --method; known: Average, ",
+        ),
+        (
+            ["merge", "--experts={a: x, b: y}", "--output=o", "--method=TIES", "--method.dens=1"],
+            "dens: no such option of the class that was named; --help, or --method.help",
+        ),
+        (
+            ["fisher", "--expert=x", "--output=o.h5", "--experts={a: x}"],
+            "--experts: no such option; did you mean --expert?",
+        ),
         (["merge", "--overwrite"], "--overwrite: needs a value, such as true"),
         (["merge", "--config=absent.yaml"], "absent.yaml"),
         (["fisher", "--expert=x", "--output=o.h5", "--examples=many"], "--examples: "),
@@ -102,6 +114,34 @@ def test_parsing_errors_are_one_line(arguments, message, capsys, tmp_path, monke
     monkeypatch.chdir(tmp_path)
     assert message in fails(capsys, *arguments)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("given", "search", "trials"),
+    [
+        (["--optimizer.search.trials=12"], "AxSearch", 12),
+        (["--optimizer.search=Sobol", "--optimizer.search.trials=12"], "Sobol", 12),
+        (["--config=sobol.yaml", "--optimizer.search.trials=12"], "Sobol", 12),
+        (["--config=sobol.yaml"], "Sobol", 7),
+    ],
+)
+def test_the_searchs_options_are_ax_searchs_unless_another_is_named(
+    given, search, trials, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    settings = {"class_path": "Sobol", "init_args": {"trials": 7}}
+    (tmp_path / "sobol.yaml").write_text(yaml.safe_dump({"optimizer": {"search": settings}}))
+    with pytest.raises(SystemExit):
+        main(["merge", "--experts={a: x, b: y}", "--output=o", *given, "--print_config"])
+    found = yaml.safe_load(capsys.readouterr().out)["optimizer"]["search"]
+    assert found["class_path"] == f"fmerge.search.{search}"
+    assert found["init_args"]["trials"] == trials
+
+
+def test_an_unknown_key_of_a_configuration_is_named_with_its_command(tmp_path, capsys):
+    (tmp_path / "c.yaml").write_text("expert: {a: x}")
+    line = fails(capsys, "merge", "--config", tmp_path / "c.yaml", "--output", tmp_path / "o")
+    assert line == "fmerge: error: --expert.a: no such option of merge; did you mean --experts?"
 
 
 def test_unknown_messages_are_folded_into_one_line():
