@@ -48,3 +48,16 @@ def save_experts(trainer: Trainer, model: TaskModule, output: Path) -> None:
         model.save(output / "expert")
         Console().print(f"Expert: {output / 'expert'}", soft_wrap=True, highlight=False)
     trainer.strategy.barrier("the expert is written")
+
+
+def say_unsaved(trainer: Trainer) -> None:
+    """Tells where a fit without a folder of its own has left what it learnt.
+
+    Args:
+        trainer: The Trainer that has fitted.
+    """
+    last = getattr(trainer.checkpoint_callback, "last_model_path", "")
+    where = f"; its checkpoint: {last}" if last else ""
+    Console().print(
+        f"No expert was saved, as --output is not set{where}", soft_wrap=True, highlight=False
+    )

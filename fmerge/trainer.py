@@ -18,7 +18,7 @@ from fmerge.evaluation import FisherSettings
 from fmerge.experts import Expert, load_ensemble, target_first
 from fmerge.fisher import Estimator, Fallback, FisherEstimate
 from fmerge.fisher_run import FisherRun
-from fmerge.fit_run import ConfigWriter, save_experts
+from fmerge.fit_run import ConfigWriter, save_experts, say_unsaved
 from fmerge.given import check_data, task_module, tasks_of
 from fmerge.interrupts import asking_to_stop
 from fmerge.merge_optimizer import MergeOptimizer
@@ -77,7 +77,10 @@ class FMergeTrainer(Trainer):
         check_data(datamodule)
         check_resume(ckpt_path)
         if output is None:
-            return super().fit(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path)
+            super().fit(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path)
+            if self.resolved_config is not None and self.is_global_zero:
+                say_unsaved(self)
+            return
         output = Path(output)
         callback = RequeuedFit()
         with (

@@ -88,6 +88,18 @@ def test_fit_saves_the_best_expert_twice(zoo, tmp_path):
     assert {p.name for p in output.iterdir()} == {"expert", "checkpoints", "config.yaml"}
 
 
+def test_fit_without_a_folder_says_that_no_expert_is_saved(zoo, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = data_config(zoo, tmp_path, "colour")
+    run(
+        *["fit", "--config", config, "--model.path", zoo.base],
+        *["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "2"],
+    )
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    assert f"--output is not set; its checkpoint: {last}" in capsys.readouterr().out
+    assert last.is_file()
+
+
 @pytest.mark.parametrize("kind", ["folder", "checkpoint"])
 def test_validate_and_test_score_a_saved_expert(zoo, tmp_path, capsys, kind):
     config = data_config(zoo, tmp_path, "colour")
