@@ -179,7 +179,7 @@ class MergeReport:
             chosen = f"on the validation split {self.goal} is {objective}; the test split scored"
         return [
             chosen,
-            *self._bounds(),
+            *self.bounds_kept(),
             *self._picked(),
             *self.facts,
         ]
@@ -195,7 +195,12 @@ class MergeReport:
             lines.append(f"coefficients of {expert}: {', '.join(own)}")
         return lines
 
-    def _bounds(self) -> list[str]:
+    def bounds_kept(self) -> list[str]:
+        """Says which bounds there were, and by how much they were missed.
+
+        Returns:
+            A sentence, of which only backticks are Markdown; none where there were no bounds.
+        """
         bounds = self.goal.bounds
         if not bounds:
             return []

@@ -33,6 +33,9 @@ def show(report: MergeReport, search: Search, output: Path) -> None:
         for one in report.comparisons:
             found = f"{one.name} minus {one.against}: {points(one.mean)} points"
             console.print(found, soft_wrap=True, highlight=False, markup=False)
+        for fact in report.bounds_kept():
+            said = fact[0].upper() + fact[1:]
+            console.print(said, soft_wrap=True, highlight=False, markup=False)
     if (front := report.front) is not None:
         write_text(output / FRONT, json.dumps(front.record(), indent=1) + "\n")
         draw_front(search.history, front.trials, front.objectives, output / PICTURE)
