@@ -90,6 +90,12 @@ class FMergeCLI(LightningCLI):
             self._parser(found.subcommand).set_defaults({"model": {"class_path": chosen}})
         super().parse_arguments(parser, args)
 
+    def _set_seed(self) -> None:
+        try:
+            super()._set_seed()
+        except ValueError as error:
+            raise UserError(f"--seed_everything: {error}") from error
+
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
         given = config.get("callbacks") or []
         bars = any(

@@ -1,5 +1,6 @@
 """One Fisher from an expert and its data to a file."""
 
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -166,7 +167,7 @@ class FisherRun:
 
     def _write(self, estimate: FisherEstimate, provenance: dict[str, Any]) -> None:
         provenance = {**provenance, "examples": estimate.count}
-        if estimate.relative_error is not None:
+        if estimate.relative_error is not None and math.isfinite(estimate.relative_error):
             provenance["relative_standard_error"] = estimate.relative_error
         remove_leftovers(self.output)
         write_fisher(self.output, estimate.values, provenance)
@@ -175,7 +176,8 @@ class FisherRun:
         console.print(fisher_table(estimate.values, f"{title} examples"))
         if estimate.relative_error is not None:
             share = 100 * estimate.relative_error
-            console.print(f"Standard error of the total: {share:.1f}%", highlight=False)
+            found = f"{share:.1f}%" if math.isfinite(share) else "not known from a single batch"
+            console.print(f"Standard error of the total: {found}", highlight=False)
         console.print(f"Fisher: {self.output}", soft_wrap=True, highlight=False)
 
 

@@ -119,6 +119,13 @@ def test_half_precisions_are_close(zoo, tmp_path, record_property):
         assert 1e-6 < error < bound, precision
 
 
+def test_one_batch_says_nothing_of_the_error(zoo, tmp_path, capsys):
+    output = tmp_path / "fisher.safetensors"
+    run(*command(zoo, tmp_path, output, "--standard_error", "true", "--data.batch_size", "20"))
+    assert "total: not known from a single batch" in capsys.readouterr().out
+    assert "relative_standard_error" not in read_fisher(output)[1]
+
+
 def test_until_stops_by_the_error_and_says_it(zoo, tmp_path, capsys):
     output = tmp_path / "fisher.safetensors"
     run(*command(zoo, tmp_path, output, "--until", "0.9", "--data.batch_size", "1"))

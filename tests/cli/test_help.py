@@ -88,6 +88,7 @@ def test_a_printed_configuration_runs_as_it_is(zoo, tmp_path, capsys):
         (["fit", "--data.num_workers=-1"], "--data.num_workers: is -1, but must lie in [0, inf)"),
         (["fit", "--model.learning_rate=-1"], "--model.learning_rate: is -1.0, but must lie in"),
         (["test", "--model=RankChoice", "--model.max_length=0"], "--model.max_length: is 0, but"),
+        (["fit", "--seed_everything=-4"], "--seed_everything: -4 is not in bounds"),
         ([], "one of {fit,fisher,merge,validate,test}"),
         (["merge"], "--experts, --output: required but not given"),
         (["fit"], "--data.tasks: is not set; name the task and its data"),
