@@ -12,8 +12,7 @@ from families import BASE, FAMILIES, FOLDER, expert, lower_half, quiet_trainer
 from halves import TOKENS
 from lightning.pytorch import seed_everything
 
-from fmerge.data import MultiTask, Prompted
-from fmerge.data.examples import TaskData
+from fmerge.data import MultiTask, Prompted, TaskData
 from fmerge.evaluation import Evaluator, FisherSettings, mean
 from fmerge.experts import Ensemble, Expert, load_ensemble
 from fmerge.grams import grams_of

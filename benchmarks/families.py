@@ -11,8 +11,7 @@ from fields import FIELDS, FieldSentences
 from halves import TOKENS, LowerHalf, write_upper_half
 from lightning.pytorch import seed_everything
 
-from fmerge.data import DocsTopics, MultiTask
-from fmerge.data.examples import TaskData
+from fmerge.data import DocsTopics, MultiTask, TaskData
 from fmerge.modules import TextClassifier
 from fmerge.store import save_models, write_text
 from fmerge.trainer import FMergeTrainer

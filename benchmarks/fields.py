@@ -9,8 +9,8 @@ from collections import Counter
 from collections.abc import Sequence
 from functools import cached_property
 
+from fmerge.data import Example, Split, TaskData
 from fmerge.data.documentation import key, package_folder, sentences
-from fmerge.data.examples import Example, Split, TaskData
 
 FIELDS: dict[str, dict[str, list[str]]] = {
     "scipy": {

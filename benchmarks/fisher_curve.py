@@ -24,8 +24,7 @@ from halves import MINILM
 from scipy.stats import pearsonr
 from sections import write_section
 
-from fmerge.data import DocsTopics, MultiTask
-from fmerge.data.examples import TaskData
+from fmerge.data import DocsTopics, MultiTask, TaskData
 from fmerge.evaluation import FisherSettings, mean
 from fmerge.merger import Merger
 from fmerge.methods import DFMerge

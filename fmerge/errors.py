@@ -1,4 +1,4 @@
-"""The one exception that is shown to a user as a single line."""
+"""The one exception that is shown to a user as a single line, and what raises or words it."""
 
 
 class UserError(Exception):

@@ -167,17 +167,16 @@ class FisherRun:
 
     def _write(self, estimate: FisherEstimate, provenance: dict[str, Any]) -> None:
         provenance = {**provenance, "examples": estimate.count}
-        if estimate.relative_error is not None and math.isfinite(estimate.relative_error):
-            provenance["relative_standard_error"] = estimate.relative_error
+        error, shown = estimate.relative_error, "not known from a single batch"
+        if error is not None and math.isfinite(error):
+            provenance["relative_standard_error"], shown = error, f"{100 * error:.1f}%"
         remove_leftovers(self.output)
         write_fisher(self.output, estimate.values, provenance)
         settings, console = self.settings, Console()
         title = f"Fisher of {self.task}: {settings.estimator}, {estimate.count} {settings.split}"
         console.print(fisher_table(estimate.values, f"{title} examples"))
-        if estimate.relative_error is not None:
-            share = 100 * estimate.relative_error
-            found = f"{share:.1f}%" if math.isfinite(share) else "not known from a single batch"
-            console.print(f"Standard error of the total: {found}", highlight=False)
+        if error is not None:
+            console.print(f"Standard error of the total: {shown}", highlight=False)
         console.print(f"Fisher: {self.output}", soft_wrap=True, highlight=False)
 
 

@@ -133,8 +133,8 @@ def one_line(message: str, options: list[str]) -> str:
     """
     keys = re.findall(r'Parser key "([^"]+)"', message)
     key = "--" + ".".join(keys)
+    kind = keys[-1].rpartition(".")[2] if keys else ""
     if unknown := re.search(r"Expected a dot import path string: (\S+)", message):
-        kind = keys[-1].rpartition(".")[2] if keys else ""
         return f"{key}: unknown class '{unknown[1]}'; known: {_choices(kind)}"
     if literal := re.search(r"Expected a typing\.Literal(\[.*?\])\. Got value: (.+)", message):
         choices = ast.literal_eval(literal[1])
@@ -148,7 +148,6 @@ def one_line(message: str, options: list[str]) -> str:
             f"{', '.join(map(str, choices))}, or a list of them"
         )
     if nested := re.search(r"NestedArg\(key='(\w+)'", message):
-        kind = keys[-1].rpartition(".")[2] if keys else ""
         return f"{key}.{nested[1]}: name the class first, with {key}; known: {_choices(kind)}"
     if required := re.search(r"arguments are required: (.+)", message):
         names = [f"--{name.partition('.')[2] or name}" for name in required[1].split(", ")]

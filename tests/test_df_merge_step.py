@@ -5,8 +5,7 @@ import copy
 import torch
 from transformers import AutoModelForSeq2SeqLM
 
-from fmerge.data import MultiTask
-from fmerge.data.examples import TaskData
+from fmerge.data import MultiTask, TaskData
 from fmerge.evaluation import Evaluator, FisherSettings
 from fmerge.merge_optimizer import MergeOptimizer, Merger
 from fmerge.methods import DFMerge
