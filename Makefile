@@ -15,7 +15,7 @@ FMERGE := $(BIN)/fmerge
 .DELETE_ON_ERROR:
 
 quickstart: $(RUNS)/average/report.md $(RUNS)/fisher_merge/report.md $(RUNS)/df_merge/report.md
-	@$(BIN)/python -m fmerge.score_table $(^D)
+	@$(BIN)/python -m fmerge.report.score_table $(^D)
 	@echo "Merged models: $(RUNS)/*/merged/  reports: $(RUNS)/*/report.html"
 
 test: .venv/installed

@@ -1,6 +1,6 @@
 """The same as the ``fmerge`` command."""
 
-from fmerge.cli import main
+from fmerge.cli.app import main
 
 if __name__ == "__main__":
     main()

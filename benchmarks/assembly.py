@@ -36,7 +36,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from fmerge.merger import Merger
+from fmerge.merging.assembler import Merger
 from fmerge.methods import (
     Average,
     DFMerge,

@@ -13,14 +13,14 @@ from halves import TOKENS
 from lightning.pytorch import seed_everything
 
 from fmerge.data import MultiTask, Prompted, TaskData
-from fmerge.evaluation import Evaluator, FisherSettings, mean
-from fmerge.experts import Ensemble, Expert, load_ensemble
-from fmerge.grams import grams_of
-from fmerge.merger import Merger
+from fmerge.evaluation.evaluator import Evaluator, FisherSettings, mean
+from fmerge.evaluation.grams import grams_of
+from fmerge.evaluation.head_refit import Refitter, Refitting
+from fmerge.merging.assembler import Merger
+from fmerge.merging.experts import Ensemble, Expert, load_ensemble
 from fmerge.methods import Average, MergeMethod
 from fmerge.modules import RankChoice, TaskModule, TextClassifier
 from fmerge.params import Params, fingerprint
-from fmerge.refit import Refitter, Refitting
 from fmerge.search import Search, Trial
 from fmerge.store import write_text
 from fmerge.store.atomic import replacing_folder

@@ -72,7 +72,7 @@ def without_kernel(run: Callable[[Batch], Fisher]) -> Callable[[Batch], Fisher]:
     """The same by batched products: no matrix is of a size that the kernel takes."""
 
     def changed(batch: Batch) -> Fisher:
-        with mock.patch("fmerge.fisher.kernel.tile_side", return_value=None):
+        with mock.patch("fmerge.fisher.engine.triton_kernel.tile_side", return_value=None):
             return run(batch)
 
     return changed

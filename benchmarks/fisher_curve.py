@@ -25,12 +25,12 @@ from scipy.stats import pearsonr
 from sections import write_section
 
 from fmerge.data import DocsTopics, MultiTask, TaskData
-from fmerge.evaluation import FisherSettings, mean
-from fmerge.merger import Merger
+from fmerge.evaluation.evaluator import FisherSettings, mean
+from fmerge.merging.assembler import Merger
 from fmerge.methods import DFMerge
 from fmerge.modules import TextClassifier
-from fmerge.objective import Objective
 from fmerge.params import Params, params_of
+from fmerge.search.objective import Objective
 from fmerge.store import load_tokenizer, save_models
 
 FEW = FisherSettings(split="validation", examples=30)

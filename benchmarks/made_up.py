@@ -16,7 +16,7 @@ from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
 
-from fmerge.cli import main
+from fmerge.cli.app import main
 
 TASKS = {"heat": ("warm", "cold"), "size": ("small", "large"), "age": ("old", "new")}
 THINGS = [f"thing{i}" for i in range(40)]

@@ -22,9 +22,9 @@ import torch
 from sections import write_section
 
 from fmerge.data.blocks import stratified_blocks
-from fmerge.objective import Objective, binomial_error
 from fmerge.search import AxSearch, RandomSearch, Search, Trial
-from fmerge.stopping import CHANCE, is_hopeless, standing, stopped_scores
+from fmerge.search.early_stopping import CHANCE, is_hopeless, standing, stopped_scores
+from fmerge.search.objective import Objective, binomial_error
 
 TASKS = ("a", "b", "c", "d")
 GOAL = Objective()

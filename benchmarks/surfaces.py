@@ -19,10 +19,10 @@ from scipy.stats import qmc
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
 
-from fmerge.evaluation import FisherSettings, mean
-from fmerge.grouping import coefficient_names, partition
+from fmerge.evaluation.evaluator import FisherSettings, mean
 from fmerge.methods import TaskArithmetic
-from fmerge.objective import binomial_error
+from fmerge.search.objective import binomial_error
+from fmerge.search.parameter_groups import coefficient_names, partition
 from fmerge.store import write_text
 
 FOLDER = Path(__file__).parent / "surfaces"

@@ -10,28 +10,25 @@ from lightning.pytorch.trainer import call
 from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
 from rich.console import Console
 
-from fmerge.batch_sizes import check_automatic
-from fmerge.conclusion import References
 from fmerge.data import Split
-from fmerge.dry_run import merge_passes, show_merge_plan
-from fmerge.evaluation import FisherSettings
-from fmerge.experts import Expert, load_ensemble, target_first
+from fmerge.evaluation.batch_size import check_automatic
+from fmerge.evaluation.evaluator import FisherSettings
+from fmerge.evaluation.head_refit import Refit, Refitting
 from fmerge.fisher import Estimator, Fallback, FisherEstimate
-from fmerge.fisher_run import FisherRun
-from fmerge.fit_run import ConfigWriter, save_experts, say_unsaved
-from fmerge.given import check_data, task_module, tasks_of
-from fmerge.interrupts import asking_to_stop
-from fmerge.merge_optimizer import MergeOptimizer
-from fmerge.merge_run import MergeRun
+from fmerge.merging.experts import Expert, load_ensemble, target_first
+from fmerge.merging.optimizer import MergeOptimizer
 from fmerge.methods import Average, MergeMethod
 from fmerge.modules import TaskModule
-from fmerge.pareto import find_trial
-from fmerge.processes import check_strategy
-from fmerge.refit import Refit, Refitting
-from fmerge.report import MergeReport
-from fmerge.requeue import RequeuedFit, is_requeued, requeued_checkpoint
+from fmerge.report.merge_report import MergeReport
+from fmerge.report.pareto_front import find_trial
+from fmerge.report.write import show
+from fmerge.runs.conclude import References
+from fmerge.runs.dry_run import merge_passes, show_merge_plan
+from fmerge.runs.fisher import FisherRun
+from fmerge.runs.fit import ConfigWriter, save_experts, say_unsaved
+from fmerge.runs.inputs import check_data, task_module, tasks_of
+from fmerge.runs.merge import MergeRun
 from fmerge.search import Search
-from fmerge.shown import show
 from fmerge.store import (
     RunFolder,
     check_fisher_path,
@@ -42,6 +39,9 @@ from fmerge.store import (
     only_run,
     recover_folder,
 )
+from fmerge.system.signals import asking_to_stop
+from fmerge.system.slurm import RequeuedFit, is_requeued, requeued_checkpoint
+from fmerge.system.watchdog import check_strategy
 
 
 class FMergeTrainer(Trainer):

@@ -4,11 +4,10 @@ import math
 
 import torch
 
-from fmerge.fisher_facts import fisher_facts
-from fmerge.intervals import mean_over_tasks, normal, wilson
-from fmerge.objective import Objective
-from fmerge.report import MergeReport
-from fmerge.rows import (
+from fmerge.fisher.summary import fisher_facts
+from fmerge.report.confidence import mean_over_tasks, normal, wilson
+from fmerge.report.merge_report import MergeReport
+from fmerge.report.scores import (
     AVERAGE,
     BASE,
     EXPERTS,
@@ -20,6 +19,7 @@ from fmerge.rows import (
     TaskFacts,
 )
 from fmerge.search import Fixed, Pick, Trial, unbeaten
+from fmerge.search.objective import Objective
 
 HOSTILE = [
     "<script>alert(1)</script>",

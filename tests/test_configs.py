@@ -8,7 +8,7 @@ import pytest
 import yaml
 from transformers import AutoModelForSequenceClassification
 
-from fmerge.cli import main
+from fmerge.cli.app import main
 from fmerge.data.docs import TOPICS
 from fmerge.data.template_files import shipped
 from tests import tiny

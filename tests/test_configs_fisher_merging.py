@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fmerge.cli import main
+from fmerge.cli.app import main
 from tests import hub_layout
 
 ROOT = Path(__file__).parents[1]

@@ -6,12 +6,12 @@ import torch
 from transformers import AutoModelForSeq2SeqLM
 
 from fmerge.data import MultiTask, TaskData
-from fmerge.evaluation import Evaluator, FisherSettings
-from fmerge.merge_optimizer import MergeOptimizer, Merger
+from fmerge.evaluation.evaluator import Evaluator, FisherSettings
+from fmerge.merging.optimizer import MergeOptimizer, Merger
 from fmerge.methods import DFMerge
 from fmerge.modules import RankChoice
-from fmerge.objective import Objective
 from fmerge.search import Fixed
+from fmerge.search.objective import Objective
 from fmerge.trainer import FMergeTrainer
 from tests import oracle, tiny
 from tests.compare import assert_same

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForQuestionAnswering, AutoModelForSequenceClassification
 
-from fmerge.cli import main
+from fmerge.cli.app import main
 from fmerge.store import read_fisher
 from tests import hub_layout
 from tests.compare import assert_same

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from benchmarks.made_up import TASKS, config, make
-from fmerge.cli import main
+from fmerge.cli.app import main
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from transformers import AutoModelForSeq2SeqLM, AutoModelForSequenceClassification
 
-from fmerge.cli import main
+from fmerge.cli.app import main
 from fmerge.data.docs import TOPICS
 from tests import tiny
 from tests.data import six

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from fmerge.data.examples import Example
-from fmerge.data.hidden_test import HiddenTest, TestFrom
 from fmerge.data.hub import read_rows
+from fmerge.data.validation_as_test import HiddenTest, TestFrom
 from fmerge.errors import UserError, known
 
 GlueTask = Literal["cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli"]

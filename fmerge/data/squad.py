@@ -3,8 +3,8 @@
 from typing import Literal
 
 from fmerge.data.examples import Example
-from fmerge.data.hidden_test import HiddenTest, TestFrom
 from fmerge.data.hub import read_rows
+from fmerge.data.validation_as_test import HiddenTest, TestFrom
 
 
 class Squad2(HiddenTest):

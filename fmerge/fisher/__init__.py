@@ -6,8 +6,8 @@ from fmerge.fisher.accumulator import (
     FisherEstimate,
     estimate_fisher,
 )
+from fmerge.fisher.engine.per_example import Fallback
 from fmerge.fisher.estimators import ESTIMATORS, Estimator, Weighting, candidate_weights, uniforms
-from fmerge.fisher.fallback import Fallback
 
 __all__ = [
     "ESTIMATORS",

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from fmerge.fisher.batches import LogProbs, batch_labels, batch_size, differentiating, evaluating
+from fmerge.fisher.engine.per_example import Fallback, square_gradients
 from fmerge.fisher.estimators import Weighting, candidate_weights, signs, uniforms
-from fmerge.fisher.fallback import Fallback, square_gradients
-from fmerge.fisher.spread import Spread, total_of
+from fmerge.fisher.standard_error import Spread, total_of
 from fmerge.params import Params
 
 Errors = Literal["total", "entries"]
@@ -90,7 +90,7 @@ class FisherAccumulator:
         self._scratch: Params | None = None
         self._scale = 1.0
         # the rules name transformers' layers, whose import takes seconds that --help has not
-        from fmerge.fisher.engine import SquaredGradients
+        from fmerge.fisher.engine.engine import SquaredGradients
 
         self._engine = SquaredGradients(module, log_probs, self._parameters(), fallback)
 

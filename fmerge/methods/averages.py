@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fmerge.methods.base import Statistic, check_positive_sum
-from fmerge.methods.streaming import Elementwise, Formula, Piece
+from fmerge.methods.elementwise import Elementwise, Formula, Piece
 
 
 class Average(Elementwise):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fmerge.errors import UserError, check_within
 from fmerge.methods.base import MergeMethod, wide
-from fmerge.methods.magnitudes import ranks, sample, threshold, trim
+from fmerge.methods.pruning import ranks, sample, threshold, trim
 from fmerge.params import Params
 
 Election = Literal["none", "ties"]

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fmerge.errors import check_within
 from fmerge.methods.base import Statistic
-from fmerge.methods.streaming import Elementwise, Formula, Piece
+from fmerge.methods.elementwise import Elementwise, Formula, Piece
 
 
 class TaskArithmetic(Elementwise):

@@ -1,13 +1,13 @@
 """LightningModules: task modules, and the passes around one."""
 
-from fmerge.modules.accumulate import Estimation, FisherPass, Saving
 from fmerge.modules.base import TaskModule
 from fmerge.modules.classification import TextClassifier
-from fmerge.modules.grams import GramPass, linear_weights
-from fmerge.modules.head_inputs import HeadInputs, last_linear
+from fmerge.modules.feature_pass import HeadInputs, last_linear
+from fmerge.modules.fisher_pass import Estimation, FisherPass, Saving
+from fmerge.modules.gram_pass import GramPass, linear_weights
 from fmerge.modules.heads import HeadedModule
 from fmerge.modules.logistic import fit_linear
-from fmerge.modules.outcomes import Outcomes, recording
+from fmerge.modules.prediction_recorder import Outcomes, recording
 from fmerge.modules.rank_choice import RankChoice
 from fmerge.modules.spans import SpanAnswers
 

@@ -10,7 +10,7 @@ from torch import nn
 from fmerge.errors import UserError
 from fmerge.modules.base import TaskModule
 from fmerge.modules.optimization import Scheduler, adamw, check_numbers
-from fmerge.modules.prompts import CutPrompts, longest_prompt
+from fmerge.modules.truncation import CutPrompts, longest_prompt
 from fmerge.params import Params, params_of, select
 from fmerge.store import load_tokenizer, save_models
 

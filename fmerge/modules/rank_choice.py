@@ -19,7 +19,7 @@ from fmerge.modules.answers import (
 )
 from fmerge.modules.base import TaskModule
 from fmerge.modules.optimization import Scheduler, adamw, check_numbers
-from fmerge.modules.prompts import CutPrompts, longest_prompt, positions_of
+from fmerge.modules.truncation import CutPrompts, longest_prompt, positions_of
 from fmerge.params import Params, params_of
 from fmerge.store import load_language_model, load_tokenizer, save_models
 

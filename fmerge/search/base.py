@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from fmerge.errors import UserError
-from fmerge.front import non_dominated
-from fmerge.grouping import coefficient_names
-from fmerge.objective import Partial, shortfalls
+from fmerge.search.objective import Partial, shortfalls
+from fmerge.search.parameter_groups import coefficient_names
+from fmerge.search.pareto import non_dominated
 
 Status = Literal["ok", "failed", "stopped"]
 

@@ -7,8 +7,8 @@ import torch
 from typing_extensions import override
 
 from fmerge.errors import UserError, known
-from fmerge.grouping import coefficient_names
 from fmerge.search.base import Search
+from fmerge.search.parameter_groups import coefficient_names
 
 
 class _Listed(Search):

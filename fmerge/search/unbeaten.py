@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from fmerge.front import non_dominated
 from fmerge.search.base import Trial
+from fmerge.search.pareto import non_dominated
 
 
 def unbeaten(trials: Sequence[Trial]) -> list[Trial]:

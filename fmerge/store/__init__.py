@@ -1,5 +1,6 @@
 """Everything that touches the disk: checkpoints, Fisher files, atomic writing."""
 
+from fmerge.store.adam_moments import read_second_moments
 from fmerge.store.atomic import (
     LOCK,
     check_new_file,
@@ -11,7 +12,8 @@ from fmerge.store.atomic import (
     write_text,
 )
 from fmerge.store.checkpoints import load_classifier
-from fmerge.store.fishers import (
+from fmerge.store.fisher_cache import Shelf
+from fmerge.store.fisher_files import (
     check_fisher_path,
     read_fisher,
     read_fisher_header,
@@ -19,10 +21,8 @@ from fmerge.store.fishers import (
 )
 from fmerge.store.language_models import load_language_model
 from fmerge.store.lock import lock_of, only_run
-from fmerge.store.moments import read_second_moments
 from fmerge.store.partial import begun_with, read_partial, remove_partial, write_partial
-from fmerge.store.runs import RunFolder
-from fmerge.store.shelf import Shelf
+from fmerge.store.run_folder import RunFolder
 from fmerge.store.sources import check_resume, load_lightning, load_tokenizer, save_models
 from fmerge.store.weights import reading_headers
 

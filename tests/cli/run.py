@@ -7,7 +7,7 @@ from pathlib import Path
 
 import yaml
 
-from fmerge.cli import main
+from fmerge.cli.app import main
 from tests import tiny
 
 ROOT = Path(__file__).parents[2]

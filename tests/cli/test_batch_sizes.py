@@ -6,9 +6,9 @@ import logging
 import pytest
 import torch
 
-from fmerge import batch_sizes
-from fmerge.cli import main
-from fmerge.memory import find_batch_size
+from fmerge.cli.app import main
+from fmerge.evaluation import batch_size as batch_sizes
+from fmerge.evaluation.memory import find_batch_size
 from fmerge.modules import FisherPass, TextClassifier
 from fmerge.store import read_fisher
 from tests.cli.run import data_config, fails

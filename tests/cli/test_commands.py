@@ -8,7 +8,7 @@ import torch
 import yaml
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from fmerge.cli import main
+from fmerge.cli.app import main
 from fmerge.methods import (
     DARE,
     DELLA,
@@ -25,7 +25,7 @@ from fmerge.methods import (
     TaskArithmetic,
 )
 from fmerge.params import fingerprint, params_of
-from fmerge.store import read_fisher, shelf, write_fisher
+from fmerge.store import fisher_cache, read_fisher, write_fisher
 from tests import oracle, tiny
 from tests.cli.run import data_config, experts, in_process
 from tests.compare import assert_same, relative_error
@@ -213,8 +213,8 @@ def test_the_table_scores_every_row(zoo, tmp_path):
 
 def test_a_merge_reloads_to_the_very_logits(zoo, tmp_path):
     from fmerge.data import MultiTask, TextFiles
-    from fmerge.experts import Expert
-    from fmerge.merge_optimizer import MergeOptimizer
+    from fmerge.merging.experts import Expert
+    from fmerge.merging.optimizer import MergeOptimizer
     from fmerge.modules import TextClassifier
     from fmerge.search import Fixed
     from fmerge.trainer import FMergeTrainer
@@ -252,7 +252,7 @@ def test_a_merge_reloads_to_the_very_logits(zoo, tmp_path):
 def test_df_merge_takes_each_fisher_where_the_coefficient_puts_it(
     zoo, tmp_path, monkeypatch, curve
 ):
-    monkeypatch.setattr(shelf, "in_main_memory", lambda: (0, 1))  # curves go to the disk
+    monkeypatch.setattr(fisher_cache, "in_main_memory", lambda: (0, 1))  # curves go to the disk
     output = tmp_path / "merge"
     tasks = list(zoo.experts)
     coefficients = {tasks[0]: 0.5, tasks[1]: 0.25}

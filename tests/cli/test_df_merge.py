@@ -9,7 +9,7 @@ import torch
 import yaml
 from transformers import AutoModelForSeq2SeqLM
 
-from fmerge.cli import main
+from fmerge.cli.app import main
 from fmerge.store import read_fisher
 from tests import tiny
 from tests.cli.run import ROOT, fails

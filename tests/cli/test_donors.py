@@ -12,7 +12,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from fmerge.cli import main
+from fmerge.cli.app import main
 from fmerge.params import fingerprint, params_of
 from fmerge.store import write_fisher
 from tests import hub_layout, tiny

@@ -11,11 +11,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from fmerge import experts as experts_module
-from fmerge import fisher_run, measured
-from fmerge.cli import main
+from fmerge.cli.app import main
 from fmerge.data import MultiTask
-from fmerge.dry_run import total_seconds
+from fmerge.merging import experts as experts_module
+from fmerge.runs import fisher as fisher_run
+from fmerge.runs import timing as measured
+from fmerge.runs.dry_run import total_seconds
 from fmerge.store import write_fisher
 from tests.cli.run import data_config, experts, fails
 from tests.cli.test_fisher_pass import Own, text_to_text
@@ -167,7 +168,7 @@ def sparse(source, folder, rows):
 
 def test_no_weights_are_read_however_many_there_are(zoo, tmp_path, capfd, monkeypatch):
     """Two experts and a base of 60 GB each."""
-    monkeypatch.setattr("fmerge.dry_run.free_memory", lambda device: 8 * 2**30)
+    monkeypatch.setattr("fmerge.runs.dry_run.free_memory", lambda device: 8 * 2**30)
     width = json.loads((Path(zoo.base) / "config.json").read_text())["hidden_size"]
     rows = 60 * 2**30 // (4 * width)
     names = {**zoo.experts, "base": zoo.base}
@@ -228,7 +229,8 @@ def test_the_estimates_of_both_commands(zoo, tmp_path, capsys, monkeypatch):
     hours = iter(range(0, 3600 * 1000, 3600))
     measure = measured.seconds_of_pass
     monkeypatch.setattr(
-        "fmerge.dry_run.seconds_of_pass", lambda *args: measure(*args, clock=lambda: next(hours))
+        "fmerge.runs.dry_run.seconds_of_pass",
+        lambda *args: measure(*args, clock=lambda: next(hours)),
     )
     config = ["--config", data_config(zoo, tmp_path, "colour"), "--output", tmp_path / "x.h5"]
     fisher = ["fisher", *config, "--expert", zoo.experts["colour"], "--dry_run", "true"]

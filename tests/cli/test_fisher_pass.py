@@ -16,12 +16,12 @@ from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, SingleDevice
 from torch import nn
 from transformers import AutoModelForSeq2SeqLM
 
-from fmerge.cli import main
+from fmerge.cli.app import main
 from fmerge.errors import UserError
 from fmerge.fisher import FisherAccumulator, estimate_fisher
-from fmerge.modules import accumulate
-from fmerge.processes import check_strategy
+from fmerge.modules import fisher_pass as accumulate
 from fmerge.store import read_fisher
+from fmerge.system.watchdog import check_strategy
 from tests import tiny
 from tests.cli.run import data_config, fails, in_process
 from tests.compare import assert_same, relative_error

@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch.cli import LightningCLI  # noqa: F401  imported once, before the forks
 from safetensors.torch import load_file
 
-from fmerge.cli import main
+from fmerge.cli.app import main
 from fmerge.modules import TextClassifier
 from tests.cli.run import data_config
 

@@ -6,9 +6,9 @@ import math
 import pytest
 import torch
 
-from fmerge.cli import main
-from fmerge.evaluation import Evaluator
-from fmerge.merger import Merger
+from fmerge.cli.app import main
+from fmerge.evaluation.evaluator import Evaluator
+from fmerge.merging.assembler import Merger
 from fmerge.methods import TaskArithmetic
 from tests.cli.run import data_config, experts, fails, in_process
 from tests.cli.test_commands import assert_same, body

@@ -3,8 +3,8 @@
 import pytest
 import yaml
 
-from fmerge.cli import main
-from fmerge.parser import one_line
+from fmerge.cli.app import main
+from fmerge.cli.parser import one_line
 from tests.cli.run import data_config, experts, fails, in_process
 
 COMMANDS = ["fit", "fisher", "merge", "validate", "test"]

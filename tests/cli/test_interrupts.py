@@ -13,7 +13,7 @@ import torch
 from lightning.fabric.plugins.io import torch_io
 from safetensors.torch import load_file
 
-from fmerge.cli import main
+from fmerge.cli.app import main
 from fmerge.fisher import FisherAccumulator
 from fmerge.modules import TextClassifier
 from fmerge.store import LOCK, RunFolder, atomic, load_classifier, load_lightning

@@ -16,9 +16,9 @@ import torch
 from lightning.fabric.plugins.io import torch_io
 from safetensors.torch import load_file
 
-from fmerge import shown
-from fmerge.cli import main
+from fmerge.cli.app import main
 from fmerge.modules import TextClassifier
+from fmerge.report import write as shown
 from fmerge.store import atomic, read_fisher
 from tests.cli.run import data_config
 from tests.cli.test_fit_resumes import fit

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fmerge.cli import main
+from fmerge.cli.app import main
 from fmerge.store import RunFolder
 from tests.cli.run import data_config, experts
 

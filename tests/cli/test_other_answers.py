@@ -10,7 +10,7 @@ from transformers import (
     AutoTokenizer,
 )
 
-from fmerge.cli import main
+from fmerge.cli.app import main
 from fmerge.store import read_fisher
 from tests import hub_layout, oracle, tiny
 from tests.compare import assert_same, relative_error

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from fmerge.cli import main
+from fmerge.cli.app import main
 from fmerge.modules import TextClassifier
 from fmerge.store import read_fisher
 from tests.cli.run import data_config, experts, fails

@@ -8,10 +8,10 @@ import pytest
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification
 
-from fmerge.cli import main
+from fmerge.cli.app import main
 from fmerge.methods import TaskArithmetic
 from fmerge.params import params_of
-from fmerge.rows import RUNNER_UP
+from fmerge.report.scores import RUNNER_UP
 from tests.cli.run import experts, fails, in_process
 from tests.cli.test_commands import assert_same, body
 from tests.cli.test_goal import merge, trials

@@ -7,9 +7,9 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from fmerge.cli import main
+from fmerge.cli.app import main
 from fmerge.data.blocks import LEAST
-from fmerge.evaluation import Evaluator
+from fmerge.evaluation.evaluator import Evaluator
 from tests import tiny
 from tests.cli.run import data_config, experts, fails, in_process
 from tests.cli.test_kills import assert_same_folder, kill_at
@@ -160,7 +160,9 @@ def test_two_processes_race_as_one(learnt, both, tmp_path):
 
 
 def test_smaller_batches_and_found_ones_change_no_trial(learnt, both, tmp_path, monkeypatch):
-    monkeypatch.setattr("fmerge.batch_sizes.find_batch_size", lambda run, most: (run(8), 8)[1])
+    monkeypatch.setattr(
+        "fmerge.evaluation.batch_size.find_batch_size", lambda run, most: (run(8), 8)[1]
+    )
     auto = ["--data.batch_size", "auto"]
     main(merge(learnt, tmp_path, tmp_path / "auto", *SOBOL, *RACING, *auto))
     assert trials(tmp_path / "auto") == trials(both[1])

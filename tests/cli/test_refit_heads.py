@@ -12,15 +12,16 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from fmerge import measured, refit
-from fmerge.cli import main
+from fmerge.cli.app import main
 from fmerge.data import MultiTask, TextFiles
 from fmerge.errors import UserError
-from fmerge.evaluation import Evaluator
-from fmerge.experts import Expert
+from fmerge.evaluation import head_refit as refit
+from fmerge.evaluation.evaluator import Evaluator
+from fmerge.evaluation.head_refit import Refitting
+from fmerge.merging.experts import Expert
 from fmerge.modules import TextClassifier
 from fmerge.modules.logistic import STRENGTH
-from fmerge.refit import Refitting
+from fmerge.runs import timing as measured
 from fmerge.store import load_classifier, load_tokenizer
 from fmerge.trainer import FMergeTrainer
 from tests import hub_layout, tiny
@@ -288,7 +289,8 @@ def test_a_dry_run_counts_the_passes(zoo, tmp_path, capsys, monkeypatch):
     hours = iter(range(0, 3600 * 1000, 3600))
     measure = measured.seconds_of_pass
     monkeypatch.setattr(
-        "fmerge.dry_run.seconds_of_pass", lambda *args: measure(*args, clock=lambda: next(hours))
+        "fmerge.runs.dry_run.seconds_of_pass",
+        lambda *args: measure(*args, clock=lambda: next(hours)),
     )
     off = 2 * (3 * 4 + 5 * 3 + (5 + 3))  # 3 trials on 13; 5 rows on 11; the base's heads on 20
     for options, batches in (

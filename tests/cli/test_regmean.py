@@ -7,9 +7,9 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification
 
-from fmerge.cli import main
-from fmerge.grouping import partition
+from fmerge.cli.app import main
 from fmerge.methods import Gram, RegMean
+from fmerge.search.parameter_groups import partition
 from tests import tiny
 from tests.cli.run import data_config, experts, fails, in_process
 from tests.compare import assert_same

@@ -10,12 +10,12 @@ from markdown_it import MarkdownIt
 from scipy import stats
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from fmerge.cli import main
+from fmerge.cli.app import main
 from fmerge.methods import Average, TaskArithmetic
 from fmerge.params import params_of, select, write_params
 from tests import tiny
 from tests.cli.test_commands import rows as rows_of
-from tests.test_report_html import Page
+from tests.report.test_html import Page
 
 NAMES = {"colour": "<b onclick=alert(1)>", "animal": "two | a`b"}
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 
-from fmerge.cli import main
+from fmerge.cli.app import main
 from fmerge.search import AxSearch
 from fmerge.search.base import Trial
 from fmerge.store import RunFolder

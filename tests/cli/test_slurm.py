@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fmerge.cli import main
+from fmerge.cli.app import main
 from fmerge.fisher import FisherAccumulator
 from fmerge.modules import TextClassifier
 from fmerge.store import read_fisher

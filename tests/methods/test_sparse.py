@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fmerge.methods import DARE, DELLA, TIES, Breadcrumbs, TaskArithmetic
-from fmerge.methods.magnitudes import threshold
+from fmerge.methods.pruning import threshold
 from tests.compare import SAMPLED, assert_same
 
 

@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 
 from fmerge.errors import UserError
-from fmerge.objective import Objective, Partial
 from fmerge.search import AxSearch, Fixed, Trial
 from fmerge.search.ax_client import AxClient
-from fmerge.search.compass import compass_point
+from fmerge.search.coordinate_search import compass_point
+from fmerge.search.objective import Objective, Partial
 
 TASKS = ["sst-2", "b"]
 BOUNDS = {"b": 0.7}

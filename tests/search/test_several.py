@@ -7,9 +7,9 @@ import torch
 from botorch.utils.multi_objective.hypervolume import Hypervolume
 
 from fmerge.errors import UserError
-from fmerge.objective import Objective, objectives_of
 from fmerge.search import AxSearch, Fixed, RandomSearch, Trial
 from fmerge.search.ax_client import AxClient
+from fmerge.search.objective import Objective, objectives_of
 
 TASKS = ["sst-2", "b", "c"]
 

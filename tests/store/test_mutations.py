@@ -25,7 +25,7 @@ from fmerge.store import (
     read_fisher,
     write_fisher,
 )
-from fmerge.store.fishers import read_layout
+from fmerge.store.fisher_files import read_layout
 from fmerge.store.folders import check_folder, check_weights, read_object
 from tests import tiny
 

@@ -1,0 +1,213 @@
+"""The command line: LightningCLI with ``fit``, ``validate``, ``test``, ``fisher`` and ``merge``."""
+
+import logging
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar, RichProgressBar
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+from fmerge.cli.parser import FMergeParser
+from fmerge.data import MultiTask
+from fmerge.errors import UserError
+from fmerge.merging.optimizer import MergeOptimizer
+from fmerge.store import check_resume, disk_trouble, load_lightning
+from fmerge.system.watchdog import LostProcessError, watching_processes
+from fmerge.trainer import FMergeTrainer
+
+
+class _ProgressBar(RichProgressBar):
+    @property
+    def predict_description(self) -> str:
+        return "Fisher"  # the one pass under Trainer.predict that shows a bar
+
+
+class FMergeCLI(LightningCLI):
+    """LightningCLI with the Trainer's ``fisher`` and ``merge`` as further commands."""
+
+    _adding = ""
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Names the Trainer's methods that are commands, and the arguments the CLI fills.
+
+        Returns:
+            Command name to the arguments that are not options.
+        """
+        lightning = LightningCLI.subcommands()
+        return {
+            "fit": lightning["fit"],
+            "fisher": {"model", "datamodule"},
+            "merge": {"model", "datamodule"},
+            "validate": lightning["validate"],
+            "test": lightning["test"],
+        }
+
+    def _prepare_subcommand_parser(
+        self, klass: type, subcommand: str, **kwargs: Any
+    ) -> LightningArgumentParser:
+        self._adding = subcommand
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand == "fit":  # where ModelCheckpoint puts its folder
+            parser.link_arguments("output", "trainer.default_root_dir")
+        return parser
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Adds the options of single commands.
+
+        Args:
+            parser: The parser of the command that is being prepared.
+        """
+        parser.set_defaults({"model": {"class_path": "fmerge.modules.TextClassifier"}})
+        if self._adding == "merge":
+            parser.add_lightning_class_args(MergeOptimizer, "optimizer")
+        if self._adding == "fit":
+            parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+            parser.set_defaults(_CHECKPOINT)
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parses the command line; a model that it chooses keeps its own defaults.
+
+        Where the class changes, jsonargparse hands the settings of the class before on to it, and
+        would do so with the defaults of TextClassifier. So a first pass finds the class alone.
+
+        Args:
+            parser: The program's parser.
+            args: The command line; the process's own when None.
+        """
+        given = sys.argv[1:] if args is None else args
+        if isinstance(given, list):
+            given = [one for one in given if not str(one).startswith("--print_config")]
+            if any(str(one).startswith("--optimizer.search.") for one in given):
+                search = {"class_path": "fmerge.search.AxSearch"}  # unless another is named
+                self._parser("merge").set_defaults({"optimizer.search": search})
+            found = parser.parse_args(given, _skip_validation=True)
+            chosen = found.get(f"{found.subcommand}.model.class_path")
+            self._parser(found.subcommand).set_defaults({"model": {"class_path": chosen}})
+        super().parse_arguments(parser, args)
+
+    def _set_seed(self) -> None:
+        try:
+            super()._set_seed()
+        except ValueError as error:
+            raise UserError(f"--seed_everything: {error}") from error
+
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
+        given = config.get("callbacks") or []
+        bars = any(
+            isinstance(one, ProgressBar) for one in (given if isinstance(given, list) else [given])
+        )
+        if config.get("enable_progress_bar") is not False and not bars:
+            callbacks = [*callbacks, _ProgressBar()]
+        try:
+            return super()._instantiate_trainer(config, callbacks)
+        except (ValueError, TypeError) as error:  # an unknown device, precision or strategy
+            reason = " ".join(str(error).split())
+            raise UserError(f"--trainer: {reason}") from error
+
+    def _parse_ckpt_path(self) -> None:
+        """Checks a checkpoint before Lightning takes the model's arguments from it.
+
+        Raises:
+            UserError: If it is damaged, would run code, or is of another class of models.
+        """
+        given = self.config.get(self.config.get("subcommand") or "")
+        if given is not None and (path := given.get("ckpt_path")):
+            check_resume(path)
+            if Path(path).is_file():
+                found = load_lightning(Path(path)).get("hyper_parameters", {}).get("_class_path")
+                own = given.model.class_path
+                if found not in {None, own}:  # naming a class imports its module
+                    raise UserError(
+                        f"--ckpt_path {path}: is of a {found}, but --model is {own}; give the "
+                        "class that it was made with"
+                    )
+        super()._parse_ckpt_path()
+
+    def before_fit(self) -> None:
+        """Hands the resolved configuration to the Trainer."""
+        self._resolve()
+
+    def before_merge(self) -> None:
+        """Hands the resolved configuration to the Trainer."""
+        self._resolve()
+
+    def _resolve(self) -> None:
+        parser = self._parser(self.subcommand)
+        self.trainer.resolved_config = parser.dump(  # type: ignore[attr-defined]
+            self.config[self.subcommand], skip_none=True, skip_link_targets=True
+        )
+
+
+# the best epoch on the monitored metric, and the last one to go on from
+_CHECKPOINT = {
+    "checkpoint.monitor": "val/score",
+    "checkpoint.mode": "max",
+    "checkpoint.filename": "best",
+    "checkpoint.save_last": True,
+    "checkpoint.enable_version_counter": False,
+}
+
+
+def main(args: list[str] | None = None) -> None:
+    """Runs a command; a user's mistake ends it with one line and exit code 2.
+
+    Args:
+        args: The command line without the program's name; the process's own when None.
+    """  # noqa: DOC501 - errors that are not the user's pass through
+    # what Lightning says of devices and of ended loops is no news to a user of fmerge
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", ".*does not have many workers.*")
+    warnings.filterwarnings("ignore", ".*exists and is not empty.*")
+    warnings.filterwarnings("ignore", ".*treespec, LeafSpec.*")
+    try:
+        with watching_processes():
+            _run(args)
+    except (UserError, ValueError) as error:
+        # jsonargparse wraps what a constructor raises into an error of its own
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, UserError):
+            cause = cause.__cause__ or cause.__context__
+        if cause is None:
+            raise
+        sys.stderr.write(f"fmerge: error: {cause}\n")
+        sys.exit(2)
+    except MisconfigurationException as error:
+        reason = " ".join(str(error).split())
+        sys.stderr.write(f"fmerge: error: --trainer: {reason}\n")
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.stderr.write("fmerge: interrupted\n")
+        sys.exit(130)
+    except LostProcessError as error:
+        sys.stderr.write(f"fmerge: error: {error}\n" if str(error) else "")
+        sys.exit(1)
+    except (OSError, RuntimeError) as error:
+        if (trouble := disk_trouble(error)) is None:
+            raise
+        sys.stderr.write(f"fmerge: error: {trouble}\n")
+        sys.exit(2)
+
+
+def _run(args: list[str] | None) -> None:
+    FMergeCLI(
+        LightningModule,
+        MultiTask,
+        trainer_class=FMergeTrainer,
+        trainer_defaults={"logger": False, "enable_model_summary": False},
+        subclass_mode_model=True,
+        save_config_callback=None,
+        auto_configure_optimizers=False,
+        seed_everything_default=0,
+        parser_class=FMergeParser,
+        parser_kwargs={
+            "prog": "fmerge",
+            "description": "Fine-tune, estimate Fishers, merge; each command has its --help.",
+        },
+        args=args,
+    )

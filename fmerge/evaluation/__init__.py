@@ -1,0 +1,1 @@
+"""Passes over the tasks' data: scores, Fishers, Grams, refitted heads."""

@@ -1,0 +1,315 @@
+"""Scores and Fishers of a body, each through a public pass of the Trainer."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import distributed
+
+from fmerge.data import MultiTask, Split
+from fmerge.errors import UserError
+from fmerge.evaluation.batch_size import BatchSizes
+from fmerge.fisher import Errors, Estimator, Fallback, FisherEstimate
+from fmerge.modules import Estimation, FisherPass, Saving, TaskModule
+from fmerge.params import Params, write_params
+from fmerge.search.objective import binomial_error
+from fmerge.store import begun_with
+
+
+@dataclass(frozen=True)
+class FisherSettings:
+    """How a diagonal Fisher is estimated.
+
+    Attributes:
+        estimator: exact: every class, weighted by its probability; sampled: classes drawn from
+            the model; empirical: the true class; rademacher: random signs over whole batches.
+        split: Split that the examples come from. Of the validation split they are among those that
+            choose the merge; ``train`` keeps them apart.
+        examples: How many examples, chosen at random and then fixed; all of the split if null.
+        samples: Draws per example of ``sampled``, backward passes of ``rademacher``.
+        seed: Seed of the choice and of the draws.
+        until: Stop when the relative standard error of the Fisher's total, estimated from the
+            batches so far, is below this; 0.05 is 5%. At most ``examples`` are used.
+        standard_error: Estimate that relative standard error without stopping by it.
+        fallback: What is done about parameters that no rule covers: exact differentiation
+            example by example, by vmap or a loop, or an error that names them.
+        curve: For DFMerge, at how many coefficients between 0 and 1 each task's Fisher is
+            computed, once, to be interpolated in between: a trial then needs no gradient. So many
+            copies of every Fisher are kept in memory, and on the output's disk once less than a
+            fifth of the memory would be free. 0 computes them anew in every trial, as the paper
+            does.
+    """
+
+    estimator: Estimator = "exact"
+    split: Split = "train"
+    examples: int | None = None
+    samples: int = 1
+    seed: int = 0
+    until: float | None = None
+    standard_error: bool = False
+    fallback: Fallback = "vmap"
+    curve: int = 0
+
+    def __post_init__(self) -> None:
+        """Checks the numbers.
+
+        Raises:
+            UserError: If one is out of its range.
+        """
+        for name, value in (("examples", self.examples), ("samples", self.samples)):
+            if value is not None and value < 1:
+                raise UserError(f"{name}: is {value}, but a Fisher needs at least 1")
+        if self.curve < 0 or self.curve == 1:
+            raise UserError(f"curve: is {self.curve}, but a curve needs 2 nodes; 0 is no curve")
+        if self.until is not None and not 0 < self.until < 1:
+            raise UserError(f"until: is {self.until}, but a relative error lies between 0 and 1")
+
+    @property
+    def estimation(self) -> Estimation:
+        """The part of it that a pass over given examples needs."""
+        errors: Errors | None = "total" if self.standard_error or self.until else None
+        return Estimation(
+            self.estimator, self.samples, self.seed, self.fallback, errors, self.until
+        )
+
+
+class Evaluator:
+    """Runs passes over the tasks' data, on the Trainer's device, precision and processes.
+
+    Args:
+        trainer: The Trainer, whose ``validate``, ``test`` and ``predict`` are used.
+        module: The task module; its weights are changed by the passes that take a body. Any
+            LightningModule with ``label_log_probs`` will do for a Fisher at its own weights.
+        data: The tasks.
+    """
+
+    def __init__(self, trainer: Trainer, module: LightningModule, data: MultiTask) -> None:
+        self.trainer = trainer
+        self.module = module
+        self.data = data
+        self.sizes = BatchSizes(trainer, data)
+        self._passes: dict[tuple[str, Estimation], FisherPass] = {}
+        data.trainer = trainer
+        data.prepare_data()
+        data.setup("validate")
+        self._start_metrics()
+
+    def _start_metrics(self) -> None:
+        if isinstance(self.module, TaskModule):
+            self.module.add_metrics(self.data.labels, self.data.metrics)
+            self.module.val_loss.reset()
+
+    def write_body(self, body: Params) -> None:
+        """Copies a body into the live module, whose tasks all share it.
+
+        Args:
+            body: Body tensors by name.
+
+        Raises:
+            TypeError: If the module is none that shares a body.
+        """
+        if not isinstance(self.module, TaskModule):
+            raise TypeError(f"{type(self.module).__name__} is no TaskModule: it shares no body")
+        write_params(self.module.task_model(next(iter(self.data.tasks))), body)
+
+    def score(self, body: Params, split: Split, tasks: Sequence[str]) -> dict[str, float]:
+        """Scores a body, with each task's own head.
+
+        Args:
+            body: Body tensors by name.
+            split: ``validation`` or ``test``.
+            tasks: Which tasks.
+
+        Returns:
+            Task name to the mean of its metrics.
+        """
+        self.write_body(body)
+        results = self._score(split, tasks, lambda data: data.loaders(split, tasks))
+        metrics: dict[str, float] = {key: value for one in results for key, value in one.items()}
+        return {
+            task: mean({key: one for key, one in metrics.items() if key.startswith(f"{task}/")})
+            for task in tasks
+        }
+
+    def right_answers(
+        self, module: TaskModule, split: Split, tasks: Sequence[str], block: int
+    ) -> dict[str, list[bool]]:
+        """Scores the module's present weights on one block of a split.
+
+        Args:
+            module: The live module.
+            split: ``validation`` or ``test``.
+            tasks: Which tasks.
+            block: Which of the split's disjoint blocks.
+
+        Returns:
+            Task name to whether each example was right, in one order on all processes and
+            whatever the batches; without tasks for which the block is empty.
+        """
+
+        def loaders(data: MultiTask) -> dict[str, Any]:
+            module.right = {}  # also where a pass is made again with smaller batches
+            # what a batch size is tried on has no blocks
+            return data.loaders(split, tasks, block=block if data is self.data else None)
+
+        if not loaders(self.data):
+            return {}
+        try:
+            self._score(split, tasks, loaders)
+            mine = {task: torch.cat(parts).tolist() for task, parts in (module.right or {}).items()}
+        finally:
+            module.right = None
+        if self.trainer.world_size == 1:
+            return mine
+        shares: list[Any] = [None] * self.trainer.world_size
+        distributed.all_gather_object(shares, mine)
+        # the k-th example of the first process, of the second, and so on, as their sampler deals
+        return {
+            task: [
+                one for k in range(len(own)) for share in shares for one in share[task][k : k + 1]
+            ]
+            for task, own in shares[0].items()
+        }
+
+    def _score(
+        self, split: Split, tasks: Sequence[str], loaders: Callable[[MultiTask], Any]
+    ) -> list[Mapping[str, float]]:
+        run = self.trainer.test if split == "test" else self.trainer.validate
+
+        def whole(data: MultiTask) -> list[Mapping[str, float]]:
+            try:
+                return run(self.module, dataloaders=loaders(data), verbose=False)
+            except BaseException:
+                self._start_metrics()  # half a pass must not enter the scores of the next
+                raise
+
+        with silent(self.trainer):
+            return self.sizes.make("scores", split, tasks, whole)
+
+    def errors(self, scores: Mapping[str, float], split: Split) -> dict[str, float]:
+        """Estimates how far scores are from those on infinitely many examples.
+
+        Args:
+            scores: Score by task.
+            split: What they were scored on, all of it.
+
+        Returns:
+            Binomial standard error by task, for the tasks that are scored by accuracy alone.
+        """
+        loaders = self.data.loaders(split, list(scores))
+        return {
+            task: binomial_error(score, len(loaders[task].dataset))  # type: ignore[arg-type]
+            for task, score in scores.items()
+            if by_accuracy(self.data, task)
+        }
+
+    def fisher(
+        self,
+        task: str,
+        settings: FisherSettings,
+        body: Params | None = None,
+        bar: bool = False,
+        saving: Saving | None = None,
+    ) -> FisherEstimate:
+        """Estimates a task's diagonal Fisher.
+
+        Args:
+            task: The task, whose head is used.
+            settings: Estimator and examples.
+            body: Where to take it; at the module's present weights when None.
+            bar: Whether to show Lightning's progress bar.
+            saving: Where unfinished sums are kept; nowhere when None.
+
+        Returns:
+            The Fisher over body and head.
+        """
+        if body is not None:
+            self.write_body(body)
+        kind = f"Fisher of {task}"
+        if saving is not None and self.data.automatic:
+            begun = begun_with(saving.path, saving.belongs_to, "batch_size")
+            if isinstance(begun, int) and begun > 0:
+                self.sizes.found[kind] = begun
+
+        def whole(data: MultiTask) -> FisherEstimate:
+            real = data is self.data
+            return self._fisher(data, task, settings, bar and real, saving if real else None)
+
+        return self.sizes.make(kind, settings.split, [task], whole)
+
+    def _fisher(
+        self,
+        data: MultiTask,
+        task: str,
+        settings: FisherSettings,
+        bar: bool,
+        saving: Saving | None,
+    ) -> FisherEstimate:
+        key = (task, settings.estimation)
+        if key not in self._passes:
+            self._passes[key] = FisherPass(self.module, *key)
+        one = self._passes[key]
+        if saving is not None:  # sums up to a batch mean nothing where batches are smaller
+            belongs_to = {**saving.belongs_to, "batch_size": data.batch_size}
+            saving = replace(saving, belongs_to=belongs_to)
+        one.saving = saving
+        # errors are estimated from the batches, which are random draws only in random order
+        shuffled = key[1].errors is not None
+        loader = data.loaders(settings.split, [task], settings.examples, settings.seed, shuffled)[
+            task
+        ]
+        examples, size = len(loader.dataset), loader.batch_size or 1  # type: ignore[arg-type]
+        one.common_batches = -(-(examples // self.trainer.world_size) // size)
+        with silent(self.trainer, on=not bar):
+            self.trainer.predict(one, dataloaders=loader, return_predictions=False)
+        return one.estimate
+
+
+def by_accuracy(data: MultiTask, task: str) -> bool:
+    """Tells whether a task's score is a share of its examples.
+
+    Args:
+        data: The tasks.
+        task: The task.
+
+    Returns:
+        Whether accuracy is its one metric.
+    """
+    return list(data.metrics[task]) == ["accuracy"]
+
+
+@contextmanager
+def silent(trainer: Trainer, on: bool = True) -> Iterator[None]:
+    """Hides Lightning's own bar during a pass of which there will be many.
+
+    Args:
+        trainer: The Trainer.
+        on: Whether to do so at all.
+
+    Yields:
+        Nothing.
+    """
+    bar = trainer.progress_bar_callback
+    if bar is None or not on:
+        yield
+        return
+    bar.disable()
+    try:
+        yield
+    finally:
+        bar.enable()
+
+
+def mean(scores: Mapping[str, float]) -> float:
+    """Averages scores, unweighted.
+
+    Args:
+        scores: Name to score.
+
+    Returns:
+        Their mean.
+    """
+    return float(torch.tensor(list(scores.values()), dtype=torch.float64).mean())

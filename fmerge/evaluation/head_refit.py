@@ -1,0 +1,257 @@
+"""Heads that fit a merged body: each task's last linear layer, fitted to the body's features."""
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor, distributed, nn
+
+from fmerge.data import MultiTask, Split
+from fmerge.errors import UserError, known
+from fmerge.evaluation.evaluator import Evaluator, silent
+from fmerge.modules import HeadInputs, TaskModule, TextClassifier, fit_linear, last_linear
+from fmerge.params import Params, using_params
+
+_LOG = logging.getLogger(__name__)
+
+Refit = Literal["off", "end", "trials"]
+
+Heads = Mapping[str, Params]
+"""Task name to the refitted tensors of its head, by their names in the task's network."""
+
+
+@dataclass(frozen=True)
+class Refitting:
+    """When heads are refitted, and on what.
+
+    Attributes:
+        when: off: never, but for the table's reference; end: to the best merge; trials: to the
+            merge of every trial as well.
+        examples: How many training examples of each task; all if None, and of the reference
+            where the merge's own heads are not refitted.
+        seed: Seed of their choice.
+    """
+
+    when: Refit = "off"
+    examples: int | None = 512
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Checks the number.
+
+        Raises:
+            UserError: If there are too few examples for two classes.
+        """
+        if self.examples is not None and self.examples < 2:
+            raise UserError(
+                f"--refit_examples: is {self.examples}, but two classes need at least 2"
+            )
+
+    @property
+    def wanted(self) -> bool:
+        """Whether the merge's own heads are refitted."""
+        return self.when != "off"
+
+    @property
+    def most(self) -> int | None:
+        """How many examples of a task are used, all if None."""
+        return self.examples if self.wanted else None
+
+
+def obstacle(module: TaskModule, data: MultiTask | None, models: Mapping[str, nn.Module]) -> str:
+    """Finds out why heads cannot be refitted.
+
+    Args:
+        module: Runs the networks.
+        data: The tasks, if there are any.
+        models: Task name to network.
+
+    Returns:
+        The reason; nothing if they can be.
+    """
+    if data is None:
+        return "there are no data (--data) to refit heads on"
+    for task, model in models.items():
+        classes = len(data.labels[task])
+        if not isinstance(module, TextClassifier) or classes < 2:
+            return f"task '{task}' has no classes"
+        found = last_linear(model)
+        if found is None or found[1].out_features != classes:
+            return f"the head of task '{task}' does not end in a linear layer of {classes} outputs"
+    return ""
+
+
+def check_refitting(
+    settings: Refitting,
+    module: TaskModule,
+    data: MultiTask | None,
+    models: Mapping[str, nn.Module],
+    reference: bool,
+) -> None:
+    """Proves that heads can be refitted where they are to be, before any long work.
+
+    Args:
+        settings: When, and on what.
+        module: Runs the networks.
+        data: The tasks, if there are any.
+        models: Task name to network.
+        reference: Whether the table shows the base with refitted heads, where that can be.
+
+    Raises:
+        UserError: If there are no classes, no training examples, or too few of them.
+    """
+    reason = obstacle(module, data, models)
+    if settings.wanted and reason:
+        raise UserError(f"--refit_heads: is {settings.when}, but {reason}; leave it off")
+    if data is None or reason or not (settings.wanted or reference):
+        return
+    for task in models:
+        names = data.labels[task]
+        chosen = data.choose(task, "train", settings.most, settings.seed)
+        seen = {int(example["label"]) for example in chosen}
+        missing = [name for number, name in enumerate(names) if number not in seen]
+        if len(seen) < 2:
+            option, other = "--refit_examples", "or --refit_heads off"
+            if not settings.wanted:
+                option, other = "--references", "or --references experts"
+            raise UserError(
+                f"{option}: the {len(chosen)} training examples of task '{task}' are all of one "
+                f"class, to which no head can be refitted; take more, of {known(names)}, {other}"
+            )
+        if missing:
+            rank_zero_only(_LOG.warning)(
+                "a refitted head of '%s' will never answer %s, which none of the %d training "
+                "examples is of; --refit_examples may take more", task, known(missing), len(chosen),
+            )  # fmt: skip
+
+
+class Refitter:
+    """Refits the last linear layers of some tasks' heads to a body, and scores with them.
+
+    Args:
+        evaluator: Runs the passes; its module is a TextClassifier.
+        settings: On which examples.
+        tasks: The tasks.
+
+    Raises:
+        TypeError: If the module is no TextClassifier.
+    """
+
+    def __init__(self, evaluator: Evaluator, settings: Refitting, tasks: Sequence[str]) -> None:
+        module = evaluator.module
+        if not isinstance(module, TextClassifier):
+            raise TypeError(f"{type(module).__name__} is no TextClassifier")
+        self.evaluator = evaluator
+        self.module = module
+        self.settings = settings
+        self._passes = {task: HeadInputs(module, task) for task in tasks}
+
+    def fit(self, body: Params) -> Heads:
+        """Fits the last layer of every task's head to a body.
+
+        Args:
+            body: Body tensors by name.
+
+        Returns:
+            The layers' new weights and biases in float32, the same in every process; the live
+            module keeps its own.
+        """
+        self.evaluator.write_body(body)
+        return {task: self._fit(task) for task in self._passes}
+
+    def score(self, body: Params, split: Split, heads: Heads) -> dict[str, float]:
+        """Scores a body with refitted heads, and gives the live module its own ones back.
+
+        Args:
+            body: Body tensors by name.
+            split: ``validation`` or ``test``.
+            heads: What ``fit`` returned.
+
+        Returns:
+            Task name to the mean of its metrics.
+        """
+        with self._wearing(heads):
+            return self.evaluator.score(body, split, list(heads))
+
+    @contextmanager
+    def fitted(self, body: Params) -> Iterator[None]:
+        """Writes a body into the live module, under heads refitted to it for as long as it lasts.
+
+        Args:
+            body: Body tensors by name.
+
+        Yields:
+            Nothing.
+        """
+        with self._wearing(self.fit(body)):
+            yield
+
+    @contextmanager
+    def _wearing(self, heads: Heads) -> Iterator[None]:
+        with ExitStack() as stack:
+            for task, head in heads.items():
+                stack.enter_context(using_params(self.module.task_model(task), head))
+            yield
+
+    def _fit(self, task: str) -> Params:
+        name, layer = self._passes[task].name, self._passes[task].layer
+        features, labels = self._features(task)
+        trainer = self.evaluator.trainer
+        found: tuple[Tensor, Tensor] | str = ""
+        if trainer.is_global_zero:
+            try:
+                found = fit_linear(features, labels, layer.out_features, layer.bias is not None)
+            except (UserError, ValueError, MemoryError) as error:
+                found = f"task '{task}': {error}"  # the other processes wait to hear of it
+        found = trainer.strategy.broadcast(found)
+        if isinstance(found, str):
+            raise UserError(found)
+        weight, bias = (tensor.float() for tensor in found)
+        head = {f"{name}.weight": weight}
+        return head if layer.bias is None else head | {f"{name}.bias": bias}
+
+    def _features(self, task: str) -> tuple[Tensor, Tensor]:
+        """Features and labels of the task's examples, in one order for any number of processes."""
+        trainer, settings = self.evaluator.trainer, self.settings
+
+        def whole(data: MultiTask) -> Any:
+            loader = data.loaders("train", [task], settings.most, settings.seed)[task]
+            with silent(trainer):
+                return trainer.predict(self._passes[task], dataloaders=loader)
+
+        outputs = self.evaluator.sizes.make(f"features of {task}", "train", [task], whole)
+        own = outputs, self._passes[task].ends_head
+        found: list[Any] = [own]
+        if trainer.world_size > 1:
+            found = [None] * trainer.world_size
+            distributed.all_gather_object(found, own)
+        if not all(ends for _, ends in found):  # only now do all processes know
+            raise UserError(
+                f"the head of task '{task}' does not end with its last linear layer, which alone "
+                "could be refitted; set --refit_heads off and --references experts"
+            )
+        batches = [
+            part for part, _ in found if part
+        ]  # more processes than examples: some have none
+        features = [torch.cat([batch[0] for batch in part]) for part in batches]
+        labels = [torch.cat([batch[1] for batch in part]) for part in batches]
+        return in_order(features), in_order(labels)
+
+
+def in_order(parts: Sequence[Tensor]) -> Tensor:
+    """Puts the rows together that processes had in turns.
+
+    Args:
+        parts: Of p processes, the r-th's rows r, r + p, r + 2p, …
+
+    Returns:
+        All rows.
+    """
+    whole = parts[0].new_empty((sum(map(len, parts)), *parts[0].shape[1:]))
+    for rank, part in enumerate(parts):
+        whole[rank :: len(parts)] = part
+    return whole

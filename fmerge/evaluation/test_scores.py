@@ -1,0 +1,201 @@
+"""The test of a merge and of what it is measured against: one pass a body."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from fmerge.data import MultiTask, Split
+from fmerge.evaluation.evaluator import Evaluator, by_accuracy, mean
+from fmerge.modules import Outcomes, recording
+from fmerge.modules.metrics import make_metric
+from fmerge.params import Params
+from fmerge.report.confidence import (
+    DRAWS,
+    Estimate,
+    mean_over_tasks,
+    normal,
+    paired,
+    resampled,
+    wilson,
+)
+from fmerge.report.scores import (
+    AVERAGE,
+    EXPERTS,
+    REFERENCES,
+    REFITTED,
+    RUNNER_UP,
+    Comparison,
+    Row,
+    TaskFacts,
+)
+
+_SPLITS: tuple[Split, ...] = ("validation", "test")
+
+
+@dataclass
+class _Tested:
+    """A row in the making.
+
+    Attributes:
+        scores: Score by task.
+        outcomes: What was answered to each example, for the tasks where that is known.
+        draws: The score on bootstrap resamples, of tasks that are not scored by accuracy alone.
+    """
+
+    scores: dict[str, float] = field(default_factory=dict)
+    outcomes: Outcomes = field(default_factory=dict)
+    draws: dict[str, Tensor] = field(default_factory=dict)
+
+
+class TestTable:
+    """Tests bodies, each once, and tells how sure their scores and differences are.
+
+    Args:
+        evaluator: Runs the passes.
+        draws: How many resamples tell the error of what is no accuracy.
+    """
+
+    __test__ = False  # to pytest
+
+    def __init__(self, evaluator: Evaluator, draws: int = DRAWS) -> None:
+        self.evaluator = evaluator
+        self.draws = draws
+        self._tested: dict[str, _Tested] = {}
+
+    def add(self, name: str, body: Params, tasks: Sequence[str]) -> None:
+        """Tests a body, under each task's own head.
+
+        Args:
+            name: The row; what it has of other tasks stays.
+            body: The body.
+            tasks: The tasks.
+        """
+        self.record(name, lambda: self.evaluator.score(body, "test", tasks))
+
+    def record(self, name: str, test: Callable[[], dict[str, float]]) -> None:
+        """Tests a model.
+
+        Args:
+            name: The row; what it has of other tasks stays.
+            test: Makes one test of the Trainer, and returns the scores by task.
+        """
+        row = self._tested.setdefault(name, _Tested())
+        with recording(self.evaluator.trainer) as recorder:
+            row.scores |= test()
+        row.outcomes |= recorder.outcomes(self.evaluator.trainer)
+
+    def rows(self) -> list[Row]:
+        """Lists what was tested.
+
+        Returns:
+            The rows, the references first; with intervals in the first process alone.
+        """
+        order = [*REFERENCES, RUNNER_UP, RUNNER_UP + REFITTED, *self._tested]
+        return [self._row(name) for name in dict.fromkeys(order) if name in self._tested]
+
+    def _row(self, name: str) -> Row:
+        row = self._tested[name]
+        if not self.evaluator.trainer.is_global_zero:
+            return Row(name, row.scores)
+        found = {task: self._estimate(row, task) for task in row.scores}
+        known = {task: one for task, one in found.items() if one is not None}
+        return Row(name, row.scores, known, mean_over_tasks(list(found.values())))
+
+    def comparisons(self, name: str) -> list[Comparison]:
+        """Compares a row with the plain average, the runner-up and the experts.
+
+        Rows with refitted heads are compared with each other, and with the experts.
+
+        Args:
+            name: The row.
+
+        Returns:
+            The comparisons with those of them that were tested; in the first process alone.
+        """
+        if not self.evaluator.trainer.is_global_zero:
+            return []
+        return [
+            self._compare(name + heads, against)
+            for heads in ("", REFITTED)
+            for against in (AVERAGE + heads, RUNNER_UP + heads, EXPERTS)
+            if {name + heads, against} <= self._tested.keys() and name + heads != against
+        ]
+
+    def _compare(self, name: str, against: str) -> Comparison:
+        one, other = self._tested[name], self._tested[against]
+        found = {task: self._difference(one, other, task) for task in one.scores}
+        return Comparison(name, against, found, mean_over_tasks(list(found.values())))
+
+    def _estimate(self, row: _Tested, task: str) -> Estimate | None:
+        if by_accuracy(self.evaluator.data, task):
+            known = row.outcomes.get(task)
+            number = len(known[1]) if known else _examples(self.evaluator.data, task, "test")
+            return wilson(row.scores[task], number)
+        draws = self._draws(row, task)
+        return None if draws is None else normal(row.scores[task], float(draws.std()))
+
+    def _difference(self, one: _Tested, other: _Tested, task: str) -> Estimate | None:
+        if task not in one.outcomes or task not in other.outcomes:
+            return None
+        if by_accuracy(self.evaluator.data, task):
+            return paired(_right(one, task), _right(other, task))
+        mine, its = self._draws(one, task), self._draws(other, task)
+        if mine is None or its is None:
+            return None
+        return normal(one.scores[task] - other.scores[task], float((mine - its).std()))
+
+    def _draws(self, row: _Tested, task: str) -> Tensor | None:
+        """The task's own metrics on resamples, which are the same for every row."""
+        if task not in row.outcomes:
+            return None
+        if task not in row.draws:
+            data = self.evaluator.data
+            metrics = {
+                name: make_metric(name, len(data.labels[task])) for name in data.metrics[task]
+            }
+            predictions, targets = row.outcomes[task]
+
+            def score(chosen: Tensor) -> float:
+                found = {}
+                for name, metric in metrics.items():
+                    metric.reset()
+                    metric.update(predictions[chosen], targets[chosen])
+                    found[name] = float(metric.compute())
+                return mean(found)
+
+            row.draws[task] = resampled(score, len(targets), self.draws)
+        return row.draws[task]
+
+
+def task_facts(data: MultiTask | None, hashes: Mapping[str, str]) -> dict[str, TaskFacts]:
+    """Says what tasks are scored on.
+
+    Args:
+        data: The tasks, if there are any.
+        hashes: Of each task's validation examples.
+
+    Returns:
+        What is told of each.
+    """
+    if data is None:
+        return {}
+    return {
+        name: TaskFacts(
+            type(task).__name__,
+            task.metrics,
+            {split: _examples(data, name, split) for split in _SPLITS},
+            hashes[name],
+        )
+        for name, task in data.tasks.items()
+    }
+
+
+def _examples(data: MultiTask, task: str, split: Split) -> int:
+    return len(data.loaders(split, [task])[task].dataset)  # type: ignore[arg-type]
+
+
+def _right(row: _Tested, task: str) -> Tensor:
+    predictions, targets = row.outcomes[task]
+    return (predictions == targets).to(torch.float64)

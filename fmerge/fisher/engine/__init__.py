@@ -1,0 +1,1 @@
+"""The exact engine: a batched pass whose squares are taken example by example."""

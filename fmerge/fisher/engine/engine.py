@@ -1,0 +1,203 @@
+"""Sums of squared per-example gradients from one forward pass of a whole batch."""
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fmerge.fisher.batches import LogProbs, differentiating
+from fmerge.fisher.engine.gradients import Term
+from fmerge.fisher.engine.parameter_uses import Layout, covered_layers
+from fmerge.fisher.engine.per_example import Fallback, PerExample, square_gradients
+from fmerge.fisher.engine.recorder import Recording
+from fmerge.fisher.engine.self_check import Check
+from fmerge.fisher.engine.squares import add_squares
+from fmerge.params import Params
+
+Weigh = Callable[[Tensor], Tensor]
+"""From ℓ (n, c) to W (n, c), the weights of the squares."""
+
+_ATTEMPTS = 4
+"""A batch is recorded again after its kind was checked, but not for ever."""
+
+_ROUNDS = 30
+"""Each round of a check settles something; a model that never settles goes to the fallback."""
+
+_LOG = logging.getLogger(__name__)
+
+
+class SquaredGradients:
+    r"""Adds squared per-example gradients of log-likelihoods to sums.
+
+    .. math::
+        sums \mathrel{+}= \sum_n \sum_c W_{nc} (\partial \ell_{nc} / \partial \theta)^2
+
+    Args:
+        module: The module whose layers are recorded; they stay the same.
+        log_probs: From a batch to ℓ (n, c).
+        parameters: The parameters to differentiate, by name.
+        fallback: What is done about parameters that no rule covers.
+
+    Attributes:
+        uncovered: Names of the parameters that went to the fallback.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        log_probs: LogProbs,
+        parameters: Mapping[str, nn.Parameter],
+        fallback: Fallback = "vmap",
+    ) -> None:
+        self.module = module
+        self.log_probs = log_probs
+        self.parameters = dict(parameters)
+        self.fallback = fallback
+        self.uncovered: set[str] = set()
+        self._names = {parameter: name for name, parameter in parameters.items()}
+        self._layouts: dict[str, Layout] = {}
+        self._checked: set[Any] = set()
+        self._everything = list(module.parameters())
+        self._covered = self.parameters
+        self._layers = covered_layers(module, set(self._covered.values()))
+        self._per_example = PerExample(module, log_probs, fallback)
+
+    def add(self, batch: Any, n: int, weigh: Weigh, sums: Params) -> None:
+        """Adds one batch.
+
+        Args:
+            batch: n examples.
+            n: Their number.
+            weigh: From ℓ (n, c) to W (n, c).
+            sums: What is added to, by name.
+        """
+        if n == 1:  # the gradient of the batch is that of the example
+            with differentiating(self.parameters.values(), self._everything):
+                log_likelihoods = self._log_likelihoods(batch, 1)
+                seeds = candidate_seeds(log_likelihoods, weigh(log_likelihoods))
+                square_gradients(log_likelihoods, seeds, self.parameters, sums)
+            return
+        seeds_or_none, attempts = None, 0
+        while seeds_or_none is None:
+            if attempts:
+                self._check(batch, n)
+            if attempts > _ATTEMPTS:  # its calls are others each time
+                self._leave(set(self._covered))
+            with differentiating(self._covered.values(), self._everything):
+                seeds_or_none = self._try(batch, n, weigh, sums)
+            attempts += 1
+        uncovered = {name: self.parameters[name] for name in sorted(self.uncovered)}
+        if uncovered:
+            self._per_example.add(batch, seeds_or_none, uncovered, sums)
+
+    def _try(self, batch: Any, n: int, weigh: Weigh, sums: Params) -> list[Tensor] | None:
+        """Adds the covered parameters' squares; None if this kind of batch was not checked."""
+
+        def square(parameter: nn.Parameter, terms: list[Term]) -> None:
+            add_squares(terms, sums[self._names[parameter]])
+
+        recording = Recording(self._layers, self._names, n, self._layouts)
+        with recording.record():
+            log_likelihoods = self._log_likelihoods(batch, n, recording)
+            unseen, leaves = recording.unseen(log_likelihoods)
+            if self._covered and (unseen or self._kind(recording) not in self._checked):
+                return None
+            seeds = candidate_seeds(log_likelihoods, weigh(log_likelihoods))
+            for k, seed in enumerate(seeds):
+                last = k + 1 == len(seeds)
+                recording.backward(log_likelihoods, leaves, seed, square, keep=not last)
+        return seeds
+
+    def _check(self, batch: Any, n: int) -> None:
+        """Finds out how rows belong to examples and which parameters the rules cover."""
+        check = Check(n, self._layouts)
+        done, rounds = False, 0
+        while not done:
+            rounds += 1
+            if rounds > _ROUNDS:
+                self._leave(set(self._covered))
+            with differentiating(self._covered.values(), self._everything):
+                done = self._check_once(check, batch, n)
+
+    def _check_once(self, check: Check, batch: Any, n: int) -> bool:
+        """Returns False where something was learnt, so that the batch is to be checked again.
+
+        No graph and no recording outlives it: a batch has the memory of one of them at a time.
+        """
+        values = self._log_likelihoods(batch, n)
+        check.differentiate(values, list(self._covered.values()))
+        values = values.detach()  # frees the graph
+        recording = Recording(self._layers, self._names, n, self._layouts)
+        with recording.record():
+            log_likelihoods = self._log_likelihoods(batch, n, recording)
+            check.compare_values(values, log_likelihoods)
+            kind = self._kind(recording)
+            unseen, leaves = recording.unseen(log_likelihoods)
+            learnt, differing = check.compare_gradients(recording, log_likelihoods, leaves)
+        if learnt:
+            return False
+        failed = unseen or differing
+        if failed:
+            self._leave({self._names[parameter] for parameter in failed})
+            return False
+        self._checked.add(kind)
+        return True
+
+    def _kind(self, recording: Recording) -> Any:
+        """What two batches must share for one check to hold for both."""
+        return recording.structure(), tuple(sorted(self.uncovered))
+
+    def _log_likelihoods(self, batch: Any, n: int, recording: Recording | None = None) -> Tensor:
+        if recording is None:
+            torch.clear_autocast_cache()
+            result = self.log_probs(batch)
+        else:
+            result = recording.forward(self.log_probs, batch)
+        if result.ndim != 2 or len(result) != n:
+            raise ValueError(
+                f"log_probs gave a tensor of shape {tuple(result.shape)} for {n} examples; "
+                f"expected ({n}, number of candidates)"
+            )
+        return result
+
+    def _leave(self, names: set[str]) -> None:
+        """Leaves parameters to the fallback, saying so."""
+        listed = ", ".join(sorted(names))
+        if self.fallback == "error":
+            raise ValueError(f"no rule covers every use of the parameters {listed}")
+        _LOG.warning("differentiated example by example, since no rule covers them: %s", listed)
+        self.uncovered |= names
+        self._covered = {
+            name: p for name, p in self.parameters.items() if name not in self.uncovered
+        }
+        self._layers = covered_layers(self.module, set(self._covered.values()))
+
+
+def candidate_seeds(log_likelihoods: Tensor, weights: Tensor) -> list[Tensor]:
+    """Makes the seeds of the backward passes: the k-th takes each example's k-th candidate.
+
+    A seed is √W, so that the squares carry the weight W.
+
+    Args:
+        log_likelihoods: ℓ (n, c).
+        weights: W (n, c), zero for candidates that are left out.
+
+    Returns:
+        As many (n, c) as the most candidates any example has.
+
+    Raises:
+        ValueError: If a weight is not finite.
+    """
+    if not bool(torch.isfinite(weights).all()):
+        raise ValueError("the log-likelihoods of an example are not numbers, or all are -inf")
+    present = weights > 0
+    order = present.to(torch.int8).argsort(dim=1, descending=True, stable=True)
+    roots = weights.to(log_likelihoods.dtype).sqrt()
+    seeds = []
+    for k in range(int(present.sum(1).max())):
+        candidate = order[:, k : k + 1]
+        seed = torch.zeros_like(roots)
+        seeds.append(seed.scatter_(1, candidate, roots.gather(1, candidate)))
+    return seeds

@@ -1,0 +1,1 @@
+"""From experts and coefficients to a merge: reading, checking, assembling, searching."""

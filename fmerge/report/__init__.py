@@ -1,0 +1,1 @@
+"""What a merge shows: tables, pictures, Markdown, HTML and model cards."""

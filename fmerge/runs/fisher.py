@@ -1,0 +1,206 @@
+"""One Fisher from an expert and its data to a file."""
+
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from rich.console import Console
+
+from fmerge import __version__
+from fmerge.data import MultiTask
+from fmerge.runs.dry_run import show_fisher_plan
+from fmerge.errors import UserError
+from fmerge.evaluation.evaluator import Evaluator, FisherSettings
+from fmerge.fisher import FisherEstimate
+from fmerge.fisher.summary import fisher_table
+from fmerge.system.signals import asking_to_stop
+from fmerge.modules import Saving, TaskModule
+from fmerge.params import check_finite, check_same_layout, fingerprint, params_of
+from fmerge.store import (
+    load_lightning,
+    load_tokenizer,
+    reading_headers,
+    remove_leftovers,
+    remove_partial,
+    write_fisher,
+)
+
+
+class FisherRun:
+    """The Fisher of one expert on one task, saved now and then, so that it can be gone on with.
+
+    Args:
+        trainer: The Trainer whose prediction pass is used.
+        module: The kind of model; a LightningModule with ``label_log_probs`` if no task module.
+        data: The data.
+        task: The task.
+        settings: Estimator and examples.
+        output: The file to write.
+        save_every: Seconds between two savings of what is unfinished.
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        module: LightningModule,
+        data: MultiTask,
+        task: str,
+        settings: FisherSettings,
+        output: Path,
+        save_every: float,
+    ) -> None:
+        self.trainer = trainer
+        self.module = module
+        self.data = data
+        self.task = task
+        self.settings = settings
+        self.output = output
+        self.save_every = save_every
+
+    def run(self, expert: str | None) -> FisherEstimate:
+        """Reads the expert, makes the pass and writes the Fisher in the first process.
+
+        Args:
+            expert: Where the weights are; those the module was made with when None.
+
+        Returns:
+            The Fisher, by parameter name, and the number of examples used.
+
+        Raises:
+            SystemExit: If a signal asked to stop, once the sums are saved.
+        """
+        self.data.check_splits(self.settings.split)
+        provenance = self._provenance(expert, self._load(expert))
+        belongs_to = {
+            **provenance,
+            "examples": self.settings.examples,
+            "until": self.settings.until,
+            "standard_error": self.settings.standard_error,  # it sets the examples' order
+            "module": {name: str(value) for name, value in self.module.hparams.items()},
+            "processes": self.trainer.world_size,
+            "data_sha256": self.data.fingerprint(self.task, self.settings.split),
+        }
+        evaluator = Evaluator(self.trainer, self.module, self.data)
+        path = self._unfinished(self.trainer.global_rank)
+        try:
+            with asking_to_stop(self.trainer, "batch", together=False) as stop:
+                saving = Saving(path, belongs_to, self.save_every, stop)
+                estimate = evaluator.fisher(self.task, self.settings, bar=True, saving=saving)
+        except SystemExit:
+            if self.trainer.is_global_zero and path.is_file():
+                sys.stderr.write(f"fmerge: stopped; the same command goes on from {path}\n")
+            raise
+        if self.trainer.is_global_zero:
+            self._write(estimate, provenance)
+        self.trainer.strategy.barrier("the Fisher is written")
+        remove_partial(path)
+        return estimate
+
+    def describe(self, expert: str | None) -> None:
+        """Checks what headers tell, measures a batch and prints what the run would take.
+
+        Args:
+            expert: Where the weights are.
+        """
+        self.data.check_splits(self.settings.split)
+        network, tokenizer = self.module, None
+        if isinstance(self.module, TaskModule):
+            with reading_headers():
+                network = self._read(self.module, expert)
+            tokenizer = load_tokenizer(str(expert))
+        else:
+            _check_own(self.module)
+            if expert is not None:
+                state = load_lightning(_lightning(self.module, expert))["state_dict"]
+                own = type(self.module).__name__
+                check_same_layout(self.module.state_dict(), state, own, expert)
+        show_fisher_plan(
+            self.trainer, self.module, network, tokenizer, self.data, self.task, self.settings,
+            self.output,
+        )  # fmt: skip
+
+    def _read(self, module: TaskModule, expert: str | None) -> Any:
+        if expert is None:
+            raise UserError("--expert: required but not given; name the fine-tuned model")
+        return module.read(expert, self.task, self.data.labels[self.task])
+
+    def _load(self, expert: str | None) -> dict[str, str]:
+        """Fills the module with the expert's weights; returns their hashes."""
+        if isinstance(self.module, TaskModule):
+            model = self._read(self.module, expert)
+            expert = str(expert)
+            weights = params_of(model)
+            check_finite(weights, expert)
+            # the body's own, as a donor's head is not read in a merge
+            hashes = {
+                "model_sha256": fingerprint(weights),
+                "body_sha256": fingerprint(self.module.body(model)),
+            }
+            self.module.adopt({self.task: model}, load_tokenizer(expert))
+            return hashes
+        _check_own(self.module)
+        if expert is not None:
+            _restore(self.module, expert)
+        weights = params_of(self.module)
+        check_finite(weights, expert or type(self.module).__name__)
+        return {"model_sha256": fingerprint(weights)}
+
+    def _provenance(self, expert: str | None, hashes: dict[str, str]) -> dict[str, Any]:
+        settings = self.settings
+        return {
+            "fmerge": __version__,
+            "model": expert or type(self.module).__name__,
+            **hashes,
+            "task": self.task,
+            "split": settings.split,
+            "estimator": settings.estimator,
+            "samples": settings.samples,
+            "seed": settings.seed,
+            "precision": str(self.trainer.precision),
+        }
+
+    def _unfinished(self, rank: int) -> Path:
+        name = f"{self.output.stem}.unfinished-{rank}-of-{self.trainer.world_size}.safetensors"
+        return self.output.with_name(name)
+
+    def _write(self, estimate: FisherEstimate, provenance: dict[str, Any]) -> None:
+        provenance = {**provenance, "examples": estimate.count}
+        error, shown = estimate.relative_error, "not known from a single batch"
+        if error is not None and math.isfinite(error):
+            provenance["relative_standard_error"], shown = error, f"{100 * error:.1f}%"
+        remove_leftovers(self.output)
+        write_fisher(self.output, estimate.values, provenance)
+        settings, console = self.settings, Console()
+        title = f"Fisher of {self.task}: {settings.estimator}, {estimate.count} {settings.split}"
+        console.print(fisher_table(estimate.values, f"{title} examples"))
+        if error is not None:
+            console.print(f"Standard error of the total: {shown}", highlight=False)
+        console.print(f"Fisher: {self.output}", soft_wrap=True, highlight=False)
+
+
+def _check_own(module: LightningModule) -> None:
+    if not hasattr(module, "label_log_probs"):
+        raise UserError(
+            f"--model: {type(module).__name__} has no label_log_probs(batch), which gives "
+            "the log-likelihoods (n, c) of the candidate answers; add it, or use TextClassifier"
+        )
+
+
+def _lightning(module: LightningModule, expert: str) -> Path:
+    if not expert.endswith(".ckpt"):
+        raise UserError(
+            f"--expert {expert}: a {type(module).__name__} is read from a Lightning .ckpt"
+        )
+    return Path(expert)
+
+
+def _restore(module: LightningModule, expert: str) -> None:
+    """Loads a Lightning checkpoint of the module's own class."""
+    path = _lightning(module, expert)
+    try:
+        module.load_state_dict(load_lightning(path)["state_dict"])
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{expert}: does not fit {type(module).__name__}: {reason}") from error

@@ -1,0 +1,126 @@
+"""The time of one batch, measured on a model of random weights: time does not depend on them."""
+
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import nn
+
+from fmerge.data import MultiTask
+from fmerge.data.excerpts import typical
+from fmerge.evaluation.evaluator import Evaluator, FisherSettings
+from fmerge.modules import TaskModule
+from fmerge.params import params_of
+
+AUTOMATIC = 16
+"""Examples in the measured batch where the size is yet to be found."""
+
+Clock = Callable[[], float]
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+def seconds_of_pass(
+    trainer: Trainer,
+    module: LightningModule,
+    data: MultiTask,
+    task: str,
+    settings: FisherSettings | None = None,
+    clock: Clock = time.perf_counter,
+) -> float:
+    """Measures a pass over one batch of examples of middling length, after one that warms up.
+
+    Args:
+        trainer: The Trainer of the pass.
+        module: What is run; a task module has adopted a network of the task.
+        data: The tasks.
+        task: The task.
+        settings: How a Fisher is estimated; None scores on the validation split instead.
+        clock: Tells the time in seconds.
+
+    Returns:
+        Seconds, what Lightning does before and after a pass included.
+    """
+    trainer.loggers = []  # nothing may be written
+    batch = typical(data, task, examples_in_batch(data), trainer.world_size)
+    evaluator = Evaluator(trainer, module, batch)
+
+    def once() -> None:
+        if settings is not None:
+            evaluator.fisher(task, settings)
+        elif isinstance(module, TaskModule):
+            evaluator.score(params_of(module.task_model(task)), "validation", [task])
+
+    once()
+    begun = clock()
+    once()
+    return clock() - begun
+
+
+def adopt_random(module: TaskModule, task: str, model: nn.Module, tokenizer: Any) -> None:
+    """Gives a module a network of the kind that was read, with weights of its own.
+
+    Args:
+        module: The module.
+        task: The task.
+        model: A network that ``module.read`` gave, perhaps from headers alone.
+        tokenizer: Its tokenizer.
+    """
+    from transformers import PreTrainedModel
+
+    if isinstance(model, PreTrainedModel):
+        kind: Callable[..., nn.Module] = type(model)
+        model = kind(model.config)
+    module.adopt({task: model}, tokenizer)
+
+
+def batches(examples: int, data: MultiTask, processes: int) -> int:
+    """Counts the batches of a pass.
+
+    Args:
+        examples: How many examples it is over.
+        data: The data, which know the batch size.
+        processes: How many share them.
+
+    Returns:
+        Batches of the process that has most.
+    """
+    return math.ceil(math.ceil(examples / processes) / examples_in_batch(data))
+
+
+def examples_in_batch(data: MultiTask) -> int:
+    """Tells the batch size that is reckoned with.
+
+    Args:
+        data: The data.
+
+    Returns:
+        Examples.
+    """
+    return AUTOMATIC if data.automatic else data.batch_size
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Tells how much memory a model could get.
+
+    Args:
+        device: Where; anything but a CUDA device is taken to share the machine's memory.
+
+    Returns:
+        Bytes; None where the system does not say.
+    """
+    free = []
+    if device.type == "cuda":
+        free.append(torch.cuda.mem_get_info(device)[0])
+    try:
+        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+            if line.startswith("MemAvailable:"):
+                free.append(1024 * int(line.split()[1]))
+        most, used = ((_CGROUP / f"memory.{one}").read_text() for one in ("max", "current"))
+        free.append(int(most) - int(used))
+    except (OSError, ValueError):
+        pass  # another system, or a group without a bound
+    return min(free, default=None)

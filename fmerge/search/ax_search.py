@@ -1,0 +1,238 @@
+"""Bayesian optimisation of the coefficients, between points worth a try and a last polish."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+from typing_extensions import override
+
+from fmerge.errors import UserError
+from fmerge.search.acquisitions import Acquisition
+from fmerge.search.ax_client import AxClient, Value, quiet
+from fmerge.search.base import Pick, Search, Trial
+from fmerge.search.coordinate_search import compass_point
+from fmerge.search.initial_points import start_points
+from fmerge.search.objective import Partial
+from fmerge.search.simple import sobol_points
+
+Noise = Literal["infer", "binomial", "none"]
+
+_LOG = logging.getLogger(__name__)
+
+
+class AxSearch(Search):
+    """Bayesian optimisation with Ax over the box [0, 1]ᴹ, one number per coefficient.
+
+    First the points that any user would try, then quasi-random (Sobol) points, then a Gaussian
+    process and an acquisition function. The settings of Lee et al. (NAACL 2025): 10 + 50 trials
+    without ``starts``, EI with xi 0.01 or UCB with kappa 2.576.
+
+    The noise is inferred unless it is given. All trials are scored on one and the same validation
+    set, whose choice moves them together; the binomial error, which would be right for a fresh
+    draw of examples each time, overstates by how much two trials differ for no reason.
+
+    Of several objectives (``--optimizer.objective [mean, worst]``) it looks for the Pareto front:
+    ``nei`` then improves on a Chebyshev scalarization of them whose weights change from trial to
+    trial (ParEGO, Knowles 2006), for any number of objectives.
+
+    Args:
+        trials: Trials in all: the initial ones, the model's and those of the polish.
+        initial_trials: Trials before the model takes over: the starts, all of which are tried,
+            and then quasi-random points up to this number.
+        acquisition: ``nei``: noisy expected improvement; ``ei``: expected improvement over the
+            best score plus ``xi``; ``ucb``: upper confidence bound, mean + ``kappa`` · deviation.
+        xi: Improvement that ``ei`` asks for, in units of the objective.
+        kappa: Exploration of ``ucb``, in standard deviations.
+        seed: Seed of the points and of the optimisation.
+        starts: Try first 1/M for each of the M experts (task arithmetic's plain average), then
+            0.3, 0.5 and 1 for each, then each expert alone; no merge twice.
+        noise: Standard error of a score that the model is told. ``infer``: none, it estimates
+            one for all trials; ``binomial``: that of an accuracy on as many examples; ``none``:
+            zero. Of a trial that racing stopped, ``none`` is what the missing examples leave
+            open, and ``binomial`` has that added; ``infer`` takes its estimate as a score.
+        polish: So many of the trials come last and go from the best one along one coefficient
+            at a time, by a step of 0.1 that is halved when no direction is better.
+    """
+
+    def __init__(
+        self,
+        trials: int = 60,
+        initial_trials: int = 10,
+        acquisition: Acquisition = "nei",
+        xi: float = 0.01,
+        kappa: float = 2.576,
+        seed: int = 0,
+        starts: bool = True,
+        noise: Noise = "infer",
+        polish: int = 0,
+    ) -> None:
+        super().__init__()
+        if not 1 <= initial_trials <= trials:
+            raise UserError(
+                f"AxSearch: initial_trials is {initial_trials} and trials is {trials}, "
+                "but 1 <= initial_trials <= trials is needed"
+            )
+        if not 0 <= polish <= trials - initial_trials:
+            raise UserError(
+                f"AxSearch: polish is {polish}, but of {trials} trials {initial_trials} are "
+                f"initial; give 0 to {trials - initial_trials}"
+            )
+        self.trials = trials
+        self.initial_trials = initial_trials
+        self.acquisition: Acquisition = acquisition
+        self.xi = xi
+        self.kappa = kappa
+        self.seed = seed
+        self.starts = starts
+        self.noise: Noise = noise
+        self.polish = polish
+        self.needs_errors = noise == "binomial"
+        self._made: AxClient | None = None
+        self._starts: list[dict[str, float]] = []
+        self._pending: int | None = None
+
+    @property
+    @override
+    def budget(self) -> int:
+        return self.trials
+
+    @override
+    def aim(self, objectives: Sequence[str]) -> None:
+        super().aim(objectives)
+        what = f"but there are {len(objectives)} ({', '.join(objectives)})"
+        if objectives and self.acquisition != "nei":
+            raise UserError(
+                f"AxSearch: acquisition '{self.acquisition}' is of one objective, {what}; use "
+                "nei, or name one --optimizer.objective"
+            )
+        if objectives and self.polish:
+            raise UserError(
+                f"AxSearch: polish goes up along one objective, {what}; give polish 0, or name "
+                "one --optimizer.objective"
+            )
+
+    @override
+    def start(
+        self, experts: Sequence[str], groups: Sequence[str] = ("",), only_ratios: bool = False
+    ) -> None:
+        super().start(experts, groups, only_ratios)
+        self._starts = start_points(experts, groups, only_ratios) if self.starts else []
+        self._made = None
+
+    @override
+    def constrain(self, bounds: Mapping[str, float]) -> None:
+        super().constrain(bounds)
+        self._made = None  # Ax takes the bounds when it begins
+
+    @override
+    def ask(self) -> dict[str, float]:
+        index, scored = len(self.history), [t.index for t in self.history if t.status == "ok"]
+        with quiet():
+            # the model needs one score to start from: more Sobol points until there is one
+            if index < max(self.initial_trials, len(self._starts)) or not scored:
+                return self._attach(self._initial(index))
+            begin = max(self.trials - self.polish, scored[0] + 1)
+            if self.polish and index >= begin:
+                point = compass_point(self.history, begin, self.rank)
+                if point is not None:
+                    return self._attach(point)
+            self._pending, point = self._client.propose()
+        return point
+
+    @override
+    def tell(self, trial: Trial) -> None:
+        super().tell(trial)
+        assert self._pending is not None
+        with quiet():
+            if trial.status == "failed":
+                self._client.abandon(self._pending)
+                return
+            unseen = trial.partial or Partial(0, 0, 0.0)
+            self._client.complete(
+                self._pending,
+                self._objectives_of(trial, unseen.error),
+                {
+                    task: self._value(
+                        trial.metrics[task], trial.errors.get(task), unseen.errors.get(task, 0.0)
+                    )
+                    for task in self.bounds
+                },
+            )
+
+    @override
+    def replay(self, trial: Trial) -> None:
+        with quiet():
+            self._attach(dict(trial.coefficients))
+        super().replay(trial)
+
+    @override
+    def pick(self) -> Pick | None:
+        scored = [trial for trial in self.history if trial.status == "ok"]
+        if not self._has_model:
+            return None
+        try:
+            with quiet():
+                predicted = self._client.predict([trial.coefficients for trial in scored])
+        except Exception as failure:  # a line of the report is not worth a finished search
+            _LOG.warning("the search's model has no pick: %s", failure)
+            return None
+        ranked = zip(scored, predicted, strict=True)
+        trial, (mean, error, _) = max(ranked, key=lambda one: (-one[1][2], one[1][0]))
+        return Pick(trial, mean, error)
+
+    @override
+    def sensitivity(self) -> dict[str, float]:
+        if not self._has_model:
+            return {}
+        try:
+            with quiet():
+                return self._client.sensitivity(self.seed)
+        except Exception as failure:  # a table of the report is not worth a finished search
+            _LOG.warning("the search's model tells no sensitivity: %s", failure)
+            return {}
+
+    @property
+    def _has_model(self) -> bool:
+        scored = any(trial.status == "ok" for trial in self.history)
+        return scored and len(self.history) > max(self.initial_trials, len(self._starts))
+
+    @property
+    def _client(self) -> AxClient:
+        if self._made is None:
+            options = {"ei": {"xi": self.xi}, "ucb": {"beta": self.kappa**2}, "nei": {}}
+            chosen = options[self.acquisition]
+            if self.objectives:
+                chosen = {"objectives": len(self.objectives), "seed": self.seed}
+            self._made = AxClient(
+                self.names, self.bounds, self.acquisition, chosen, self.seed, self.objectives
+            )
+        return self._made
+
+    def _initial(self, index: int) -> dict[str, float]:
+        if index < len(self._starts):
+            return self._starts[index]
+        index -= len(self._starts)
+        point = sobol_points(len(self.names), index + 1, self.seed)[index]
+        return dict(zip(self.names, point, strict=True))
+
+    def _attach(self, coefficients: dict[str, float]) -> dict[str, float]:
+        self._pending = self._client.attach(coefficients)
+        return coefficients
+
+    def _objectives_of(self, trial: Trial, unseen: float) -> Value | dict[str, Value]:
+        if not self.objectives:
+            return self._value(trial.objective or 0.0, trial.error, unseen)
+        errors = trial.objective_errors
+        return {
+            name: self._value(trial.objectives[name], errors.get(name), unseen)
+            for name in self.objectives
+        }
+
+    def _value(self, mean: float, error: float | None, unseen: float) -> Value:
+        if self.noise == "infer":
+            return mean
+        if self.noise == "none":
+            return mean, unseen
+        if error is None:
+            raise UserError("AxSearch: noise 'binomial' needs the standard errors of the scores")
+        return mean, error

@@ -1,0 +1,1 @@
+"""The machine below Lightning: signals, SLURM, lost processes, memory."""

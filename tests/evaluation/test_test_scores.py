@@ -1,0 +1,129 @@
+"""The test of several bodies: one pass each, with intervals by the task's own metric."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from fmerge.evaluation.test_scores import TestTable, task_facts
+from fmerge.modules.metrics import make_metric
+from fmerge.report.confidence import resampled
+
+N = 60
+GENERATOR = torch.Generator().manual_seed(0)
+LABELS = torch.randint(2, (N,), generator=GENERATOR)
+NUMBERS = torch.rand(N, generator=GENERATOR)
+TARGETS = {"binary": LABELS, "numbers": NUMBERS, "plain": LABELS, "silent": LABELS}
+METRICS = {
+    "binary": ["accuracy", "f1"],
+    "numbers": ["pearson"],
+    "plain": ["accuracy"],
+    "silent": ["matthews"],
+}
+
+
+def answers(task, seed):
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.rand(N, generator=generator)
+    return NUMBERS + noise if task == "numbers" else LABELS ^ (noise < 0.05 * seed).long()
+
+
+def score(task, predictions, chosen=slice(None)):
+    classes = 1 if task == "numbers" else 2
+    found = []
+    for name in METRICS[task]:
+        metric = make_metric(name, classes)
+        found.append(float(metric(predictions[chosen], TARGETS[task][chosen])))
+    return sum(found) / len(found)
+
+
+class Evaluator:
+    """Makes each pass twice, as one that ran out of memory on its second batch does."""
+
+    def __init__(self):
+        self.trainer = SimpleNamespace(callbacks=[], world_size=1, is_global_zero=True)
+        loaders = {task: SimpleNamespace(dataset=range(N)) for task in TARGETS}
+        self.data = SimpleNamespace(
+            metrics=METRICS,
+            labels={task: ["y"] if task == "numbers" else ["a", "b"] for task in TARGETS},
+            loaders=lambda split, tasks: loaders,
+            tasks={task: type("Data", (), {"metrics": METRICS[task]})() for task in TARGETS},
+        )
+
+    def score(self, body, split, tasks):
+        assert split == "test"
+        (recorder,) = self.trainer.callbacks
+        for size, batches in ((20, 1), (10, 6)):
+            recorder.on_test_start(self.trainer, None)
+            for task in tasks:
+                for i in range(batches):
+                    part = slice(i * size, (i + 1) * size)
+                    outputs = {
+                        "predictions": answers(task, body)[part],
+                        "targets": TARGETS[task][part],
+                    }
+                    if task == "silent":  # a test_step of the user's own
+                        outputs = None
+                    recorder.on_test_batch_end(self.trainer, None, outputs, {"task": task}, i)
+        return {task: score(task, answers(task, body)) for task in tasks}
+
+
+@pytest.fixture(scope="module")
+def table():
+    made = TestTable(Evaluator(), draws=25)
+    made.add("this merge", 2, list(TARGETS))
+    for task in TARGETS:
+        made.add("experts", 1, [task])
+    made.add("plain average", 6, list(TARGETS))
+    made.record("base, heads refitted", lambda: dict.fromkeys(TARGETS, 0.5))
+    assert made.evaluator.trainer.callbacks == []
+    return made
+
+
+def test_references_come_first(table):
+    names = ["base, heads refitted", "experts", "plain average", "this merge"]
+    assert [row.name for row in table.rows()] == names
+
+
+@pytest.mark.parametrize("task", ["binary", "numbers"])
+def test_other_metrics_are_resampled(table, task):
+    def draws(seed):
+        return resampled(lambda chosen: score(task, answers(task, seed), chosen), N, draws=25)
+
+    row = table.rows()[-1]
+    assert row.estimates[task].value == row.scores[task] == score(task, answers(task, 2))
+    assert row.estimates[task].error == pytest.approx(float(draws(2).std()))
+    average, experts = table.comparisons("this merge")
+    assert (average.against, experts.against) == ("plain average", "experts")
+    for comparison, seed in ((average, 6), (experts, 1)):
+        found = comparison.differences[task]
+        expected = score(task, answers(task, 2)) - score(task, answers(task, seed))
+        assert found.value == pytest.approx(expected)
+        assert found.error == pytest.approx(float((draws(2) - draws(seed)).std()))
+
+
+def test_accuracies_are_paired_example_by_example(table):
+    d = (answers("plain", 2) == LABELS).double() - (answers("plain", 6) == LABELS).double()
+    found = table.comparisons("this merge")[0].differences["plain"]
+    assert found.value == pytest.approx(float(d.mean()))
+    assert found.error == pytest.approx(float(d.std() / N**0.5))
+
+
+def test_what_is_not_known_is_not_told(table):
+    rows = table.rows()
+    assert "silent" not in rows[-1].estimates and rows[-1].mean is None
+    assert rows[0].estimates.keys() == {"plain"}
+    comparison = table.comparisons("this merge")[0]
+    assert comparison.differences["silent"] is None and comparison.mean is None
+
+
+def test_other_processes_only_score(table):
+    table.evaluator.trainer.is_global_zero = False
+    assert not table.comparisons("this merge") and not any(r.estimates for r in table.rows())
+    table.evaluator.trainer.is_global_zero = True
+
+
+def test_the_splits_are_counted(table):
+    facts = task_facts(table.evaluator.data, dict.fromkeys(TARGETS, "ab"))
+    assert facts["plain"].sizes == {"validation": N, "test": N} and facts["plain"].kind == "Data"
+    assert task_facts(None, {}) == {}

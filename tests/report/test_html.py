@@ -1,0 +1,189 @@
+"""The report as HTML and Markdown and the model card: what is in them, and what no name is."""
+
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+
+import pytest
+import yaml
+from markdown_it import MarkdownIt
+from rich.console import Console
+
+from fmerge.methods import DELLA
+from fmerge.report.html import html
+from fmerge.report.markdown import code, plain, sentence
+from fmerge.report.merge_report import MergeReport
+from fmerge.report.model_card import model_card, parameters_of
+from fmerge.report.write import linked
+from fmerge.search import Fixed, Trial
+from tests.made_up_report import HOSTILE, made_up
+
+LOADING = ("src", "srcset", "href", "action", "data", "poster", "background", "style")
+
+
+class Page(HTMLParser):
+    """Every tag with its attributes, and all text."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.text = [], ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        self.text += data
+
+
+@pytest.fixture(scope="module")
+def page():
+    return html(*made_up(HOSTILE))
+
+
+def test_no_name_becomes_a_tag(page):
+    found = Page(page)
+    assert not {"script", "iframe", "object", "embed", "link", "base", "form"} & {
+        tag for tag, _ in found.tags
+    }
+    for tag, attributes in found.tags:
+        assert not [name for name in attributes if name.startswith("on")], tag
+        for name in LOADING:
+            value = attributes.get(name) or "data:"
+            assert value.startswith(("data:image/svg+xml;base64,", "--share: ", "data:")), value
+    assert [tag for tag, _ in found.tags].count("img") == 2  # ours
+    assert "url(" not in page and "@import" not in page
+    for name in HOSTILE:
+        # `a` in sentences is code; the tables have the names as they are
+        assert found.text.count(name) >= 8, name
+    assert "49" not in re.findall(r"runs/(\d+)", found.text)
+
+
+def test_the_page_says_what_the_report_knows(page):
+    report, _ = made_up(HOSTILE)
+    text = " ".join(Page(page).text.split())
+    for row in report.rows:
+        for one in (*row.estimates.values(), row.mean):
+            ends = f"{100 * one.low:.1f}–{100 * one.high:.1f}"
+            assert f"{100 * one.value:.1f}{ends}" in text
+    for comparison in report.comparisons:
+        one = comparison.mean
+        assert f"{100 * one.value:+.1f}".replace("-", "−") in text
+    for shares in report.fishers.layers.values():
+        assert all(f"{100 * share:.1f}" in text for share in shares)
+    assert f"The runner-up is trial {report.runner_up.index}," in text
+    assert "cdcdcdcd" in text and "efefefef" in text and "abababab" in text
+
+
+def test_decided_differences_stand_out(page):
+    report, _ = made_up(HOSTILE)
+    every = [d for one in report.comparisons for d in (*one.differences.values(), one.mean)]
+    decided = sum(one.decided for one in every)
+    assert 0 < decided < len(every)
+    marked = [
+        tag for tag, attributes in Page(page).tags if "decided" in attributes.get("class", "")
+    ]
+    assert len(marked) == decided
+    bold = sum(line.count("**") // 2 for line in report.markdown().splitlines())
+    assert bold == decided
+
+
+def test_a_merge_without_data_has_a_page_without_scores():
+    search = Fixed()
+    search.start(["a", "b"])
+    search.tell(Trial(0, {"a": 0.25, "b": 0.75}))
+    report = MergeReport("Average", "Fixed", search.best(), 1, {"a": "x/y", "b": "z"}, None)
+    found = Page(html(report, search))
+    assert "x/y" in found.text and "0.2500" in found.text and "Test" not in found.text
+    assert "img" not in {tag for tag, _ in found.tags}
+    assert "## Scores" not in model_card(report)
+
+
+def test_the_same_report_is_the_same_file(page):
+    assert html(*made_up(HOSTILE)) == page
+
+
+@pytest.mark.parametrize("document", ["report", "card"])
+def test_no_name_gets_into_the_markdown(document):
+    report, _ = made_up(HOSTILE)
+    text = report.markdown()
+    if document == "card":
+        text = model_card(report, "BertModel", HOSTILE[0]).split("\n---\n", 1)[1]
+    found = Page(MarkdownIt("gfm-like", {"linkify": False}).render(text))
+    tags = {tag for tag, _ in found.tags}
+    assert not {"script", "a"} & tags
+    images = [attributes["src"] for tag, attributes in found.tags if tag == "img"]
+    assert images == (["search.png"] if document == "report" else [])
+    assert HOSTILE[0] in found.text and HOSTILE[1] in found.text
+
+
+@pytest.mark.parametrize("name", [*HOSTILE, "a\nb", "`", "a`b``c", " x ", "*a* _b_", "a\\|b", ""])
+def test_names_show_as_they_are(name):
+    for write in (code, plain):
+        text = MarkdownIt("gfm-like", {"linkify": False}).render(f"| a |\n|---|\n| {write(name)} |")
+        cell = re.search(r"<td>(.*?)</td>", text, re.DOTALL)[1]
+        shown = " ".join(Page(cell).text.split())
+        assert shown == " ".join(name.split())
+
+
+def test_names_in_sentences_are_code():
+    assert sentence("task `a_<b>` of *it*") == "task `a_<b>` of \\*it\\*"
+
+
+def test_the_card_has_front_matter_that_hugging_face_reads():
+    from huggingface_hub import ModelCard
+
+    report, _ = made_up(HOSTILE)
+    text = model_card(report, "BertForSequenceClassification", HOSTILE[0])
+    front = yaml.safe_load(text.split("---\n")[1])
+    assert front["base_model"] == [f"base/{HOSTILE[0]}", *(f"runs/{t}/expert" for t in HOSTILE)]
+    assert front["tags"] == ["merge", "fmerge", "DFMerge"] and "language" not in front
+    assert front["library_name"] == "transformers"
+    assert ModelCard(text).data.to_dict()["base_model"] == front["base_model"]
+    assert "BertForSequenceClassification.from_pretrained(folder)" in text
+    for value in report.best.coefficients.values():
+        assert f"| {value:.6g} |" in text
+    assert "cd" * 32 in text and "ef" * 32 in text
+    assert "from_pretrained" not in model_card(report)
+
+
+def test_a_method_tells_its_parameters():
+    assert parameters_of(DELLA(drop=0.25)) == {
+        "drop": 0.25, "epsilon": 0.2, "seed": 0, "election": "ties", "scale": 1.0,
+    }  # fmt: skip
+
+
+def test_the_last_line_is_a_link_where_links_are_shown(tmp_path):
+    path = tmp_path / "a [b]" / "report.html"
+    with open("/dev/null", "w") as nowhere:
+        terminal = Console(force_terminal=True, color_system="standard", file=nowhere, record=True)
+        terminal.print(linked(path), soft_wrap=True)
+        shown = terminal.export_text(styles=True)
+        assert f";{path.as_uri()}\x1b\\" in shown and "%5Bb%5D" in path.as_uri()
+        assert str(path) in shown
+    import io
+
+    file = io.StringIO()
+    Console(file=file).print(linked(path), soft_wrap=True)
+    assert file.getvalue() == f"{path}\n"
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="there is no chromium on the PATH")
+def test_a_browser_opens_it_without_a_word(page, tmp_path):
+    (tmp_path / "report.html").write_text(page, encoding="utf-8")
+    found = subprocess.run(
+        [
+            *["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr"],
+            *["--disable-background-networking", "--disable-component-update", "--no-first-run"],
+            *[f"--user-data-dir={tmp_path / 'profile'}", f"--log-net-log={tmp_path / 'net.json'}"],
+            *["--dump-dom", (tmp_path / "report.html").as_uri()],
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert "CONSOLE" not in found.stderr
+    assert "Models" in found.stdout and "<script" not in found.stdout
+    asked = re.findall(r'"url":"([^"]*)"', (tmp_path / "net.json").read_text())
+    assert not [url for url in asked if "example.org" in url]
