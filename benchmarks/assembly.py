@@ -5,7 +5,7 @@ Run:  python benchmarks/assembly.py [--models minilm t5-base] [--threads 1 2] [-
 Six experts, their Fishers and a base of random float32 numbers, in the shapes of the model. Three
 ways take turns in one process, so that other work on the machine meets them all:
 
-- fmerge: `Merger.assemble` with new coefficients, as in every trial: norms of the Fishers are
+- fmerge: `Assembler.assemble` with new coefficients, as in every trial: norms of the Fishers are
   known after the first, the result is checked for NaN, and is written over the last one.
 - torch.add: `torch.add(x, y, out=z)` over x and y among the same inputs, and one output, until as
   many bytes were read and written as the formula has to: each input once, the result once.
@@ -36,7 +36,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from fmerge.merging.assembler import Merger
+from fmerge.merging.assembler import Assembler
 from fmerge.methods import (
     Average,
     DFMerge,
@@ -133,9 +133,9 @@ class Inputs:
 
     def named(self, flat: Tensor) -> Model:
         """Cuts a flat tensor into the model's."""
-        pieces = flat.split([shape.numel() for shape in self.shapes.values()])
-        rows = zip(self.shapes.items(), pieces, strict=True)
-        return {name: piece.view(shape) for (name, shape), piece in rows}
+        chunks = flat.split([shape.numel() for shape in self.shapes.values()])
+        rows = zip(self.shapes.items(), chunks, strict=True)
+        return {name: chunk.view(shape) for (name, shape), chunk in rows}
 
     def assembling(self, name: str) -> Callable[[list[float]], Model]:
         """Makes what assembles the trials."""
@@ -154,7 +154,7 @@ class Inputs:
         ends = iter(
             [self.logs[m - low] for m in range(EXPERTS) for low in (0, 1)] if curved else ()
         )
-        merger = Merger(
+        assembler = Assembler(
             method,
             self.base,
             dict(zip(names, self.experts, strict=True)),
@@ -163,7 +163,7 @@ class Inputs:
             curve_nodes=2 if curved else 0,
             keep=lambda node: next(ends),
         )
-        return lambda lam: merger.assemble(dict(zip(names, lam, strict=True)))
+        return lambda lam: assembler.assemble(dict(zip(names, lam, strict=True)))
 
     def units(self, method: MergeMethod) -> int:
         """Counts the models that a merge has to read and write."""

@@ -16,7 +16,7 @@ from fmerge.data import MultiTask, Prompted, TaskData
 from fmerge.evaluation.evaluator import Evaluator, FisherSettings, mean
 from fmerge.evaluation.grams import grams_of
 from fmerge.evaluation.head_refit import Refitter, Refitting
-from fmerge.merging.assembler import Merger
+from fmerge.merging.assembler import Assembler
 from fmerge.merging.experts import Ensemble, Expert, load_ensemble
 from fmerge.methods import Average, MergeMethod
 from fmerge.modules import RankChoice, TaskModule, TextClassifier
@@ -55,12 +55,12 @@ class Subject:
         assert self.ensemble.base is not None  # load_ensemble was given one
         return self.ensemble.base
 
-    def merger(
+    def assembler(
         self,
         method: MergeMethod,
         settings: FisherSettings,
         parts: Mapping[str, Sequence[str]] | None = None,
-    ) -> Merger:
+    ) -> Assembler:
         """Prepares merges.
 
         Args:
@@ -84,7 +84,7 @@ class Subject:
                 for name, body in bodies.items()
             }
         curve = settings.curve if method.statistic == "moving fisher" else 0
-        return Merger(method, self.base, bodies, fisher, statistics, parts, curve)
+        return Assembler(method, self.base, bodies, fisher, statistics, parts, curve)
 
     def fisher_of(self, settings: FisherSettings) -> Callable[[str, Params], Params]:
         """Prepares Fishers, of which methods that need the same one share one.
@@ -170,24 +170,24 @@ class Bench(Subject):
         """Tests one body on all tasks."""
         return self.tested(dict.fromkeys(self.ensemble.names, body))
 
-    def search(self, merger: Merger, search: Search) -> dict[str, Any]:
+    def search(self, assembler: Assembler, search: Search) -> dict[str, Any]:
         """Searches a method's coefficients by validation scores and tests the best merge.
 
         Args:
-            merger: Assembles merges.
+            assembler: Assembles merges.
             search: The search.
 
         Returns:
             The row.
         """
         names = self.ensemble.names
-        search.start(names, only_ratios=merger.method.only_ratios)
+        search.start(names, scale_invariant=assembler.method.scale_invariant)
         while not search.finished:
             point = search.ask()
-            metrics = self.evaluator.score(merger.assemble(point), "validation", names)
+            metrics = self.evaluator.score(assembler.assemble(point), "validation", names)
             search.tell(Trial(len(search.history), point, mean(metrics), metrics))
         best = search.best()
-        row = self.merged(merger.assemble(best.coefficients))
+        row = self.merged(assembler.assemble(best.coefficients))
         trials = [[dict(one.coefficients), one.objective] for one in search.history]
         return {**row, "coefficients": dict(best.coefficients), "trials": trials}
 

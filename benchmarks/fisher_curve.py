@@ -26,7 +26,7 @@ from sections import write_section
 
 from fmerge.data import DocsTopics, MultiTask, TaskData
 from fmerge.evaluation.evaluator import FisherSettings, mean
-from fmerge.merging.assembler import Merger
+from fmerge.merging.assembler import Assembler
 from fmerge.methods import DFMerge
 from fmerge.modules import TextClassifier
 from fmerge.params import Params, params_of
@@ -90,7 +90,7 @@ CASES = {
 }
 
 
-def curve_of(subject: Subject, nodes: int, fisher: Callable[[str, Params], Params]) -> Merger:
+def curve_of(subject: Subject, nodes: int, fisher: Callable[[str, Params], Params]) -> Assembler:
     """Prepares the paper's DF-Merge.
 
     Args:
@@ -101,7 +101,7 @@ def curve_of(subject: Subject, nodes: int, fisher: Callable[[str, Params], Param
     Returns:
         What assembles merges.
     """
-    return Merger(DFMerge(), subject.base, subject.ensemble.bodies, fisher, curve_nodes=nodes)
+    return Assembler(DFMerge(), subject.base, subject.ensemble.bodies, fisher, curve_nodes=nodes)
 
 
 def agreement(subject: Subject, nodes: int, vectors: int) -> str:
@@ -118,7 +118,7 @@ def agreement(subject: Subject, nodes: int, vectors: int) -> str:
     names, generator = subject.ensemble.names, torch.Generator().manual_seed(0)
     values = torch.rand(len(names), VALUES, generator=generator)
     picks = torch.randint(VALUES, (vectors, len(names)), generator=generator)
-    ways = [subject.merger(DFMerge(), FEW), curve_of(subject, nodes, subject.fisher_of(FEW))]
+    ways = [subject.assembler(DFMerge(), FEW), curve_of(subject, nodes, subject.fisher_of(FEW))]
     exact: list[float] = []
     curved: list[float] = []
     error = 0.0

@@ -86,7 +86,7 @@ def rows_of(name: str, seed: int, wanted: Sequence[str]) -> dict[str, dict[str, 
 
     def row(entry: Entry) -> dict[str, Any]:
         search = AxSearch(TRIALS, INITIAL, seed=seed) if entry.searched else Fixed()
-        return bench.search(bench.merger(entry.method, entry.settings), search)
+        return bench.search(bench.assembler(entry.method, entry.settings), search)
 
     rows = {
         "base": bench.once("base", lambda: bench.merged(bench.base)),

@@ -23,7 +23,7 @@ from sections import write_section
 
 from fmerge.data.blocks import stratified_blocks
 from fmerge.search import AxSearch, RandomSearch, Search, Trial
-from fmerge.search.early_stopping import CHANCE, is_hopeless, standing, stopped_scores
+from fmerge.search.early_stopping import CHANCE, should_prune, standing, stopped_scores
 from fmerge.search.objective import Objective, binomial_error
 
 TASKS = ("a", "b", "c", "d")
@@ -102,7 +102,7 @@ def search_on(
                 break
             known = full[best.index]
             stands = {task: standing(answers[task][:end], known[task]) for task in TASKS}
-            if is_hopeless(GOAL, stands, best.metrics, len(ends), chance):
+            if should_prune(GOAL, stands, best.metrics, len(ends), chance):
                 scores = stopped_scores(GOAL, stands)
                 seen += end
                 break

@@ -20,7 +20,7 @@ MERGES = {
                                  "--optimizer.search.trials", "12",
                                  "--optimizer.search.initial_trials", "8"],
     "FisherMerge, Dirichlet": ["--method", "FisherMerge", "--optimizer.search", "Dirichlet",
-                               "--optimizer.search.trials", "8",
+                               "--optimizer.search.draws", "8",
                                "--optimizer.objective", "worst_retained"],
     "DFMerge on a curve, Sobol by group": ["--method", "DFMerge", "--method.normalize", "true",
                                            "--optimizer.search", "Sobol",
@@ -64,9 +64,11 @@ def merge(tree: Path, zoo: Path, output: Path, options: list[str]) -> dict[str, 
     Returns:
         The bytes of the trials and of the merged weights, by their path in the run's folder.
     """
-    experts = [f"--experts.{one.name.removeprefix('expert_')}={one}" for one in zoo.glob("expert_*")]
+    experts = [
+        f"--experts.{one.name.removeprefix('expert_')}={one}" for one in zoo.glob("expert_*")
+    ]
     config = next(zoo.glob("data_*.yaml"))
-    run(tree, "cli.py", "merge", "--config", str(config), *sorted(experts), *options,
+    run(tree, "cli.py", "merge", "--config", str(config), *experts, *options,
         "--base", str(zoo / "base"), "--output", str(output))  # fmt: skip
     files = [output / "trials.jsonl", *sorted(output.glob("merged/**/model.safetensors"))]
     return {str(path.relative_to(output)): path.read_bytes() for path in files}
@@ -103,6 +105,8 @@ def main(revision: str) -> int:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("revision", help="what to compare with, such as HEAD~1 or a tag")
     sys.exit(main(parser.parse_args().revision))

@@ -124,11 +124,11 @@ def record(name: str) -> None:
     tasks = subject.ensemble.names
     parts = partition(list(subject.base), source.slices if source.slices > 1 else "whole")
     names = coefficient_names(tasks, list(parts))
-    merger = subject.merger(TaskArithmetic(), FisherSettings(), parts)
+    assembler = subject.assembler(TaskArithmetic(), FisherSettings(), parts)
     points = qmc.Sobol(len(names), rng=1).random(source.points).round(4)
     scores = []
     for point in points.tolist():
-        body = merger.assemble(dict(zip(names, point, strict=True)))
+        body = assembler.assemble(dict(zip(names, point, strict=True)))
         scores.append(mean(subject.evaluator.score(body, "validation", tasks)))
     about = {
         "tasks": tasks,

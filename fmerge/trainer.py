@@ -273,12 +273,12 @@ class FMergeTrainer(Trainer):
         settings = FisherSettings(split="validation", examples=30) if fisher is None else fisher
         refitting = Refitting(refit_heads, refit_examples, refit_seed)
         with only_run(lock_of(output, folder=True), on=self.is_global_zero):
-            folder, going_on = RunFolder(output, self.resolved_config), False
+            folder, resuming = RunFolder(output, self.resolved_config), False
             chosen: tuple[Mapping[str, Any], int] = {}, 0
             if self.is_global_zero and build is not None:
                 chosen = find_trial(folder, build, overwrite, dry_run)
             elif self.is_global_zero:
-                going_on = folder.check(overwrite and not is_requeued(self))
+                resuming = folder.check(overwrite and not is_requeued(self))
             check_strategy(self)
             module = task_module(model)
             data = tasks_of(datamodule) if datamodule is not None else None
@@ -304,12 +304,12 @@ class FMergeTrainer(Trainer):
                     module, ensemble, data, method, search, settings, references, own, refitting
                 )
                 show_merge_plan(
-                    self, module, ensemble, data, method, search, settings, output, passes, going_on
+                    self, module, ensemble, data, method, search, settings, output, passes, resuming
                 )
                 return None
             if build is not None:
                 return self._build(run, optimizer, search, folder, build, chosen)
-            return self._search(run, optimizer, search, folder, going_on)
+            return self._search(run, optimizer, search, folder, resuming)
 
     def _build(
         self,
@@ -332,10 +332,10 @@ class FMergeTrainer(Trainer):
         optimizer: MergeOptimizer,
         search: Search,
         folder: RunFolder,
-        going_on: bool,
+        resuming: bool,
     ) -> MergeReport:
         done: list[dict[str, Any]] = []
-        if self.is_global_zero and going_on:
+        if self.is_global_zero and resuming:
             done = folder.resume(run.inputs())
             Console().print(f"Going on after {len(done)} trials: {folder.path}", soft_wrap=True)
         elif self.is_global_zero:

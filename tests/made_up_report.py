@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from fmerge.fisher.summary import fisher_facts
+from fmerge.fisher.summary import summarise_fishers
 from fmerge.report.confidence import mean_over_tasks, normal, wilson
 from fmerge.report.merge_report import MergeReport
 from fmerge.report.scores import (
@@ -18,7 +18,7 @@ from fmerge.report.scores import (
     Row,
     TaskFacts,
 )
-from fmerge.search import Fixed, Pick, Trial, unbeaten
+from fmerge.search import Fixed, Pick, Trial, non_dominated_trials
 from fmerge.search.objective import Objective
 
 HOSTILE = [
@@ -82,12 +82,12 @@ def made_up(tasks, layers=4, trials=30):
         [compared(AVERAGE), compared(RUNNER_UP), compared(EXPERTS)],
         search.runner_up(),
         {task: draw() for task in tasks},
-        fisher_facts(fishers),
+        summarise_fishers(fishers),
         {
             task: TaskFacts("TextFiles", ["accuracy"], {"validation": 200, "test": 480}, "ab" * 32)
             for task in tasks
         },
-        sorted(unbeaten(search.history), key=search.rank, reverse=True),
+        sorted(non_dominated_trials(search.history), key=search.rank, reverse=True),
         {"expert": dict.fromkeys(tasks, "cd" * 32), "base": "ef" * 32},
     )
     return report, search

@@ -7,7 +7,7 @@ from transformers import AutoModelForSeq2SeqLM
 
 from fmerge.data import MultiTask, TaskData
 from fmerge.evaluation.evaluator import Evaluator, FisherSettings
-from fmerge.merging.optimizer import MergeOptimizer, Merger
+from fmerge.merging.optimizer import Assembler, MergeOptimizer
 from fmerge.methods import DFMerge
 from fmerge.modules import RankChoice
 from fmerge.search import Fixed
@@ -63,7 +63,7 @@ def test_one_step_is_the_formula_and_its_objective_is_exact(record_property):
     module.adopt(dict.fromkeys(tasks, copy.deepcopy(model)), tokenizer)
     data = MultiTask(tasks, batch_size=3)
     evaluator = Evaluator(trainer, module, data)
-    merger = Merger(
+    assembler = Assembler(
         DFMerge(),
         base,
         experts,
@@ -75,8 +75,8 @@ def test_one_step_is_the_formula_and_its_objective_is_exact(record_property):
     def score(body):
         return Objective().of(evaluator.score(body, "validation", list(tasks)), {})
 
-    trial = MergeOptimizer().optimize(trainer, search, merger, score, id)
-    found = merger.assemble(COEFFICIENTS)
+    trial = MergeOptimizer().optimize(trainer, search, assembler, score, id)
+    found = assembler.assemble(COEFFICIENTS)
 
     chosen = {
         task: list(data.loaders("validation", [task], 4)[task].dataset.examples) for task in tasks

@@ -30,9 +30,9 @@ _CLASSES = {
 }
 _NOT_CHOICES = {
     "BLOCKS", "MergeMethod", "Pick", "Search", "Trial", "Example", "MultiTask", "Split", "TaskData",
-    "TaskModule", "Estimation", "FisherPass", "GramPass", "HeadInputs", "HeadedModule", "Saving",
+    "TaskModule", "Estimation", "FisherPass", "GramPass", "FeaturePass", "HeadedModule", "Saving",
     "fit_linear", "Gram", "Grams", "last_linear", "linear_weights",
-    "Outcomes", "recording", "unbeaten",
+    "Outcomes", "recording", "non_dominated_trials",
 }  # fmt: skip
 
 

@@ -138,11 +138,11 @@ def _prose(lines: list[str]) -> Iterator[str]:
 def _split(paragraph: str) -> Iterator[str]:
     plain = _TARGET.sub(r"\1", _ROLE.sub("", paragraph.replace("``", "`"))).replace("**", "")
     parts: list[str] = []
-    for piece in _END.split(plain):
+    for chunk in _END.split(plain):
         if parts and _ABBREVIATION.search(parts[-1]):
-            parts[-1] += " " + piece
+            parts[-1] += " " + chunk
         else:
-            parts.append(piece)
+            parts.append(chunk)
     for part in parts:
         if len(part.split()) in WORDS and _SENTENCE.fullmatch(part):
             yield part

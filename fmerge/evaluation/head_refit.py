@@ -13,7 +13,7 @@ from torch import Tensor, distributed, nn
 from fmerge.data import MultiTask, Split
 from fmerge.errors import UserError, known
 from fmerge.evaluation.evaluator import Evaluator, silent
-from fmerge.modules import HeadInputs, TaskModule, TextClassifier, fit_linear, last_linear
+from fmerge.modules import FeaturePass, TaskModule, TextClassifier, fit_linear, last_linear
 from fmerge.params import Params, using_params
 
 _LOG = logging.getLogger(__name__)
@@ -148,7 +148,7 @@ class Refitter:
         self.evaluator = evaluator
         self.module = module
         self.settings = settings
-        self._passes = {task: HeadInputs(module, task) for task in tasks}
+        self._passes = {task: FeaturePass(module, task) for task in tasks}
 
     def fit(self, body: Params) -> Heads:
         """Fits the last layer of every task's head to a body.

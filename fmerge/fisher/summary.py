@@ -10,12 +10,12 @@ from torch import Tensor
 
 from fmerge.params import Params
 
-_PIECE = 1 << 20
+_CHUNK = 1 << 20
 """Entries of a tensor that are compared at once: all pairs of tasks together fit in a cache."""
 
 
 @dataclass(frozen=True)
-class FisherFacts:
+class FisherSummary:
     """Where the Fishers of several tasks lie.
 
     Attributes:
@@ -34,7 +34,7 @@ class FisherFacts:
     overlaps: Sequence[Sequence[float]]
 
 
-def fisher_facts(fishers: Mapping[str, Mapping[str, Tensor]]) -> FisherFacts:
+def summarise_fishers(fishers: Mapping[str, Mapping[str, Tensor]]) -> FisherSummary:
     """Measures the Fishers of several tasks.
 
     Args:
@@ -59,8 +59,8 @@ def fisher_facts(fishers: Mapping[str, Mapping[str, Tensor]]) -> FisherFacts:
     products, overlaps = torch.zeros(2, count, count, dtype=torch.float64)
     for key in first:
         flat = [fishers[name][key].detach().flatten() for name in names]
-        for start in range(0, len(flat[0]), _PIECE):
-            part = torch.stack([one[start : start + _PIECE].cpu().double() for one in flat])
+        for start in range(0, len(flat[0]), _CHUNK):
+            part = torch.stack([one[start : start + _CHUNK].cpu().double() for one in flat])
             part /= safe[:, None]
             products += part @ part.T
             for a in range(count):
@@ -68,7 +68,7 @@ def fisher_facts(fishers: Mapping[str, Mapping[str, Tensor]]) -> FisherFacts:
     overlaps = overlaps.triu() + overlaps.triu(1).T
     norms = products.diagonal().sqrt()
     cosines = products / torch.outer(norms, norms).clamp_min(torch.finfo(torch.float64).tiny)
-    return FisherFacts(
+    return FisherSummary(
         names,
         {layer: (sums / safe).tolist() for layer, sums in layers.items()},
         (totals / max(entries, 1)).tolist(),

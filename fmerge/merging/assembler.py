@@ -13,10 +13,10 @@ from fmerge.params import Params, check_finite, empty_like
 from fmerge.search.parameter_groups import coefficient_name
 
 
-class Merger:
+class Assembler:
     """Assembles a merge for given coefficients.
 
-    The merged tensors are the Merger's own: a merge stays as it is until the next is assembled,
+    The merged tensors are the Assembler's own: a merge stays as it is until the next is assembled,
     which is written over it. Experts, base and given Fishers must not change in its life.
 
     Args:

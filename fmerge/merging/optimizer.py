@@ -10,7 +10,7 @@ from lightning.pytorch import Callback, Trainer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from fmerge.errors import UserError
-from fmerge.merging.assembler import Merger
+from fmerge.merging.assembler import Assembler
 from fmerge.methods import MergeMethod
 from fmerge.params import Params
 from fmerge.search import AxSearch, Fixed, Search, Trial
@@ -124,7 +124,7 @@ class MergeOptimizer(Callback):
         search.aim(list(objectives) if len(objectives) > 1 else [])
         self.parts = None
         if self.groups == "whole":
-            search.start(names, only_ratios=method.only_ratios)
+            search.start(names, scale_invariant=method.scale_invariant)
         return search
 
     def divide(self, search: Search, method: MergeMethod, tensors: Sequence[str]) -> None:
@@ -137,7 +137,7 @@ class MergeOptimizer(Callback):
         """
         if self.groups != "whole":
             self.parts = partition(tensors, self.groups)
-            search.start(self._names, list(self.parts), method.only_ratios)
+            search.start(self._names, list(self.parts), method.scale_invariant)
 
     @property
     def needs_experts(self) -> bool:
@@ -169,7 +169,7 @@ class MergeOptimizer(Callback):
         self,
         trainer: Trainer,
         search: Search,
-        merger: Merger,
+        assembler: Assembler,
         score: Score,
         log: Callable[[dict[str, Any]], None],
         stop: Callable[[], int] = lambda: 0,
@@ -181,7 +181,7 @@ class MergeOptimizer(Callback):
         Args:
             trainer: The trainer, whose strategy tells the processes apart.
             search: A started search.
-            merger: Assembles the weights of a trial.
+            assembler: Assembles the weights of a trial.
             score: Scores them, on all processes.
             log: Takes a finished trial's record; called in the first process only.
             stop: Tells, on all processes, the number of the signal that asked to stop, or 0.
@@ -207,7 +207,7 @@ class MergeOptimizer(Callback):
                     raise SystemExit(128 + number)
                 proposal = search.ask() if trainer.is_global_zero else {}
                 coefficients = trainer.strategy.broadcast(proposal)
-                trial = self._try(len(search.history), coefficients, merger, score)
+                trial = self._try(len(search.history), coefficients, assembler, score)
                 if trainer.is_global_zero:
                     search.tell(trial)
                     log(trial.as_record())
@@ -222,10 +222,10 @@ class MergeOptimizer(Callback):
             ) from error
 
     def _try(
-        self, index: int, coefficients: Mapping[str, float], merger: Merger, score: Score
+        self, index: int, coefficients: Mapping[str, float], assembler: Assembler, score: Score
     ) -> Trial:
         try:
-            scores = score(merger.assemble(coefficients))
+            scores = score(assembler.assemble(coefficients))
         except (ValueError, UserError, MemoryError, torch.OutOfMemoryError) as error:
             return Trial(index, coefficients, status="failed", reason=str(error))
         metrics, objective = scores.metrics, scores.objective

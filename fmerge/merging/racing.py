@@ -9,11 +9,11 @@ from lightning.pytorch import Trainer
 from fmerge.data import BLOCKS, MultiTask
 from fmerge.errors import UserError
 from fmerge.evaluation.evaluator import Evaluator, by_accuracy
-from fmerge.merging.assembler import Merger
+from fmerge.merging.assembler import Assembler
 from fmerge.modules import TaskModule
 from fmerge.params import Params
 from fmerge.search import Search, Trial
-from fmerge.search.early_stopping import is_hopeless, standing, stopped_scores
+from fmerge.search.early_stopping import should_prune, standing, stopped_scores
 from fmerge.search.objective import Objective, Scores
 
 Answers = dict[str, list[bool]]
@@ -49,17 +49,17 @@ class Race:
         self.worn = worn
         self._answers: dict[int, Answers] = {}  # of trials scored in full, while one may be best
 
-    def recall(self, merger: Merger) -> None:
+    def recall(self, assembler: Assembler) -> None:
         """Scores the best trial of an interrupted run once more, if more trials are to come.
 
         Args:
-            merger: Assembles it.
+            assembler: Assembles it.
         """
         best = self._best()
         if best is None or self.search.finished:
             return
         answers: Answers = {task: [] for task in self.tasks}
-        with self.worn(merger.assemble(best.coefficients)):
+        with self.worn(assembler.assemble(best.coefficients)):
             for block in range(BLOCKS):
                 self._see(answers, block)
         self._answers = {best.index: answers}
@@ -87,7 +87,7 @@ class Race:
             stands = {task: standing(answers[task], known[task]) for task in self.tasks}
             if all(one.seen == one.examples for one in stands.values()):
                 break
-            hopeless = is_hopeless(self.goal, stands, best.metrics, looks=BLOCKS - 1)
+            hopeless = should_prune(self.goal, stands, best.metrics, looks=BLOCKS - 1)
             if self.evaluator.trainer.strategy.broadcast(hopeless):
                 return stopped_scores(self.goal, stands)
         self._answers[len(self.search.history)] = answers

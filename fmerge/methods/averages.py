@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fmerge.methods.base import Statistic, check_positive_sum
-from fmerge.methods.elementwise import Elementwise, Formula, Piece
+from fmerge.methods.elementwise import Chunk, Elementwise, Formula
 
 
 class Average(Elementwise):
@@ -26,8 +26,8 @@ class Average(Elementwise):
             The formula.
         """
 
-        def entries(piece: Piece) -> None:
-            _mean(piece.merged, piece.experts, [1.0] * len(piece.experts))
+        def entries(chunk: Chunk) -> None:
+            _mean(chunk.merged, chunk.experts, [1.0] * len(chunk.experts))
 
         return entries
 
@@ -38,7 +38,7 @@ class Isotropic(Elementwise):
     Fisher merging with every Fisher equal to one (Matena & Raffel 2022, section 3.1).
     """
 
-    only_ratios = True
+    scale_invariant = True
 
     def formula(self, coefficients: Sequence[float], scales: Sequence[float]) -> Formula:
         """Prepares θ = Σₘ λₘθₘ / Σₘ λₘ.
@@ -52,8 +52,8 @@ class Isotropic(Elementwise):
         """
         check_positive_sum(coefficients)
 
-        def entries(piece: Piece) -> None:
-            _mean(piece.merged, piece.experts, coefficients)
+        def entries(chunk: Chunk) -> None:
+            _mean(chunk.merged, chunk.experts, coefficients)
 
         return entries
 
@@ -73,7 +73,7 @@ class FisherMerge(Elementwise):
     """
 
     statistic: ClassVar[Statistic | None] = "fisher"
-    only_ratios = True
+    scale_invariant = True
 
     def __init__(
         self, floor: float = 1e-6, favor_target: bool = True, normalize: bool = True
@@ -109,8 +109,8 @@ class FisherMerge(Elementwise):
         check_positive_sum(coefficients)
         weights = [one / scale for one, scale in zip(coefficients, scales, strict=True)]
 
-        def entries(piece: Piece) -> None:
-            merged, base, experts, fishers, (total, raised, _) = piece
+        def entries(chunk: Chunk) -> None:
+            merged, base, experts, fishers, (total, raised, _) = chunk
             rows = zip(experts, fishers, weights, strict=True)
             for m, (expert, fisher, weight) in enumerate(rows):
                 information = fisher

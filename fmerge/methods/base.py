@@ -25,13 +25,13 @@ class MergeMethod(ABC):
             what enters each linear layer at θₘ, once; ``None``: nothing.
         needs_base: Whether the formula uses θ₀.
         uses_coefficients: Whether λ changes the result, so that a search makes sense.
-        only_ratios: Whether it does so by their ratios alone, so that c·λ is the same merge.
+        scale_invariant: Whether it does so by their ratios alone, so that c·λ is the same merge.
     """
 
     statistic: ClassVar[Statistic | None] = None
     needs_base: ClassVar[bool] = False
     uses_coefficients: ClassVar[bool] = True
-    only_ratios: bool = False
+    scale_invariant: bool = False
 
     def check_count(self, count: int) -> None:  # noqa: B027  # most take any number
         """Proves that the formula takes that many experts.

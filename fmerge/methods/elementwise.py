@@ -1,4 +1,4 @@
-"""Formulas entry by entry, computed in pieces that stay in the processor's cache."""
+"""Formulas entry by entry, computed in chunks that stay in the processor's cache."""
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -11,7 +11,7 @@ from torch import Tensor
 from fmerge.methods.base import MergeMethod
 from fmerge.params import Between, Params, empty_like
 
-PIECE = 1 << 17
+CHUNK = 1 << 17
 """Entries a thread takes at a time: what a formula holds of them fits into its cache."""
 
 _SMALL = 1 << 13
@@ -22,7 +22,7 @@ _ON_DEVICE = 1 << 24  # elsewhere there is no such cache, and few launches are b
 Sources = Sequence[Mapping[str, Tensor]]
 
 
-class Piece(NamedTuple):
+class Chunk(NamedTuple):
     """A few entries of every model, flat and in float32 at least, for a formula to merge.
 
     Attributes:
@@ -41,13 +41,13 @@ class Piece(NamedTuple):
     scratch: Sequence[Tensor]
 
 
-Formula = Callable[[Piece], None]
+Formula = Callable[[Chunk], None]
 
 
 class Elementwise(MergeMethod):
     """A method whose every entry depends on that entry of its inputs and on a few numbers.
 
-    Its formula runs over pieces of the tensors, so that each input is read from memory once and
+    Its formula runs over chunks of the tensors, so that each input is read from memory once and
     nothing of a model's size is made but the result. A tensor that is not contiguous is copied
     for as long as its turn takes.
     """
@@ -67,7 +67,7 @@ class Elementwise(MergeMethod):
 
     @abstractmethod
     def formula(self, coefficients: Sequence[float], scales: Sequence[float]) -> Formula:
-        """Prepares what computes a piece.
+        """Prepares what computes a chunk.
 
         Args:
             coefficients: λₘ.
@@ -127,8 +127,8 @@ class Elementwise(MergeMethod):
 
 
 def _room(largest: int, dtype: torch.dtype, device: torch.device) -> list[Tensor]:
-    """What every piece has to work with: a result, an interpolated Fisher, and the last three."""
-    size = PIECE * torch.get_num_threads() if device.type == "cpu" else _ON_DEVICE
+    """What every chunk has to work with: a result, an interpolated Fisher, and the last three."""
+    size = CHUNK * torch.get_num_threads() if device.type == "cpu" else _ON_DEVICE
     return [torch.empty(min(size, largest), dtype=dtype, device=device) for _ in range(5)]
 
 
@@ -153,28 +153,28 @@ def _stream(
     fishers: Sources,
     room: Sequence[Tensor],
 ) -> None:
-    """Fills one tensor, piece by piece, in its own precision or in float32 if that is finer."""
+    """Fills one tensor, chunk by chunk, in its own precision or in float32 if that is finer."""
     size = len(room[0])
     models = [_split(_flat(one, names), size) for one in (origin, *experts)]
     measures = [_ends(one, names, size) for one in fishers]
-    for i, piece in enumerate(_split(target, size)):
-        result, between, *scratch = (one[: len(piece)] for one in room)
-        if piece.dtype == result.dtype:
-            result = piece
+    for i, chunk in enumerate(_split(target, size)):
+        result, between, *scratch = (one[: len(chunk)] for one in room)
+        if chunk.dtype == result.dtype:
+            result = chunk
         first, *rest = (model[i].to(result) for model in models)
         measured = (one(i, between) for one in measures)
-        formula(Piece(result, first, rest, measured, scratch))
-        if result is not piece:
-            piece.copy_(result)
+        formula(Chunk(result, first, rest, measured, scratch))
+        if result is not chunk:
+            chunk.copy_(result)
 
 
 def _ends(
     source: Mapping[str, Tensor], names: Sequence[str], size: int
 ) -> Callable[[int, Tensor], Tensor]:
-    """A tensor's pieces by number; one that is made is written to the second argument."""
+    """A tensor's chunks by number; one that is made is written to the second argument."""
     if not isinstance(source, Between):
-        pieces = _split(_flat(source, names), size)
-        return lambda i, out: pieces[i].to(out)
+        chunks = _split(_flat(source, names), size)
+        return lambda i, out: chunks[i].to(out)
     low, high = (_split(_flat(end, names), size) for end in (source.low, source.high))
     return lambda i, out: source.of(low[i].to(out), high[i].to(out), out)
 
@@ -192,5 +192,5 @@ def _scatter(joined: Tensor, tensors: Sequence[Tensor]) -> None:
 
 
 def _split(tensor: Tensor, size: int) -> tuple[Tensor, ...]:
-    pieces: tuple[Tensor, ...] = tensor.split(size)  # type: ignore[no-untyped-call]
-    return pieces
+    chunks: tuple[Tensor, ...] = tensor.split(size)  # type: ignore[no-untyped-call]
+    return chunks

@@ -19,7 +19,7 @@ class FisherMedian(MergeMethod):
     """
 
     statistic: ClassVar[Statistic | None] = "fisher"
-    only_ratios = True
+    scale_invariant = True
 
     def merge(
         self,

@@ -52,7 +52,7 @@ class RegMean(MergeMethod):
     """
 
     statistic: ClassVar[Statistic | None] = "gram"
-    only_ratios = True
+    scale_invariant = True
 
     def __init__(self, off_diagonal: float = 0.9) -> None:
         check_within("off_diagonal", off_diagonal, "[0, 1]")

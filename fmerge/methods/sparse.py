@@ -32,7 +32,7 @@ class SparseMethod(MergeMethod):
         check_within("scale", scale, "(0, inf)")
         self.election = election
         self.scale = scale
-        self.only_ratios = election == "ties"  # a mean with weights λₘ
+        self.scale_invariant = election == "ties"  # a mean with weights λₘ
 
     @abstractmethod
     def thinning(self, base: Params, experts: Sequence[Params]) -> Thin:

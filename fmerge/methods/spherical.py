@@ -22,7 +22,7 @@ class SLERP(MergeMethod):
     1e-6), opposite, or zero, it is the straight line (1 − t)θ₁ + tθ₂.
     """
 
-    only_ratios = True
+    scale_invariant = True
 
     def check_count(self, count: int) -> None:
         """Proves that there are two ends.
@@ -80,7 +80,7 @@ class Karcher(MergeMethod):
         max_iterations: Steps after which a merge that still moves is refused.
     """
 
-    only_ratios = True
+    scale_invariant = True
 
     def __init__(self, tolerance: float = 1e-6, max_iterations: int = 100) -> None:
         check_within("tolerance", tolerance, "(0, inf)")

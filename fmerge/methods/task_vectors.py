@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fmerge.errors import check_within
 from fmerge.methods.base import Statistic
-from fmerge.methods.elementwise import Elementwise, Formula, Piece
+from fmerge.methods.elementwise import Chunk, Elementwise, Formula
 
 
 class TaskArithmetic(Elementwise):
@@ -27,8 +27,8 @@ class TaskArithmetic(Elementwise):
             The formula.
         """
 
-        def entries(piece: Piece) -> None:
-            merged, base, experts, _, (vector, *_) = piece
+        def entries(chunk: Chunk) -> None:
+            merged, base, experts, _, (vector, *_) = chunk
             merged.copy_(base)
             for expert, coefficient in zip(experts, coefficients, strict=True):
                 merged.add_(torch.sub(expert, base, out=vector), alpha=coefficient)
@@ -101,8 +101,8 @@ class DFMerge(Elementwise):
         least = [float(self._weigh(torch.zeros(1), mean, out=torch.zeros(1))) for mean in scales]
         positive = sum(least) > 0  # then it is known of every total, whatever the Fishers are
 
-        def entries(piece: Piece) -> None:
-            merged, base, experts, fishers, (total, weight, vector) = piece
+        def entries(chunk: Chunk) -> None:
+            merged, base, experts, fishers, (total, weight, vector) = chunk
             rows = zip(experts, coefficients, fishers, scales, strict=True)
             for m, (expert, coefficient, fisher, mean) in enumerate(rows):
                 share = self._weigh(fisher, mean, out=weight if m else total)

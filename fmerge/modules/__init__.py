@@ -2,7 +2,7 @@
 
 from fmerge.modules.base import TaskModule
 from fmerge.modules.classification import TextClassifier
-from fmerge.modules.feature_pass import HeadInputs, last_linear
+from fmerge.modules.feature_pass import FeaturePass, last_linear
 from fmerge.modules.fisher_pass import Estimation, FisherPass, Saving
 from fmerge.modules.gram_pass import GramPass, linear_weights
 from fmerge.modules.heads import HeadedModule
@@ -15,7 +15,7 @@ __all__ = [
     "Estimation",
     "FisherPass",
     "GramPass",
-    "HeadInputs",
+    "FeaturePass",
     "HeadedModule",
     "Outcomes",
     "RankChoice",

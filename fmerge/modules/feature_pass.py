@@ -34,7 +34,7 @@ def last_linear(model: nn.Module) -> tuple[str, nn.Linear] | None:
 
 
 @final
-class HeadInputs(LightningModule):
+class FeaturePass(LightningModule):
     """Collects the inputs of a task's last linear layer, under ``Trainer.predict``.
 
     The layer passes its inputs on in the place of its outputs, so that whatever a model picks out

@@ -52,8 +52,8 @@ class OutcomeRecorder(Callback):
             dataloader_idx: Not used: the batch knows its task.
         """
         if isinstance(outputs, Mapping) and {"predictions", "targets"} <= outputs.keys():
-            piece = outputs["predictions"].detach().cpu(), outputs["targets"].detach().cpu()
-            self._pieces.setdefault(batch["task"], []).append(piece)
+            chunk = outputs["predictions"].detach().cpu(), outputs["targets"].detach().cpu()
+            self._pieces.setdefault(batch["task"], []).append(chunk)
 
     def outcomes(self, trainer: Trainer) -> Outcomes:
         """Brings the outcomes of all processes together, in all of them.
@@ -65,8 +65,8 @@ class OutcomeRecorder(Callback):
             The outcomes, in the order that one process has them in.
         """
         mine = {
-            task: (torch.cat([one for one, _ in pieces]), torch.cat([two for _, two in pieces]))
-            for task, pieces in self._pieces.items()
+            task: (torch.cat([one for one, _ in chunks]), torch.cat([two for _, two in chunks]))
+            for task, chunks in self._pieces.items()
         }
         if trainer.world_size == 1:
             return mine

@@ -38,7 +38,7 @@ def html(report: MergeReport, search: Search) -> str:
     if report.rows and not report.built:
         trace = search_picture(search.history, report.goal, report.measure)
     if len(best.metrics) > 1 and len(scored) > 1:
-        trade = tasks_picture(scored, report.unbeaten[: sections.MOST], best, report.measure)
+        trade = tasks_picture(scored, report.non_dominated[: sections.MOST], best, report.measure)
     return _template().render(
         report=report,
         version=__version__,

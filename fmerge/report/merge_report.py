@@ -6,7 +6,7 @@ from typing import Any
 
 from rich.table import Table
 
-from fmerge.fisher.summary import FisherFacts
+from fmerge.fisher.summary import FisherSummary
 from fmerge.report.markdown import code, plain, sentence
 from fmerge.report.pareto_front import Front
 from fmerge.report.score_table import score_table
@@ -52,7 +52,7 @@ class MergeReport:
             ascribes to it, alone and together with others.
         fishers: Where the Fishers lie that the kept merge was made with.
         tasks: What the tasks were scored on.
-        unbeaten: The trials that no other beats on validation, the best first.
+        non_dominated: The trials that no other beats on validation, the best first.
         hashes: SHA-256 of the weights of each ``expert`` and of the ``base``.
         front: The Pareto front, where there are several objectives.
         built: Whether ``best`` is not what the search chose, but a trial built by its index.
@@ -77,9 +77,9 @@ class MergeReport:
     comparisons: Sequence[Comparison] = ()
     runner_up: Trial | None = None
     sensitivity: Mapping[str, float] = field(default_factory=dict)
-    fishers: FisherFacts | None = None
+    fishers: FisherSummary | None = None
     tasks: Mapping[str, TaskFacts] = field(default_factory=dict)
-    unbeaten: Sequence[Trial] = ()
+    non_dominated: Sequence[Trial] = ()
     hashes: Mapping[str, Any] = field(default_factory=dict)
     front: Front | None = None
     built: bool = False
@@ -130,7 +130,7 @@ class MergeReport:
                 *score_lines(self.rows, self.measure),
                 *(["", f"*heads refitted*: {found}"] if (found := self.refitted()) else []),
                 *comparison_lines(self.comparisons),
-                *trade_lines(self.unbeaten, self.best),
+                *trade_lines(self.non_dominated, self.best),
             ]
         lines += [
             *sensitivity_lines(self.sensitivity),

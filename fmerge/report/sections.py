@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from fmerge.fisher.summary import FisherFacts
+from fmerge.fisher.summary import FisherSummary
 from fmerge.report.markdown import code, percent, plain, points, table
 from fmerge.report.scores import Comparison, Row, TaskFacts, score_cells
 from fmerge.search import Trial
@@ -132,7 +132,7 @@ def sensitivity_lines(sensitivity: Mapping[str, float]) -> list[str]:
     return [*head, *table(["coefficient", "%"], rows), "", SENSITIVITY]
 
 
-def fisher_lines(facts: FisherFacts | None) -> list[str]:
+def fisher_lines(facts: FisherSummary | None) -> list[str]:
     """Writes where the Fishers lie.
 
     Args:

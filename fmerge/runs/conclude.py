@@ -10,9 +10,9 @@ from lightning.pytorch import Trainer
 from fmerge.data import MultiTask
 from fmerge.evaluation.evaluator import Evaluator, FisherSettings, by_accuracy
 from fmerge.merging.experts import Ensemble
-from fmerge.fisher.summary import FisherFacts, fisher_facts
+from fmerge.fisher.summary import FisherSummary, summarise_fishers
 from fmerge.merging.compatibility import task_vector_facts
-from fmerge.merging.assembler import Merger
+from fmerge.merging.assembler import Assembler
 from fmerge.methods import Average, MergeMethod
 from fmerge.report.model_card import loader_of, model_card, parameters_of
 from fmerge.modules import TaskModule
@@ -22,7 +22,7 @@ from fmerge.report.pareto_front import Front
 from fmerge.evaluation.head_refit import Heads, Refitter, Refitting
 from fmerge.report.merge_report import MergeReport
 from fmerge.report.scores import AVERAGE, BASE, EXPERTS, MERGE, REFITTED, RUNNER_UP
-from fmerge.search import Search, Trial, unbeaten
+from fmerge.search import Search, Trial, non_dominated_trials
 from fmerge.runs.data_provenance import split_facts
 from fmerge.store import RunFolder
 from fmerge.evaluation.test_scores import TestTable, task_facts
@@ -63,7 +63,7 @@ class Conclusion:
     def draw(
         self,
         search: Search,
-        merger: Merger,
+        assembler: Assembler,
         goal: Objective,
         best: Trial,
         folder: RunFolder,
@@ -74,7 +74,7 @@ class Conclusion:
 
         Args:
             search: The search.
-            merger: Assembles merges.
+            assembler: Assembles merges.
             goal: What was optimised.
             best: The trial.
             folder: The run's folder; the first process writes to it.
@@ -85,9 +85,9 @@ class Conclusion:
             What was kept, with the rows of the table: none without data.
         """
         # a merge lasts until the next: what it is compared with comes first
-        table, runner_up = self._references(search, merger)
-        fishers: list[FisherFacts] = []
-        body = merger.assemble(best.coefficients, self._look(fishers))
+        table, runner_up = self._references(search, assembler)
+        fishers: list[FisherSummary] = []
+        body = assembler.assemble(best.coefficients, self._look(fishers))
         wanted, refitter = self.refitting.wanted, self.refitter
         heads = refitter.fit(body) if wanted and refitter is not None else {}
         kept = AVERAGE if isinstance(self.method, Average) else MERGE
@@ -119,7 +119,7 @@ class Conclusion:
             search.sensitivity() if asked else {},
             fishers[0] if fishers else None,
             task_facts(self.data, folder.noted("data")) if asked else {},
-            sorted(unbeaten(search.history), key=search.rank, reverse=True),
+            sorted(non_dominated_trials(search.history), key=search.rank, reverse=True),
             {what: folder.noted(what) for what in ("expert", "base")} if first else {},
             Front(search.objectives, front) if front else None,
             built=built_of > 0,
@@ -141,7 +141,7 @@ class Conclusion:
             self.data, self.method, self.settings, ensemble.fisher_origins, ensemble.tasks
         )
 
-    def _references(self, search: Search, merger: Merger) -> tuple[TestTable | None, Trial | None]:
+    def _references(self, search: Search, assembler: Assembler) -> tuple[TestTable | None, Trial | None]:
         """Tests all that the best merge is compared with; nothing without data."""
         if self.evaluator is None:
             return None, None
@@ -157,7 +157,7 @@ class Conclusion:
             self._test(table, AVERAGE, average, refit)
         if not every or runner_up is None:
             return table, None
-        self._test(table, RUNNER_UP, merger.assemble(runner_up.coefficients), refit)
+        self._test(table, RUNNER_UP, assembler.assemble(runner_up.coefficients), refit)
         return table, runner_up
 
     def _test(
@@ -170,14 +170,14 @@ class Conclusion:
             fitted = refitter.fit(body) if heads is None else heads
             table.record(name + REFITTED, lambda: refitter.score(body, "test", fitted))
 
-    def _look(self, fishers: list[FisherFacts]) -> Callable[[Mapping[str, Any]], None] | None:
+    def _look(self, fishers: list[FisherSummary]) -> Callable[[Mapping[str, Any]], None] | None:
         """What measures the Fishers of a merge, where the method has any."""
         if self.method.statistic not in {"fisher", "moving fisher"}:
             return None
 
         def look(found: Mapping[str, Any]) -> None:
             if self.trainer.is_global_zero:
-                fishers.append(fisher_facts(found))
+                fishers.append(summarise_fishers(found))
 
         return look
 

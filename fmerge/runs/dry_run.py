@@ -90,7 +90,7 @@ def show_merge_plan(
     settings: FisherSettings,
     output: Path,
     passes: Counter[Pass],
-    going_on: bool,
+    resuming: bool,
 ) -> None:
     """Prints what would be merged and searched, and what it would take.
 
@@ -104,7 +104,7 @@ def show_merge_plan(
         settings: How Fishers that are not given are estimated.
         output: The run's folder.
         passes: What ``merge_passes`` counted.
-        going_on: Whether the output folder holds a run that would be gone on with.
+        resuming: Whether the output folder holds a run that would be gone on with.
     """
     bodies = list(ensemble.bodies.values())
     one = _float32(bodies[0].values())
@@ -120,7 +120,7 @@ def show_merge_plan(
         rows["base"] = str(ensemble.base_source)
     rows["method"] = type(method).__name__
     rows["search"] = f"{type(search).__name__}, {search.budget} trials"
-    if going_on:
+    if resuming:
         rows["search"] += ", after those that the output folder has"
     rows |= {f"task {name}": sizes for name, sizes in _sizes(data).items()}
     memory = f"parameters {_mib(held * one)} ({held} bodies)"

@@ -15,7 +15,7 @@ from fmerge.evaluation.evaluator import Evaluator, FisherSettings, by_accuracy
 from fmerge.merging.experts import Ensemble
 from fmerge.evaluation.grams import grams_of
 from fmerge.merging.optimizer import MergeOptimizer, Score
-from fmerge.merging.assembler import Merger
+from fmerge.merging.assembler import Assembler
 from fmerge.methods import Grams, MergeMethod
 from fmerge.modules import TaskModule
 from fmerge.search.objective import Objective, Scores
@@ -24,7 +24,7 @@ from fmerge.merging.racing import Race, check_racing, race_facts
 from fmerge.evaluation.head_refit import Refitter, Refitting, check_refitting, obstacle
 from fmerge.report.merge_report import MergeReport
 from fmerge.search import Search, Trial
-from fmerge.store import RunFolder, Shelf
+from fmerge.store import RunFolder, FisherCache
 
 _OWN = "experts' validation scores"
 _SIZES = "batch sizes"
@@ -165,7 +165,7 @@ class MergeRun:
         self.trainer.strategy.setup_environment()
         if self.data is not None and self.data.automatic:  # a run that goes on has the same
             self._evaluator.sizes.note = partial(folder.note, _SIZES)
-        goal, merger = self._begin(optimizer, folder)
+        goal, assembler = self._begin(optimizer, folder)
         search.constrain(goal.bounds)
         for record in self.trainer.strategy.broadcast(list(done)):
             search.replay(Trial.from_record(record))
@@ -173,18 +173,18 @@ class MergeRun:
         if optimizer.racing:
             tasks = self.ensemble.tasks
             race = Race(self._evaluator, self.module, search, goal, tasks, self._worn)
-            race.recall(merger)
+            race.recall(assembler)
             score = race.score
         best = optimizer.optimize(
             self.trainer,
             search,
-            merger,
+            assembler,
             score,
             folder.append,
             stop,
         )
         raced = [race_facts(search.history)] if optimizer.racing else []
-        return self._conclusion().draw(search, merger, goal, best, folder, raced)
+        return self._conclusion().draw(search, assembler, goal, best, folder, raced)
 
     def build(
         self,
@@ -208,15 +208,15 @@ class MergeRun:
         """
         self.trainer.strategy.setup_environment()
         trial = Trial.from_record(self.trainer.strategy.broadcast(dict(record)))
-        goal, merger = self._begin(optimizer, folder)
-        return self._conclusion().draw(search, merger, goal, trial, folder, [], trials)
+        goal, assembler = self._begin(optimizer, folder)
+        return self._conclusion().draw(search, assembler, goal, trial, folder, [], trials)
 
-    def _begin(self, optimizer: MergeOptimizer, folder: RunFolder) -> tuple[Objective, Merger]:
+    def _begin(self, optimizer: MergeOptimizer, folder: RunFolder) -> tuple[Objective, Assembler]:
         if self.data is not None and self.data.automatic:
             self._evaluator.sizes.found |= folder.noted(_SIZES) or {}
         goal = optimizer.goal(self._own_scores(folder) if optimizer.needs_experts else {})
         weight = next(iter(next(iter(self.ensemble.bodies.values())).values()))
-        return goal, Merger(
+        return goal, Assembler(
             self.method,
             self.ensemble.base,
             self.ensemble.bodies,
@@ -224,7 +224,7 @@ class MergeRun:
             self._statistics(),
             optimizer.parts,
             self.settings.curve,
-            Shelf(folder.path, weight.device).keep,
+            FisherCache(folder.path, weight.device).keep,
         )
 
     @property

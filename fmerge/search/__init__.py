@@ -1,9 +1,8 @@
 """Searches over merging coefficients, behind one ask and tell."""
 
 from fmerge.search.ax_search import AxSearch
-from fmerge.search.base import Pick, Search, Trial
+from fmerge.search.base import Pick, Search, Trial, non_dominated_trials
 from fmerge.search.simple import Dirichlet, Fixed, Grid, RandomSearch, Sobol
-from fmerge.search.unbeaten import unbeaten
 
 __all__ = [
     "AxSearch",
@@ -15,5 +14,5 @@ __all__ = [
     "Search",
     "Sobol",
     "Trial",
-    "unbeaten",
+    "non_dominated_trials",
 ]

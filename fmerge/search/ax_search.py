@@ -10,8 +10,8 @@ from fmerge.errors import UserError
 from fmerge.search.acquisitions import Acquisition
 from fmerge.search.ax_client import AxClient, Value, quiet
 from fmerge.search.base import Pick, Search, Trial
-from fmerge.search.coordinate_search import compass_point
-from fmerge.search.initial_points import start_points
+from fmerge.search.coordinate_search import coordinate_point
+from fmerge.search.initial_points import initial_points
 from fmerge.search.objective import Partial
 from fmerge.search.simple import sobol_points
 
@@ -113,10 +113,10 @@ class AxSearch(Search):
 
     @override
     def start(
-        self, experts: Sequence[str], groups: Sequence[str] = ("",), only_ratios: bool = False
+        self, experts: Sequence[str], groups: Sequence[str] = ("",), scale_invariant: bool = False
     ) -> None:
-        super().start(experts, groups, only_ratios)
-        self._starts = start_points(experts, groups, only_ratios) if self.starts else []
+        super().start(experts, groups, scale_invariant)
+        self._starts = initial_points(experts, groups, scale_invariant) if self.starts else []
         self._made = None
 
     @override
@@ -133,7 +133,7 @@ class AxSearch(Search):
                 return self._attach(self._initial(index))
             begin = max(self.trials - self.polish, scored[0] + 1)
             if self.polish and index >= begin:
-                point = compass_point(self.history, begin, self.rank)
+                point = coordinate_point(self.history, begin, self.rank)
                 if point is not None:
                     return self._attach(point)
             self._pending, point = self._client.propose()

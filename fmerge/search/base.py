@@ -121,7 +121,7 @@ class Search(ABC):
         self.experts: tuple[str, ...] = ()
         self.groups: tuple[str, ...] = ("",)
         self.names: tuple[str, ...] = ()
-        self.only_ratios = False
+        self.scale_invariant = False
         self.bounds: dict[str, float] = {}
         self.objectives: tuple[str, ...] = ()
         self.history: list[Trial] = []
@@ -135,7 +135,7 @@ class Search(ABC):
         self.objectives = tuple(objectives)
 
     def start(
-        self, experts: Sequence[str], groups: Sequence[str] = ("",), only_ratios: bool = False
+        self, experts: Sequence[str], groups: Sequence[str] = ("",), scale_invariant: bool = False
     ) -> None:
         """Begins anew for these experts.
 
@@ -143,12 +143,12 @@ class Search(ABC):
             experts: The experts, in the order of the coefficients.
             groups: The groups of tensors that have coefficients of their own; one with an empty
                 name where an expert has one coefficient.
-            only_ratios: Whether the merge depends on the ratios of the coefficients alone.
+            scale_invariant: Whether the merge depends on the ratios of the coefficients alone.
         """
         self.experts = tuple(experts)
         self.groups = tuple(groups)
         self.names = tuple(coefficient_names(experts, groups))
-        self.only_ratios = only_ratios
+        self.scale_invariant = scale_invariant
         self.bounds = {}
         self.history = []
 
@@ -281,3 +281,18 @@ class Search(ABC):
             The trial that the model predicts to be best; None without a model.
         """
         return None
+
+
+def non_dominated_trials(trials: Sequence[Trial]) -> list[Trial]:
+    """Finds the trials whose scores by task no other trial dominates.
+
+    Args:
+        trials: Any trials.
+
+    Returns:
+        Those that were scored on as many tasks as any, the first of several with the same scores.
+    """
+    most = max((len(trial.metrics) for trial in trials), default=0)
+    scored = [t for t in trials if t.status == "ok" and len(t.metrics) == most > 0]
+    found = non_dominated([tuple(trial.metrics.values()) for trial in scored])
+    return [scored[i] for i in found]

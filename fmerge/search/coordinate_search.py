@@ -11,7 +11,7 @@ _LAST = 1e-4
 Point = Mapping[str, float]
 
 
-def compass_point(
+def coordinate_point(
     history: Sequence[Trial], begin: int, rank: Callable[[Trial], tuple[float, ...]]
 ) -> dict[str, float] | None:
     """Finds the next point; it depends on the finished trials alone.

@@ -124,7 +124,7 @@ def standing(trial: Sequence[bool], best: Sequence[bool]) -> Standing:
     return Standing(cells)
 
 
-def is_hopeless(
+def should_prune(
     goal: Objective,
     trial: Mapping[str, Standing],
     best: Mapping[str, float],

@@ -8,15 +8,15 @@ _SCALES = (0.3, 0.5, 1.0)
 """λ of all experts: what task arithmetic is tried at by hand, and whole task vectors."""
 
 
-def start_points(
-    experts: Sequence[str], groups: Sequence[str], only_ratios: bool
+def initial_points(
+    experts: Sequence[str], groups: Sequence[str], scale_invariant: bool
 ) -> list[dict[str, float]]:
     """Lists the points worth a trial whatever a model says, the most promising first.
 
     Args:
         experts: The M experts.
         groups: The groups of tensors, whose coefficients are alike in all these points.
-        only_ratios: Whether multiples of a point are the same merge.
+        scale_invariant: Whether multiples of a point are the same merge.
 
     Returns:
         λ by the names of the coefficients, no merge twice: 1/M each, which is the plain average;
@@ -27,7 +27,7 @@ def start_points(
     points += [[float(other == expert) for other in experts] for expert in experts]
     distinct: dict[tuple[float, ...], list[float]] = {}
     for point in points:
-        largest = max(point) if only_ratios else 1.0
+        largest = max(point) if scale_invariant else 1.0
         distinct.setdefault(tuple(value / largest for value in point), point)
     return [
         {

@@ -20,9 +20,9 @@ class _Listed(Search):
 
     @override
     def start(
-        self, experts: Sequence[str], groups: Sequence[str] = ("",), only_ratios: bool = False
+        self, experts: Sequence[str], groups: Sequence[str] = ("",), scale_invariant: bool = False
     ) -> None:
-        super().start(experts, groups, only_ratios)
+        super().start(experts, groups, scale_invariant)
         self._proposals = self._list()
 
     @abstractmethod

@@ -12,7 +12,7 @@ from fmerge.store.atomic import (
     write_text,
 )
 from fmerge.store.checkpoints import load_classifier
-from fmerge.store.fisher_cache import Shelf
+from fmerge.store.fisher_cache import FisherCache
 from fmerge.store.fisher_files import (
     check_fisher_path,
     read_fisher,
@@ -29,7 +29,7 @@ from fmerge.store.weights import reading_headers
 __all__ = [
     "LOCK",
     "RunFolder",
-    "Shelf",
+    "FisherCache",
     "begun_with",
     "check_fisher_path",
     "check_new_file",

@@ -16,13 +16,13 @@ RESERVE = 0.2
 
 _GROUP = Path("/sys/fs/cgroup")
 
-SHELVED = "fisher_curve.safetensors"
+CACHED = "fisher_curve.safetensors"
 """What files are named after, for those that a kill leaves between making and mapping."""
 
 Place = Literal["device", "cpu", "disk"]
 
 
-class Shelf:
+class FisherCache:
     """Keeps sets of tensors on a device, in the main memory, or mapped from a disk.
 
     Each set goes to the first of the three that would have a fifth of itself left free. A set on
@@ -68,9 +68,9 @@ class Shelf:
         return "cpu" if _fits(size, in_main_memory()) else "disk"
 
     def _mapped(self, tensors: Params) -> Params:
-        with explaining(self.folder / SHELVED):
+        with explaining(self.folder / CACHED):
             self.folder.mkdir(parents=True, exist_ok=True)
-            handle, name = tempfile.mkstemp(f".{SHELVED}", f".{SHELVED}.", self.folder)
+            handle, name = tempfile.mkstemp(f".{CACHED}", f".{CACHED}.", self.folder)
             os.close(handle)
             try:
                 save_file({key: one.cpu().contiguous() for key, one in tensors.items()}, name)

@@ -35,7 +35,7 @@ def layout(path: Path, key: str) -> dict[str, Any]:
 
     Raises:
         NotPlainError: If anything in it leads elsewhere, is no floating-point tensor, is stored
-            in pieces, or claims more bytes than there are.
+            in chunks, or claims more bytes than there are.
     """
     size, claimed = path.stat().st_size, 0
     tensors: dict[str, tuple[int, tuple[int, ...], str]] = {}

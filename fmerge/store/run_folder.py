@@ -16,7 +16,7 @@ from fmerge.store.atomic import (
     remove_leftovers,
     write_text,
 )
-from fmerge.store.fisher_cache import SHELVED
+from fmerge.store.fisher_cache import CACHED
 
 _IGNORED = (
     *("output", "overwrite", "dry_run", "config", "build"),
@@ -135,7 +135,7 @@ class RunFolder:
         Args:
             inputs: Plain values that tell the experts, the base and the data from others.
         """
-        remove_leftovers(self.path / SHELVED)
+        remove_leftovers(self.path / CACHED)
         for stale in _RESULTS:
             (self.path / stale).unlink(missing_ok=True)  # of the run that --overwrite replaces
         for folder in ("merged", _POINTS):
@@ -176,7 +176,7 @@ class RunFolder:
         """
         noted = self.check_inputs(inputs)
         records = self._records()
-        for name in ("trials.jsonl", "inputs.json", "config.yaml", SHELVED, *_RESULTS):
+        for name in ("trials.jsonl", "inputs.json", "config.yaml", CACHED, *_RESULTS):
             remove_leftovers(self.path / name)
         # with more trials to make, a run that was finished is so no longer
         (self.path / _RESULTS[0]).unlink(missing_ok=True)

@@ -8,7 +8,7 @@ import torch
 
 from fmerge.cli.app import main
 from fmerge.evaluation.evaluator import Evaluator
-from fmerge.merging.assembler import Merger
+from fmerge.merging.assembler import Assembler
 from fmerge.methods import TaskArithmetic
 from tests.cli.run import data_config, experts, fails, in_process
 from tests.cli.test_commands import assert_same, body
@@ -153,7 +153,7 @@ def test_weights_and_fixed_coefficients_by_group(zoo, tmp_path):
 
 def test_a_trial_out_of_memory_is_recorded_and_not_repeated(zoo, tmp_path, monkeypatch):
     output, calls = tmp_path / "run", []
-    whole = Merger.assemble
+    whole = Assembler.assemble
 
     def assemble(self, coefficients, *where):
         calls.append(coefficients)
@@ -161,7 +161,7 @@ def test_a_trial_out_of_memory_is_recorded_and_not_repeated(zoo, tmp_path, monke
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
         return whole(self, coefficients, *where)
 
-    monkeypatch.setattr(Merger, "assemble", assemble)
+    monkeypatch.setattr(Assembler, "assemble", assemble)
     search = ["--optimizer.search", "AxSearch", "--optimizer.search.trials", "8"]
     main(merge(zoo, tmp_path, output, *search, "--optimizer.search.initial_trials", "5"))
     log = trials(output)

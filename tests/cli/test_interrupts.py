@@ -165,8 +165,8 @@ def test_a_fit_that_is_killed_again_and_again_ends_in_an_expert(zoo, tmp_path, r
     ]
     while len(kills) < 8:
         owner, name, most = generator.choice(moments)
-        going_on = ["--ckpt_path", last] if last.is_file() else ["--overwrite", "true"]
-        code = in_child([*arguments, *going_on], owner, name, generator.randrange(most), die)
+        resuming = ["--ckpt_path", last] if last.is_file() else ["--overwrite", "true"]
+        code = in_child([*arguments, *resuming], owner, name, generator.randrange(most), die)
         if last.is_file():
             assert load_lightning(last)["epoch"] >= 0  # whole, whenever it is there
         if (output / "expert").is_dir():

@@ -124,8 +124,8 @@ def test_a_fit_killed_at_any_instant_ends_at_the_same_weights(zoo, tmp_path, rec
         times, after = generator.randrange(uses), generator.random() < 0.5
         assert kill_at(fit(zoo, tmp_path, output), owner, name, times, after), (name, times)
         kills.append(f"{name} {times}")
-        going_on = ["--ckpt_path", last] if last.is_file() else ["--overwrite", "true"]
-        run(fit(zoo, tmp_path, output, *going_on))
+        resuming = ["--ckpt_path", last] if last.is_file() else ["--overwrite", "true"]
+        run(fit(zoo, tmp_path, output, *resuming))
         for task in zoo.tasks:
             found = load_file(output / "expert" / task / "model.safetensors")
             expected = load_file(whole / "expert" / task / "model.safetensors")

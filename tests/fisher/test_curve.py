@@ -8,7 +8,7 @@ import torch
 from fmerge.errors import UserError
 from fmerge.evaluation.evaluator import FisherSettings
 from fmerge.fisher.curve import FisherCurves
-from fmerge.merging.assembler import Merger
+from fmerge.merging.assembler import Assembler
 from fmerge.methods import DFMerge
 from tests.compare import assert_same
 
@@ -53,8 +53,8 @@ def test_a_merge_by_curves_is_the_merge_with_interpolated_fishers():
         passes.append(name)
         return {"w": 0.5 * (math.log(50) * (body["w"] - base["w"])).exp()}
 
-    exact = Merger(DFMerge(), base, experts, fisher_of)
-    curved = Merger(DFMerge(), base, experts, fisher_of, curve_nodes=3)
+    exact = Assembler(DFMerge(), base, experts, fisher_of)
+    curved = Assembler(DFMerge(), base, experts, fisher_of, curve_nodes=3)
     for coefficients in ({"a": 0.3, "b": 0.9}, {"a": 0.31, "b": 0.55}, {"a": 1.0, "b": 0.0}):
         assert_same(curved.assemble(coefficients), exact.assemble(coefficients))
     assert len(passes) == 6 + 6  # exact: two a trial; curves: three nodes a task, once

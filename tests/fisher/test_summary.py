@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from fmerge.fisher import summary as fisher_facts
-from fmerge.fisher.summary import fisher_facts as facts
+from fmerge.fisher import summary as summarise_fishers
+from fmerge.fisher.summary import summarise_fishers as facts
 
 
 def test_cosine_and_overlap_worked_by_hand():
@@ -27,7 +27,7 @@ def test_pieces_add_up(monkeypatch):
         name: {key: torch.rand(7, 5, generator=generator) ** 4 for key in ("l.0.w", "l.0.b", "x.w")}
         for name in "abc"
     }
-    monkeypatch.setattr(fisher_facts, "_PIECE", 4)
+    monkeypatch.setattr(summarise_fishers, "_CHUNK", 4)
     found = facts(fishers)
     flat = torch.stack([torch.cat([t.flatten() for t in f.values()]).double() for f in
                         fishers.values()])  # fmt: skip

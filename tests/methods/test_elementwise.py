@@ -1,19 +1,19 @@
-"""Formulas in pieces: the whole formula at every boundary, and nothing of a tensor's size."""
+"""Formulas in chunks: the whole formula at every boundary, and nothing of a tensor's size."""
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fmerge.merging.assembler import Merger
+from fmerge.merging.assembler import Assembler
 from fmerge.methods import Average, DFMerge, FisherMerge, Isotropic, TaskArithmetic, elementwise
 from fmerge.params import Between, logarithms
 from tests.compare import assert_same
 
 COEFFICIENTS = [0.7, 0.2, 0.4]
-SIZE = 24  # entries of a piece in these tests
+SIZE = 24  # entries of a chunk in these tests
 SHAPES = {
     **{f"around {n}": (n,) for n in (1, SIZE - 1, SIZE, SIZE + 1, 3 * SIZE, 3 * SIZE + 5)},
-    **{"none": (0,), "one number": (), "rows longer than a piece": (2, 2 * SIZE + 3)},
+    **{"none": (0,), "one number": (), "rows longer than a chunk": (2, 2 * SIZE + 3)},
 }
 
 
@@ -81,12 +81,12 @@ def models(dtype=torch.float64, change=lambda tensor: tensor):
 
 @pytest.fixture(autouse=True)
 def small_pieces(monkeypatch):
-    monkeypatch.setattr(elementwise, "PIECE", SIZE // torch.get_num_threads())
+    monkeypatch.setattr(elementwise, "CHUNK", SIZE // torch.get_num_threads())
     monkeypatch.setattr(elementwise, "_SMALL", 2)
 
 
 def turned(tensor):
-    """The same numbers, in a memory where no row is in one piece."""
+    """The same numbers, in a memory where no row is in one chunk."""
     return tensor.repeat_interleave(2, dim=-1)[..., ::2] if tensor.dim() else tensor
 
 
@@ -215,13 +215,13 @@ def test_a_merger_measures_fishers_once_and_writes_over_its_last_merge(parts):
     base, experts, fishers = models(torch.float32)
     names = ["a", "b", "c"]
     given = dict(zip(names, fishers, strict=True))
-    merger = Merger(method, base, dict(zip(names, experts, strict=True)), None, given, parts)
+    assembler = Assembler(method, base, dict(zip(names, experts, strict=True)), None, given, parts)
     keys = names if parts is None else [f"{name}/{group}" for name in names for group in parts]
     whole = [list(SHAPES)] if parts is None else list(parts.values())
     storages = set()
     for scale in (0.1, 0.5, 0.5):
         coefficients = {key: scale * (1 + i % 2) for i, key in enumerate(keys)}
-        found = merger.assemble(coefficients)
+        found = assembler.assemble(coefficients)
         storages |= {found[f"around {SIZE}"].data_ptr()}
         for group, members in zip(parts or [""], whole, strict=True):
             weights = [coefficients[f"{name}/{group}" if group else name] for name in names]
@@ -239,23 +239,23 @@ def test_the_merge_that_was_assembled_last_is_not_computed_again():
         passes.append(name)
         return fishers["abc".index(name)]
 
-    merger = Merger(DFMerge(), base, dict(zip("abc", experts, strict=True)), fisher_of)
+    assembler = Assembler(DFMerge(), base, dict(zip("abc", experts, strict=True)), fisher_of)
     first, second = ({"a": 0.3, "b": 0.2, "c": one} for one in (0.1, 0.9))
-    merger.assemble(first)
-    kept = {name: one.clone() for name, one in merger.assemble(dict(first)).items()}
+    assembler.assemble(first)
+    kept = {name: one.clone() for name, one in assembler.assemble(dict(first)).items()}
     assert len(passes) == 3
-    assert not torch.equal(merger.assemble(second)[f"around {SIZE}"], kept[f"around {SIZE}"])
-    assert_same(merger.assemble(first), kept, rtol=0, atol=0)
+    assert not torch.equal(assembler.assemble(second)[f"around {SIZE}"], kept[f"around {SIZE}"])
+    assert_same(assembler.assemble(first), kept, rtol=0, atol=0)
     assert len(passes) == 9
 
 
 def test_a_merge_that_failed_is_not_kept():
     base, experts, _ = models()
-    merger = Merger(Isotropic(), base, dict(zip("abc", experts, strict=True)), None)
+    assembler = Assembler(Isotropic(), base, dict(zip("abc", experts, strict=True)), None)
     whole = {"a": 0.5, "b": 0.5, "c": 0.0}
-    merger.assemble(whole)
+    assembler.assemble(whole)
     for _ in range(2):
         with pytest.raises(ValueError, match="positive sum"):
-            merger.assemble(dict.fromkeys("abc", 0.0))
+            assembler.assemble(dict.fromkeys("abc", 0.0))
     expected = Isotropic().merge(None, experts, [0.5, 0.5, 0.0])
-    assert_same(merger.assemble(whole), expected)
+    assert_same(assembler.assemble(whole), expected)

@@ -220,7 +220,7 @@ def test_parameters_outside_their_range(kind, parameters, message):
     assert str(raised.value) == message
 
 
-@pytest.mark.parametrize("name", [name for name, one in METHODS.items() if one.only_ratios])
+@pytest.mark.parametrize("name", [name for name, one in METHODS.items() if one.scale_invariant])
 @quick
 @given(data=st.data())
 def test_multiples_of_the_coefficients_are_the_same_merge_where_ratios_alone_count(name, data):
@@ -240,4 +240,4 @@ def test_half_the_coefficients_are_another_merge_elsewhere(name):
         method.merge(base, experts, [scale, scale / 4], fishers[:2])["w"] for scale in (0.8, 0.4)
     )
     same = torch.allclose(whole, half, rtol=1e-5, atol=1e-6)
-    assert same == (method.only_ratios or not method.uses_coefficients)
+    assert same == (method.scale_invariant or not method.uses_coefficients)

@@ -5,7 +5,7 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 from fmerge.errors import UserError
-from fmerge.modules import HeadInputs, TextClassifier, last_linear
+from fmerge.modules import FeaturePass, TextClassifier, last_linear
 from fmerge.modules.heads import model_inputs
 from fmerge.store import load_classifier, load_tokenizer
 from tests import hub_layout, tiny
@@ -90,7 +90,7 @@ def test_what_is_used_too_early_is_said():
 def test_what_enters_the_last_layer_is_seen(module):
     module.eval()
     one = batch(module, "colour", n=6)
-    features, labels = HeadInputs(module, "colour").predict_step(one, 0)
+    features, labels = FeaturePass(module, "colour").predict_step(one, 0)
     model = module.task_model("colour")
     logits = torch.nn.functional.linear(features, model.classifier.weight, model.classifier.bias)
     torch.testing.assert_close(logits.log_softmax(1), module.label_log_probs(one))
@@ -110,7 +110,7 @@ def test_heads_of_other_architectures(config, name):
     module.eval()
     one = batch(module, "x")
     assert len(set(one["attention_mask"].sum(1).tolist())) > 1  # some are padded
-    inputs = HeadInputs(module, "x")
+    inputs = FeaturePass(module, "x")
     features, _ = inputs.predict_step(one, 0)
     assert inputs.ends_head
     assert (inputs.name, features.shape) == (name, (5, inputs.layer.in_features))
@@ -122,9 +122,9 @@ def test_a_head_that_goes_on_after_its_last_layer_is_noticed(module):
     model = module.task_model("colour")
     assert last_linear(model)[0] == "classifier"
     model.classifier = torch.nn.Sequential(model.classifier, torch.nn.Tanh())
-    inputs = HeadInputs(module.eval(), "colour")
+    inputs = FeaturePass(module.eval(), "colour")
     inputs.predict_step(batch(module, "colour"), 0)
     assert not inputs.ends_head
     model.classifier = torch.nn.Identity()
     with pytest.raises(UserError, match="head of task 'colour' has no linear layer"):
-        HeadInputs(module, "colour")
+        FeaturePass(module, "colour")

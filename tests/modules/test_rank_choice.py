@@ -375,7 +375,7 @@ PIECES = ["[UNK]", "[EOS]", "red", "two", "Ġtwo", "Ċ", "▁red", "▁two", "Ġ
     ],
 )
 def test_an_answer_s_first_word_has_one_space(pre_tokenizer, prompt, choice, expected):
-    words = Tokenizer(WordLevel({piece: i for i, piece in enumerate(PIECES)}, unk_token="[UNK]"))
+    words = Tokenizer(WordLevel({chunk: i for i, chunk in enumerate(PIECES)}, unk_token="[UNK]"))
     if pre_tokenizer is not None:
         words.pre_tokenizer = pre_tokenizer
     tokenizer = PreTrainedTokenizerFast(

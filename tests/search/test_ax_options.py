@@ -9,7 +9,7 @@ import pytest
 from fmerge.errors import UserError
 from fmerge.search import AxSearch, Fixed, Trial
 from fmerge.search.ax_client import AxClient
-from fmerge.search.coordinate_search import compass_point
+from fmerge.search.coordinate_search import coordinate_point
 from fmerge.search.objective import Objective, Partial
 
 TASKS = ["sst-2", "b"]
@@ -264,7 +264,7 @@ def test_a_stopped_trial_is_never_the_best():
     search.tell(replace(STOPPED, index=1))  # better, as where a bound was missed
     assert search.best().index == 0 and search.pick() is None
     # it stands for the step up that came first: the next one is down
-    assert compass_point(search.history, 1, search.rank) == {"a": 0.0, "b": 0.2}
+    assert coordinate_point(search.history, 1, search.rank) == {"a": 0.0, "b": 0.2}
     assert Trial.from_record(json.loads(json.dumps(STOPPED.as_record()))) == STOPPED
 
 

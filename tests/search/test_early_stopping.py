@@ -10,7 +10,7 @@ from fmerge.search.early_stopping import (
     CHANCE,
     Cell,
     Standing,
-    is_hopeless,
+    should_prune,
     standing,
     stopped_scores,
 )
@@ -88,7 +88,7 @@ def ranks(trial_right, trial_wrong, n=100, of=400, best=0.8):
     ],
 )
 def test_what_is_hopeless(goal, trial, stops):
-    assert is_hopeless(goal, trial, dict.fromkeys(trial, 0.8), looks=4) is stops
+    assert should_prune(goal, trial, dict.fromkeys(trial, 0.8), looks=4) is stops
 
 
 def test_the_level_is_shared_by_looks_and_reasons():
@@ -102,8 +102,8 @@ def test_the_level_is_shared_by_looks_and_reasons():
     ):
         upper = (70 + 300 * 0.7 + cell.reach(CHANCE / (looks * reasons))) / 400
         stand = {"a": Standing([cell])}
-        assert not is_hopeless(goal, stand, {"a": upper - 1e-9}, looks)
-        assert is_hopeless(goal, stand, {"a": upper + 1e-9}, looks)
+        assert not should_prune(goal, stand, {"a": upper - 1e-9}, looks)
+        assert should_prune(goal, stand, {"a": upper + 1e-9}, looks)
 
 
 def test_a_stopped_trial_tells_both_errors():
@@ -133,7 +133,7 @@ def raced(generator, goal, best, trial):
             )
             for task, order in orders.items()
         }
-        if is_hopeless(goal, stands, scores, len(looks)):
+        if should_prune(goal, stands, scores, len(looks)):
             return True
     return False
 

@@ -3,8 +3,8 @@
 import pytest
 
 from fmerge.search import Dirichlet, Fixed, RandomSearch, Sobol, Trial
-from fmerge.search.coordinate_search import compass_point
-from fmerge.search.initial_points import start_points
+from fmerge.search.coordinate_search import coordinate_point
+from fmerge.search.initial_points import initial_points
 
 
 def values(points):
@@ -13,7 +13,7 @@ def values(points):
 
 def test_starts_by_value():
     third = 1 / 3
-    assert values(start_points(["a", "b", "c"], [""], only_ratios=False)) == [
+    assert values(initial_points(["a", "b", "c"], [""], scale_invariant=False)) == [
         (third, third, third), (0.3, 0.3, 0.3), (0.5, 0.5, 0.5), (1, 1, 1),
         (1, 0, 0), (0, 1, 0), (0, 0, 1),
     ]  # fmt: skip
@@ -21,14 +21,14 @@ def test_starts_by_value():
 
 def test_starts_that_are_the_same_merge_are_dropped():
     # 1/M of two experts is 0.5
-    both = values(start_points(["a", "b"], [""], only_ratios=False))
+    both = values(initial_points(["a", "b"], [""], scale_invariant=False))
     assert both == [(0.5, 0.5), (0.3, 0.3), (1, 1), (1, 0), (0, 1)]
-    ratios = values(start_points(["a", "b"], [""], only_ratios=True))
+    ratios = values(initial_points(["a", "b"], [""], scale_invariant=True))
     assert ratios == [(0.5, 0.5), (1, 0), (0, 1)]
 
 
 def test_starts_of_groups_are_alike_in_all_groups():
-    points = start_points(["a", "b"], ["x", "y"], only_ratios=True)
+    points = initial_points(["a", "b"], ["x", "y"], scale_invariant=True)
     assert points[0] == {"a/x": 0.5, "a/y": 0.5, "b/x": 0.5, "b/y": 0.5}
     assert points[1] == {"a/x": 1, "a/y": 1, "b/x": 0, "b/y": 0}
 
@@ -37,7 +37,7 @@ def polish(score, centre, steps):
     history = [Trial(0, {"a": 0.9, "b": 0.9}, -9.0), Trial(1, centre, score(centre))]
     points = []
     for index in range(2, 2 + steps):
-        point = compass_point(history, 2, rank)
+        point = coordinate_point(history, 2, rank)
         points.append(tuple(round(value, 6) for value in point.values()))
         result = score(point)
         status = "failed" if result is None else "ok"
@@ -76,7 +76,7 @@ def test_a_compass_search_keeps_to_the_box_and_passes_over_failures():
 def test_a_compass_search_ends_when_steps_no_longer_matter():
     centre = {"a": 0.5}
     history = [Trial(0, centre, 1.0)]
-    while (point := compass_point(history, 1, rank)) is not None:
+    while (point := coordinate_point(history, 1, rank)) is not None:
         history.append(Trial(len(history), point, 0.0))
     # two points for each of the steps 0.1, 0.05, … above 1e-4
     assert len(history) == 1 + 2 * 10

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from transformers import AutoModelForSeq2SeqLM, AutoModelForSequenceClassification
 
 from fmerge.errors import UserError
-from fmerge.merging.assembler import Merger
+from fmerge.merging.assembler import Assembler
 from fmerge.methods import DARE, SLERP, DFMerge, FisherMerge, TaskArithmetic
 from fmerge.search.parameter_groups import coefficient_names, partition
 from tests import tiny
@@ -149,7 +149,7 @@ def tensors(seed):
     return {name: torch.randn(shape, generator=generator) for name, shape in SHAPES.items()}
 
 
-def merger(method, groups="whole"):
+def assembler(method, groups="whole"):
     def fisher_of(name, body):  # moves with the body, as a Fisher does
         return {key: (tensor - 0.1) ** 2 for key, tensor in body.items()}
 
@@ -158,7 +158,7 @@ def merger(method, groups="whole"):
     squares = {name: {k: v**2 for k, v in one.items()} for name, one in fishers.items()}
     given = squares if method.statistic == "fisher" else None
     parts = partition(list(SHAPES), groups)
-    return Merger(method, tensors(0), experts, fisher_of, given, parts)
+    return Assembler(method, tensors(0), experts, fisher_of, given, parts)
 
 
 @pytest.mark.parametrize(
@@ -174,8 +174,8 @@ def merger(method, groups="whole"):
     ids=lambda method: type(method).__name__,
 )
 def test_equal_coefficients_in_all_groups_are_the_ungrouped_merge(method):
-    whole = merger(method).assemble({"a": 0.7, "b": 0.2})
-    grouped = merger(method, GROUPED).assemble({
+    whole = assembler(method).assemble({"a": 0.7, "b": 0.2})
+    grouped = assembler(method, GROUPED).assemble({
         "a/low": 0.7, "a/high": 0.7, "b/low": 0.2, "b/high": 0.2
     })  # fmt: skip
     assert list(whole) == list(grouped) == list(SHAPES)
@@ -185,11 +185,11 @@ def test_equal_coefficients_in_all_groups_are_the_ungrouped_merge(method):
 
 @pytest.mark.parametrize("method", [TaskArithmetic(), DFMerge()], ids=["TaskArithmetic", "DFMerge"])
 def test_each_group_has_its_own_coefficients(method):
-    grouped = merger(method, GROUPED).assemble({
+    grouped = assembler(method, GROUPED).assemble({
         "a/low": 0.7, "a/high": 0.1, "b/low": 0.2, "b/high": 0.9
     })  # fmt: skip
-    low = merger(method).assemble({"a": 0.7, "b": 0.2})
-    high = merger(method).assemble({"a": 0.1, "b": 0.9})
+    low = assembler(method).assemble({"a": 0.7, "b": 0.2})
+    high = assembler(method).assemble({"a": 0.1, "b": 0.9})
     for name in SHAPES:
         part, other = (low, high) if name in {"layer.0.w", "norm"} else (high, low)
         assert torch.equal(grouped[name], part[name])

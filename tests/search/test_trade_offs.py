@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fmerge.search import AxSearch, Fixed, Trial, ax_client, unbeaten
+from fmerge.search import AxSearch, Fixed, Trial, ax_client, non_dominated_trials
 
 
 def searched(*trials):
@@ -35,8 +35,8 @@ def test_what_no_trial_beats():
     scores = [(0.9, 0.1), (0.5, 0.5), (0.5, 0.4), (0.1, 0.9), (0.9, 0.1), (0.4, 0.5)]
     trials = [Trial(i, {}, 0.5, {"a": a, "b": b}) for i, (a, b) in enumerate(scores)]
     trials.append(Trial(6, {}, metrics={"a": 1.0, "b": 1.0}, status="failed"))
-    assert [trial.index for trial in unbeaten(trials)] == [0, 1, 3]
-    assert unbeaten([]) == [] and unbeaten([Trial(0, {})]) == []
+    assert [trial.index for trial in non_dominated_trials(trials)] == [0, 1, 3]
+    assert non_dominated_trials([]) == [] and non_dominated_trials([Trial(0, {})]) == []
 
 
 def test_the_model_tells_what_the_objective_depends_on(monkeypatch):

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from fmerge.errors import UserError
-from fmerge.merging.assembler import Merger
+from fmerge.merging.assembler import Assembler
 from fmerge.methods import DFMerge
-from fmerge.store import RunFolder, Shelf, fisher_cache
+from fmerge.store import FisherCache, RunFolder, fisher_cache
 from tests.compare import assert_same
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
@@ -30,7 +30,7 @@ PLENTY, SHORT = (800, 1000), (250, 1000)  # bytes free and in all
 def test_a_set_goes_to_the_first_place_with_room(monkeypatch, device, size, main, own, expected):
     monkeypatch.setattr(fisher_cache, "in_main_memory", lambda: main)
     monkeypatch.setattr(fisher_cache, "_on_cuda", lambda asked: own)
-    assert Shelf("unused", device).place(size) == expected
+    assert FisherCache("unused", device).place(size) == expected
 
 
 def test_the_limit_of_a_control_group_counts_without_what_can_be_read_again(monkeypatch, tmp_path):
@@ -58,13 +58,13 @@ def merges(folder):
         turned = {key: one.square() + (key == "b") for key, one in body.items()}
         return turned | {"w": turned["w"].T.contiguous().T}
 
-    keep = Shelf(folder, CPU).keep
-    merger = Merger(
+    keep = FisherCache(folder, CPU).keep
+    assembler = Assembler(
         DFMerge(normalize=True, damping=0.1), base, dict(zip("ab", experts, strict=True)),
         fisher_of, curve_nodes=3, keep=keep,
     )  # fmt: skip
     for coefficients in ({"a": 0.3, "b": 0.9}, {"a": 0.5, "b": 0.0}, {"a": 1.0, "b": 0.77}):
-        yield {name: one.clone() for name, one in merger.assemble(coefficients).items()}
+        yield {name: one.clone() for name, one in assembler.assemble(coefficients).items()}
 
 
 def test_disk_and_memory_give_the_same_merges_and_leave_no_file(monkeypatch, tmp_path):
@@ -93,7 +93,7 @@ def test_a_disk_that_refuses_leaves_no_file(monkeypatch, tmp_path):
 
     monkeypatch.setattr(fisher_cache, "save_file", full)
     with pytest.raises(UserError, match=r"fisher_curve.safetensors: cannot be written, .* full"):
-        Shelf(tmp_path, CPU).keep({"w": torch.ones(3)})
+        FisherCache(tmp_path, CPU).keep({"w": torch.ones(3)})
     assert os.listdir(tmp_path) == []
 
 
@@ -113,7 +113,7 @@ def test_what_a_kill_left_is_removed_when_a_run_begins(monkeypatch, tmp_path, be
         patch.setattr(fisher_cache, "save_file", killed)
         patch.setattr(fisher_cache.Path, "unlink", lambda self: None)
         with pytest.raises(KeyboardInterrupt):
-            Shelf(tmp_path, CPU).keep({"w": torch.ones(3)})
+            FisherCache(tmp_path, CPU).keep({"w": torch.ones(3)})
     assert os.path.exists(names[0])
     begin(RunFolder(tmp_path), {})
     assert not os.path.exists(names[0])

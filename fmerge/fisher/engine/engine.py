@@ -11,7 +11,7 @@ from fmerge.fisher.batches import LogProbs, differentiating
 from fmerge.fisher.engine.gradients import Term
 from fmerge.fisher.engine.parameter_uses import Layout, covered_layers
 from fmerge.fisher.engine.per_example import Fallback, PerExample, square_gradients
-from fmerge.fisher.engine.recorder import Recording
+from fmerge.fisher.engine.recorder import Recorder
 from fmerge.fisher.engine.self_check import Check
 from fmerge.fisher.engine.squares import add_squares
 from fmerge.params import Params
@@ -98,7 +98,7 @@ class SquaredGradients:
         def square(parameter: nn.Parameter, terms: list[Term]) -> None:
             add_squares(terms, sums[self._names[parameter]])
 
-        recording = Recording(self._layers, self._names, n, self._layouts)
+        recording = Recorder(self._layers, self._names, n, self._layouts)
         with recording.record():
             log_likelihoods = self._log_likelihoods(batch, n, recording)
             unseen, leaves = recording.unseen(log_likelihoods)
@@ -129,7 +129,7 @@ class SquaredGradients:
         values = self._log_likelihoods(batch, n)
         check.differentiate(values, list(self._covered.values()))
         values = values.detach()  # frees the graph
-        recording = Recording(self._layers, self._names, n, self._layouts)
+        recording = Recorder(self._layers, self._names, n, self._layouts)
         with recording.record():
             log_likelihoods = self._log_likelihoods(batch, n, recording)
             check.compare_values(values, log_likelihoods)
@@ -145,11 +145,11 @@ class SquaredGradients:
         self._checked.add(kind)
         return True
 
-    def _kind(self, recording: Recording) -> Any:
+    def _kind(self, recording: Recorder) -> Any:
         """What two batches must share for one check to hold for both."""
         return recording.structure(), tuple(sorted(self.uncovered))
 
-    def _log_likelihoods(self, batch: Any, n: int, recording: Recording | None = None) -> Tensor:
+    def _log_likelihoods(self, batch: Any, n: int, recording: Recorder | None = None) -> Tensor:
         if recording is None:
             torch.clear_autocast_cache()
             result = self.log_probs(batch)

@@ -1,7 +1,7 @@
 """One forward pass in which the uses of parameters are recorded, and backward passes over it.
 
 A covered layer's weights do not require grad while the layer runs and do require it elsewhere.
-So a use that no rule saw leaves an edge in the graph, where it is found: see `Recording.unseen`.
+So a use that no rule saw leaves an edge in the graph, where it is found: see `Recorder.unseen`.
 """
 
 from collections import Counter
@@ -14,14 +14,14 @@ from torch import Tensor, nn
 
 from fmerge.fisher.engine.gradients import Term
 from fmerge.fisher.engine.parameter_uses import Finish, Layer, Layout, Source, Use, graph_leaves
-from fmerge.fisher.engine.tracer import Tracing
+from fmerge.fisher.engine.tracer import Tracer
 from fmerge.fisher.engine.tracked_tensor import hide, show
 
 _CAST = (torch.float32, torch.bfloat16, torch.float16)  # not float64
 
 
 @final
-class Recording:
+class Recorder:
     """Records the uses of parameters while it is active.
 
     Args:
@@ -45,7 +45,7 @@ class Recording:
         self._layers = layers
         self.names = names
         self.n = n
-        self._tracing = Tracing(names, n, layouts)
+        self._tracing = Tracer(names, n, layouts)
         self.uses = self._tracing.uses
         self.sources = self._tracing.sources
         self._recording = False

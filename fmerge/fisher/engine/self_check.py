@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fmerge.fisher.engine.gradients import Term
 from fmerge.fisher.engine.parameter_uses import Layout, Source, Use
-from fmerge.fisher.engine.recorder import Recording
+from fmerge.fisher.engine.recorder import Recorder
 from fmerge.fisher.engine.sketch import Sketches
 
 
@@ -89,7 +89,7 @@ class Check:
             raise ValueError("log_probs gives other values for the same batch a second time")
 
     def compare_gradients(
-        self, recording: Recording, log_likelihoods: Tensor, leaves: list[Tensor]
+        self, recording: Recorder, log_likelihoods: Tensor, leaves: list[Tensor]
     ) -> tuple[bool, list[nn.Parameter]]:
         """Finds out which rows belong to which example, and compares sums with autograd's own.
 
@@ -129,7 +129,7 @@ class Check:
         self._coarsest = max(self._coarsest, torch.finfo(g.dtype).eps)
 
     def _learn(
-        self, recording: Recording, once: dict[str, Tensor], scaled: dict[str, Tensor]
+        self, recording: Recorder, once: dict[str, Tensor], scaled: dict[str, Tensor]
     ) -> bool:
         """Writes down how rows belong to examples; returns whether that is new."""
         # below one unit in the last place of the largest, a gradient is rounding: a saturated

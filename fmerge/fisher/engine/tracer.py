@@ -53,7 +53,7 @@ class Lookup:
     padding_idx: int | None
 
 
-class Tracing:
+class Tracer:
     """Follows tensors while it is active, and keeps the uses of parameters.
 
     Args:

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from fmerge.fisher import estimate_fisher
 from fmerge.fisher.engine.gradients import Moved, Pulled
 from fmerge.fisher.engine.squares import add_squares
-from fmerge.fisher.engine.tracer import Tracing
+from fmerge.fisher.engine.tracer import Tracer
 from fmerge.fisher.engine.tracked_tensor import Unbatched
 from tests.compare import assert_same
 from tests.fisher.cases import N, definition, padded
@@ -30,7 +30,7 @@ MOVES = {
 @pytest.mark.parametrize("name", MOVES)
 def test_entries_are_those_that_were_moved(name):
     parameter = nn.Parameter(torch.randn(6, 4))
-    tracing = Tracing({parameter: "table"}, 7, {})
+    tracing = Tracer({parameter: "table"}, 7, {})
     with tracing.active():
         u = MOVES[name](parameter)
         assert type(u) is Unbatched
@@ -46,7 +46,7 @@ def test_entries_are_those_that_were_moved(name):
 )
 def test_entries_that_were_changed_are_not_entries(change):
     parameter = nn.Parameter(torch.randn(6, 4))
-    tracing = Tracing({parameter: "table"}, 7, {})
+    tracing = Tracer({parameter: "table"}, 7, {})
     with tracing.active():
         assert tracing._origins.entries(change(parameter)) is None
 

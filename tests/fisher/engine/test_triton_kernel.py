@@ -60,7 +60,7 @@ def compiled(monkeypatch, tmp_path):
 
     results = []
 
-    class Recording:
+    class Recorder:
         def __init__(self, function):
             self.function = function
 
@@ -84,7 +84,7 @@ def compiled(monkeypatch, tmp_path):
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(kernel, "_multiprocessors", lambda device: 132)
     for name in ("_add_squares", "_join"):
-        monkeypatch.setattr(kernel, name, Recording(getattr(kernel, name)))
+        monkeypatch.setattr(kernel, name, Recorder(getattr(kernel, name)))
     return compile_for
 
 
