@@ -13,9 +13,10 @@ from halves import TOKENS
 from lightning.pytorch import seed_everything
 
 from fmerge.data import MultiTask, Prompted, TaskData
-from fmerge.evaluation.evaluator import Evaluator, FisherSettings, mean
+from fmerge.evaluation.evaluator import Evaluator, mean
 from fmerge.evaluation.grams import grams_of
 from fmerge.evaluation.head_refit import Refitter, Refitting
+from fmerge.fisher import FisherSettings
 from fmerge.merging.assembler import Assembler
 from fmerge.merging.experts import Ensemble, Expert, load_ensemble
 from fmerge.methods import Average, MergeMethod

@@ -25,7 +25,8 @@ from scipy.stats import pearsonr
 from sections import write_section
 
 from fmerge.data import DocsTopics, MultiTask, TaskData
-from fmerge.evaluation.evaluator import FisherSettings, mean
+from fmerge.evaluation.evaluator import mean
+from fmerge.fisher import FisherSettings
 from fmerge.merging.assembler import Assembler
 from fmerge.methods import DFMerge
 from fmerge.modules import TextClassifier

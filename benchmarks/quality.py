@@ -18,7 +18,7 @@ from families import BATCH, FAMILIES, WORDS
 from intervals import difference, interval
 from sections import write_section
 
-from fmerge.evaluation.evaluator import FisherSettings
+from fmerge.fisher import FisherSettings
 from fmerge.methods import TIES, Average, DFMerge, FisherMerge, MergeMethod, RegMean, TaskArithmetic
 from fmerge.search import AxSearch, Fixed
 

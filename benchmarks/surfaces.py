@@ -19,7 +19,8 @@ from scipy.stats import qmc
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
 
-from fmerge.evaluation.evaluator import FisherSettings, mean
+from fmerge.evaluation.evaluator import mean
+from fmerge.fisher import FisherSettings
 from fmerge.methods import TaskArithmetic
 from fmerge.search.objective import binomial_error
 from fmerge.search.parameter_groups import coefficient_names, partition

@@ -12,9 +12,8 @@ from rich.console import Console
 
 from fmerge.data import Split
 from fmerge.evaluation.batch_size import check_automatic
-from fmerge.evaluation.evaluator import FisherSettings
 from fmerge.evaluation.head_refit import Refit, Refitting
-from fmerge.fisher import Estimator, Fallback, FisherEstimate
+from fmerge.fisher import MERGE_DEFAULTS, Estimator, Fallback, FisherEstimate, FisherSettings
 from fmerge.merging.experts import Expert, load_ensemble, target_first
 from fmerge.merging.optimizer import MergeOptimizer
 from fmerge.methods import Average, MergeMethod
@@ -154,14 +153,14 @@ class FMergeTrainer(Trainer):
         *,
         output: Path,
         task: str | None = None,
-        estimator: Estimator = "exact",
-        split: Split = "train",
-        examples: int | None = None,
-        samples: int = 1,
-        until: float | None = None,
-        standard_error: bool = False,
-        fallback: Fallback = "vmap",
-        seed: int = 0,
+        estimator: Estimator = FisherSettings.estimator,
+        split: Split = FisherSettings.split,
+        examples: int | None = FisherSettings.examples,
+        samples: int = FisherSettings.samples,
+        until: float | None = FisherSettings.until,
+        standard_error: bool = FisherSettings.standard_error,
+        fallback: Fallback = FisherSettings.fallback,
+        seed: int = FisherSettings.seed,
         save_every: float = 60.0,
         overwrite: bool = False,
         dry_run: bool = False,
@@ -202,9 +201,16 @@ class FMergeTrainer(Trainer):
         check_strategy(self)
         data = tasks_of(datamodule)
         settings = FisherSettings(
-            estimator, split, examples, samples, seed, until, standard_error, fallback
+            estimator=estimator,
+            split=split,
+            examples=examples,
+            samples=samples,
+            seed=seed,
+            until=until,
+            standard_error=standard_error,
+            fallback=fallback,
         )
-        check_automatic(self, data, estimator, settings.estimation.errors is not None)
+        check_automatic(self, data, estimator, settings.errors is not None)
         run = FisherRun(self, model, data, data.only_task(task), settings, output, save_every)
         with only_run(lock_of(output, folder=False), on=self.is_global_zero):
             if dry_run:
@@ -221,7 +227,7 @@ class FMergeTrainer(Trainer):
         output: Path,
         method: MergeMethod | None = None,
         base: str | None = None,
-        fisher: FisherSettings | None = None,
+        fisher: FisherSettings = MERGE_DEFAULTS,
         references: References = "all",
         refit_heads: Refit = "off",
         refit_examples: int | None = 512,
@@ -270,7 +276,6 @@ class FMergeTrainer(Trainer):
         """
         output = Path(output)
         method = Average() if method is None else method
-        settings = FisherSettings(split="validation", examples=30) if fisher is None else fisher
         refitting = Refitting(refit_heads, refit_examples, refit_seed)
         with only_run(lock_of(output, folder=True), on=self.is_global_zero):
             folder, resuming = RunFolder(output, self.resolved_config), False
@@ -295,16 +300,16 @@ class FMergeTrainer(Trainer):
                 None if data is None else data.labels,
                 values=not dry_run,
             )
-            run = MergeRun(self, module, data, ensemble, method, settings, references, refitting)
+            run = MergeRun(self, module, data, ensemble, method, fisher, references, refitting)
             run.check(search, optimizer.groups != "whole", optimizer.racing)
             optimizer.divide(search, method, list(next(iter(ensemble.bodies.values()))))
             if dry_run:
                 own = optimizer.needs_experts
                 passes = merge_passes(
-                    module, ensemble, data, method, search, settings, references, own, refitting
+                    module, ensemble, data, method, search, fisher, references, own, refitting
                 )
                 show_merge_plan(
-                    self, module, ensemble, data, method, search, settings, output, passes, resuming
+                    self, module, ensemble, data, method, search, fisher, output, passes, resuming
                 )
                 return None
             if build is not None:

@@ -6,7 +6,8 @@ import torch
 from transformers import AutoModelForSeq2SeqLM
 
 from fmerge.data import MultiTask, TaskData
-from fmerge.evaluation.evaluator import Evaluator, FisherSettings
+from fmerge.evaluation.evaluator import Evaluator
+from fmerge.fisher import FisherSettings
 from fmerge.merging.optimizer import Assembler, MergeOptimizer
 from fmerge.methods import DFMerge
 from fmerge.modules import RankChoice

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,70 +10,12 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import distributed
 
 from fmerge.data import MultiTask, Split
-from fmerge.errors import UserError
 from fmerge.evaluation.batch_size import BatchSizes
-from fmerge.fisher import Errors, Estimator, Fallback, FisherEstimate
-from fmerge.modules import Estimation, FisherPass, Saving, TaskModule
+from fmerge.fisher import FisherEstimate, FisherSettings
+from fmerge.modules import FisherPass, Saving, TaskModule
 from fmerge.params import Params, write_params
 from fmerge.search.objective import binomial_error
 from fmerge.store import begun_with
-
-
-@dataclass(frozen=True)
-class FisherSettings:
-    """How a diagonal Fisher is estimated.
-
-    Attributes:
-        estimator: exact: every class, weighted by its probability; sampled: classes drawn from
-            the model; empirical: the true class; rademacher: random signs over whole batches.
-        split: Split that the examples come from. Of the validation split they are among those that
-            choose the merge; ``train`` keeps them apart.
-        examples: How many examples, chosen at random and then fixed; all of the split if null.
-        samples: Draws per example of ``sampled``, backward passes of ``rademacher``.
-        seed: Seed of the choice and of the draws.
-        until: Stop when the relative standard error of the Fisher's total, estimated from the
-            batches so far, is below this; 0.05 is 5%. At most ``examples`` are used.
-        standard_error: Estimate that relative standard error without stopping by it.
-        fallback: What is done about parameters that no rule covers: exact differentiation
-            example by example, by vmap or a loop, or an error that names them.
-        curve: For DFMerge, at how many coefficients between 0 and 1 each task's Fisher is
-            computed, once, to be interpolated in between: a trial then needs no gradient. So many
-            copies of every Fisher are kept in memory, and on the output's disk once less than a
-            fifth of the memory would be free. 0 computes them anew in every trial, as the paper
-            does.
-    """
-
-    estimator: Estimator = "exact"
-    split: Split = "train"
-    examples: int | None = None
-    samples: int = 1
-    seed: int = 0
-    until: float | None = None
-    standard_error: bool = False
-    fallback: Fallback = "vmap"
-    curve: int = 0
-
-    def __post_init__(self) -> None:
-        """Checks the numbers.
-
-        Raises:
-            UserError: If one is out of its range.
-        """
-        for name, value in (("examples", self.examples), ("samples", self.samples)):
-            if value is not None and value < 1:
-                raise UserError(f"{name}: is {value}, but a Fisher needs at least 1")
-        if self.curve < 0 or self.curve == 1:
-            raise UserError(f"curve: is {self.curve}, but a curve needs 2 nodes; 0 is no curve")
-        if self.until is not None and not 0 < self.until < 1:
-            raise UserError(f"until: is {self.until}, but a relative error lies between 0 and 1")
-
-    @property
-    def estimation(self) -> Estimation:
-        """The part of it that a pass over given examples needs."""
-        errors: Errors | None = "total" if self.standard_error or self.until else None
-        return Estimation(
-            self.estimator, self.samples, self.seed, self.fallback, errors, self.until
-        )
 
 
 class Evaluator:
@@ -91,7 +33,7 @@ class Evaluator:
         self.module = module
         self.data = data
         self.sizes = BatchSizes(trainer, data)
-        self._passes: dict[tuple[str, Estimation], FisherPass] = {}
+        self._passes: dict[tuple[str, FisherSettings], FisherPass] = {}
         data.trainer = trainer
         data.prepare_data()
         data.setup("validate")
@@ -248,7 +190,7 @@ class Evaluator:
         bar: bool,
         saving: Saving | None,
     ) -> FisherEstimate:
-        key = (task, settings.estimation)
+        key = (task, settings)
         if key not in self._passes:
             self._passes[key] = FisherPass(self.module, *key)
         one = self._passes[key]
@@ -257,7 +199,7 @@ class Evaluator:
             saving = replace(saving, belongs_to=belongs_to)
         one.saving = saving
         # errors are estimated from the batches, which are random draws only in random order
-        shuffled = key[1].errors is not None
+        shuffled = settings.errors is not None
         loader = data.loaders(settings.split, [task], settings.examples, settings.seed, shuffled)[
             task
         ]

@@ -1,7 +1,8 @@
 """An expert's Gram matrices on its task, through a public pass of the Trainer."""
 
-from fmerge.evaluation.evaluator import Evaluator, FisherSettings, silent
+from fmerge.evaluation.evaluator import Evaluator, silent
 from fmerge.evaluation.memory import in_memory
+from fmerge.fisher import FisherSettings
 from fmerge.methods import Grams
 from fmerge.modules import GramPass, TaskModule
 from fmerge.params import Params

@@ -1,13 +1,9 @@
 """Diagonal Fishers, per example and exactly, of any module with log-likelihoods of answers."""
 
-from fmerge.fisher.accumulator import (
-    Errors,
-    FisherAccumulator,
-    FisherEstimate,
-    estimate_fisher,
-)
+from fmerge.fisher.accumulator import FisherAccumulator, FisherEstimate, estimate_fisher
 from fmerge.fisher.engine.per_example import Fallback
 from fmerge.fisher.estimators import ESTIMATORS, Estimator, Weighting, candidate_weights, uniforms
+from fmerge.fisher.settings import MERGE_DEFAULTS, Errors, FisherSettings
 
 __all__ = [
     "ESTIMATORS",
@@ -16,6 +12,8 @@ __all__ = [
     "Fallback",
     "FisherAccumulator",
     "FisherEstimate",
+    "FisherSettings",
+    "MERGE_DEFAULTS",
     "Weighting",
     "candidate_weights",
     "estimate_fisher",

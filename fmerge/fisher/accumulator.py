@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,11 +11,9 @@ from torch import Tensor, nn
 from fmerge.fisher.batches import LogProbs, batch_labels, batch_size, differentiating, evaluating
 from fmerge.fisher.engine.per_example import Fallback, square_gradients
 from fmerge.fisher.estimators import Weighting, candidate_weights, signs, uniforms
+from fmerge.fisher.settings import Errors, FisherSettings
 from fmerge.fisher.standard_error import Spread, total_of
 from fmerge.params import Params
-
-Errors = Literal["total", "entries"]
-"""Of what standard errors are estimated."""
 
 _HALF_SCALE = 2.0**12
 """What gradients are multiplied by in float16, which has no numbers below 6e-8."""
@@ -68,11 +66,11 @@ class FisherAccumulator:
         self,
         module: nn.Module,
         log_probs: LogProbs,
-        estimator: Weighting = "exact",
-        samples: int = 1,
-        seed: int = 0,
+        estimator: Weighting = FisherSettings.estimator,
+        samples: int = FisherSettings.samples,
+        seed: int = FisherSettings.seed,
         labels: Callable[[Any], Tensor] = batch_labels,
-        fallback: Fallback = "vmap",
+        fallback: Fallback = FisherSettings.fallback,
         errors: Errors | None = None,
     ) -> None:
         self.module = module
@@ -250,13 +248,13 @@ def estimate_fisher(
     module: nn.Module,
     batches: Iterable[Any],
     log_probs: LogProbs,
-    estimator: Weighting = "exact",
-    samples: int = 1,
-    seed: int = 0,
+    estimator: Weighting = FisherSettings.estimator,
+    samples: int = FisherSettings.samples,
+    seed: int = FisherSettings.seed,
     labels: Callable[[Any], Tensor] = batch_labels,
-    fallback: Fallback = "vmap",
+    fallback: Fallback = FisherSettings.fallback,
     errors: Errors | None = None,
-    until: float | None = None,
+    until: float | None = FisherSettings.until,
 ) -> FisherEstimate:
     r"""Estimates a diagonal Fisher without a Trainer.
 
@@ -285,7 +283,14 @@ def estimate_fisher(
     if until is not None and errors is None:
         errors = "total"
     accumulator = FisherAccumulator(
-        module, log_probs, estimator, samples, seed, labels, fallback, errors
+        module,
+        log_probs,
+        estimator,
+        samples,
+        seed=seed,
+        labels=labels,
+        fallback=fallback,
+        errors=errors,
     )
     for batch in batches:
         accumulator.add(batch)

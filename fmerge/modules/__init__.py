@@ -3,7 +3,7 @@
 from fmerge.modules.base import TaskModule
 from fmerge.modules.classification import TextClassifier
 from fmerge.modules.feature_pass import FeaturePass, last_linear
-from fmerge.modules.fisher_pass import Estimation, FisherPass, Saving
+from fmerge.modules.fisher_pass import FisherPass, Saving
 from fmerge.modules.gram_pass import GramPass, linear_weights
 from fmerge.modules.heads import HeadedModule
 from fmerge.modules.logistic import fit_linear
@@ -12,7 +12,6 @@ from fmerge.modules.rank_choice import RankChoice
 from fmerge.modules.spans import SpanAnswers
 
 __all__ = [
-    "Estimation",
     "FisherPass",
     "GramPass",
     "FeaturePass",

@@ -13,38 +13,15 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 
 from fmerge.fisher import (
-    Errors,
-    Estimator,
-    Fallback,
     FisherAccumulator,
     FisherEstimate,
+    FisherSettings,
     Weighting,
     uniforms,
 )
 from fmerge.fisher.batches import batch_size
 from fmerge.modules.base import TaskModule
 from fmerge.store import read_partial, write_partial
-
-
-@dataclass(frozen=True)
-class Estimation:
-    """How a pass estimates.
-
-    Attributes:
-        estimator: Which answers enter.
-        samples: Draws per example of ``sampled``, backward passes of ``rademacher``.
-        seed: Seed of those draws.
-        fallback: What is done about parameters that no rule covers.
-        errors: Of what standard errors are estimated; ``until`` needs the total's.
-        until: Relative standard error of the total at which the pass stops.
-    """
-
-    estimator: Estimator = "exact"
-    samples: int = 1
-    seed: int = 0
-    fallback: Fallback = "vmap"
-    errors: Errors | None = None
-    until: float | None = None
 
 
 @dataclass(frozen=True)
@@ -75,7 +52,7 @@ class FisherPass(LightningModule):
         module: The module, whose weights are where the Fisher is taken: a task module, or any
             LightningModule with ``label_log_probs(batch)`` (n, c).
         task: The task, whose shared body and head are differentiated.
-        settings: How the pass estimates.
+        settings: How the pass estimates; which examples enter is up to its loader.
 
     Attributes:
         estimate: The Fisher, once the pass has ended.
@@ -85,7 +62,7 @@ class FisherPass(LightningModule):
 
     estimate: FisherEstimate
 
-    def __init__(self, module: LightningModule, task: str, settings: Estimation) -> None:
+    def __init__(self, module: LightningModule, task: str, settings: FisherSettings) -> None:
         super().__init__()
         self.module = module
         self.task = task

@@ -8,7 +8,8 @@ from typing import Any, Literal
 from lightning.pytorch import Trainer
 
 from fmerge.data import MultiTask
-from fmerge.evaluation.evaluator import Evaluator, FisherSettings, by_accuracy
+from fmerge.evaluation.evaluator import Evaluator, by_accuracy
+from fmerge.fisher import FisherSettings
 from fmerge.merging.experts import Ensemble
 from fmerge.fisher.summary import FisherSummary, summarise_fishers
 from fmerge.merging.compatibility import task_vector_facts

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from fmerge.data import MultiTask, Split
-from fmerge.evaluation.evaluator import FisherSettings
+from fmerge.fisher import FisherSettings
 from fmerge.methods import MergeMethod
 
 

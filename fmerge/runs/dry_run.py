@@ -12,7 +12,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from fmerge.data import MultiTask, Split
-from fmerge.evaluation.evaluator import FisherSettings
+from fmerge.fisher import FisherSettings
 from fmerge.merging.experts import Ensemble
 from fmerge.runs.timing import (
     adopt_random,

@@ -12,7 +12,8 @@ from fmerge import __version__
 from fmerge.data import MultiTask
 from fmerge.runs.dry_run import show_fisher_plan
 from fmerge.errors import UserError
-from fmerge.evaluation.evaluator import Evaluator, FisherSettings
+from fmerge.evaluation.evaluator import Evaluator
+from fmerge.fisher import FisherSettings
 from fmerge.fisher import FisherEstimate
 from fmerge.fisher.summary import fisher_table
 from fmerge.system.signals import asking_to_stop

@@ -11,7 +11,8 @@ from fmerge.evaluation.batch_size import check_automatic
 from fmerge.runs.conclude import Conclusion, References
 from fmerge.data import MultiTask, Split
 from fmerge.errors import UserError
-from fmerge.evaluation.evaluator import Evaluator, FisherSettings, by_accuracy
+from fmerge.evaluation.evaluator import Evaluator, by_accuracy
+from fmerge.fisher import FisherSettings
 from fmerge.merging.experts import Ensemble
 from fmerge.evaluation.grams import grams_of
 from fmerge.merging.optimizer import MergeOptimizer, Score
@@ -105,7 +106,7 @@ class MergeRun:
         self.data.check_splits("validation", "test")
         if racing:
             check_racing(self.trainer, self.data)
-        errors = self.settings.estimation.errors is not None
+        errors = self.settings.errors is not None
         kind = self.settings.estimator if estimated else "exact"
         check_automatic(self.trainer, self.data, kind, estimated and errors)
         for task in self.data.tasks:

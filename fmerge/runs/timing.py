@@ -12,7 +12,8 @@ from torch import nn
 
 from fmerge.data import MultiTask
 from fmerge.data.excerpts import typical
-from fmerge.evaluation.evaluator import Evaluator, FisherSettings
+from fmerge.evaluation.evaluator import Evaluator
+from fmerge.fisher import FisherSettings
 from fmerge.modules import TaskModule
 from fmerge.params import params_of
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fmerge.errors import UserError
-from fmerge.evaluation.evaluator import FisherSettings
+from fmerge.fisher import FisherSettings
 from fmerge.fisher.curve import FisherCurves
 from fmerge.merging.assembler import Assembler
 from fmerge.methods import DFMerge
