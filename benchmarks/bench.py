@@ -14,15 +14,15 @@ from lightning.pytorch import seed_everything
 
 from fmerge.data import MultiTask, Prompted, TaskData
 from fmerge.evaluation.evaluator import Evaluator, mean
-from fmerge.evaluation.grams import grams_of
 from fmerge.evaluation.head_refit import Refitter, Refitting
 from fmerge.fisher import FisherSettings
 from fmerge.merging.assembler import Assembler
-from fmerge.merging.experts import Ensemble, Expert, load_ensemble
+from fmerge.merging.expert_fishers import Expert
+from fmerge.merging.experts import Ensemble, load_ensemble
 from fmerge.methods import Average, MergeMethod
 from fmerge.modules import RankChoice, TaskModule, TextClassifier
 from fmerge.params import Params, fingerprint
-from fmerge.search import Search, Trial
+from fmerge.search import Search, SearchSpace, Trial
 from fmerge.store import write_text
 from fmerge.store.atomic import replacing_folder
 
@@ -81,8 +81,7 @@ class Subject:
         if method.statistic == "gram":
             evaluator = self.evaluator
             statistics = {
-                name: grams_of(evaluator, self.module, name, settings, body)
-                for name, body in bodies.items()
+                name: evaluator.grams(name, settings, body) for name, body in bodies.items()
             }
         curve = settings.curve if method.statistic == "moving fisher" else 0
         return Assembler(method, self.base, bodies, fisher, statistics, parts, curve)
@@ -182,7 +181,7 @@ class Bench(Subject):
             The row.
         """
         names = self.ensemble.names
-        search.start(names, scale_invariant=assembler.method.scale_invariant)
+        search.start(SearchSpace(names, scale_invariant=assembler.method.scale_invariant))
         while not search.finished:
             point = search.ask()
             metrics = self.evaluator.score(assembler.assemble(point), "validation", names)

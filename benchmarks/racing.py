@@ -22,7 +22,7 @@ import torch
 from sections import write_section
 
 from fmerge.data.blocks import stratified_blocks
-from fmerge.search import AxSearch, RandomSearch, Search, Trial
+from fmerge.search import AxSearch, RandomSearch, Search, SearchSpace, Trial
 from fmerge.search.early_stopping import CHANCE, should_prune, standing, stopped_scores
 from fmerge.search.objective import Objective, binomial_error
 
@@ -84,7 +84,7 @@ def search_on(
     Returns:
         What it came to.
     """
-    search.start(TASKS)
+    search.start(SearchSpace(TASKS))
     zeros = [0] * made.examples
     blocks = stratified_blocks(zeros, shares=shares) if shares else stratified_blocks(zeros)
     order = [i for block in blocks for i in block]

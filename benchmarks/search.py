@@ -28,7 +28,7 @@ from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import Matern
 from surfaces import SOURCES, Surface, surface
 
-from fmerge.search import AxSearch, Trial
+from fmerge.search import AxSearch, SearchSpace, Trial
 from fmerge.store import write_text
 
 BUDGET = 60
@@ -42,7 +42,7 @@ Points = Generator[np.ndarray, float, None]
 def ours(where: Surface, seed: int, **options: Any) -> Points:
     """AxSearch as it is by default, or with other options."""
     search = AxSearch(BUDGET, seed=seed, **options)
-    search.start(where.tasks, where.groups)
+    search.start(SearchSpace(where.tasks, dict.fromkeys(where.groups, ())))
     while not search.finished:
         point = search.ask()
         value = yield np.array([point[name] for name in where.names])

@@ -18,7 +18,7 @@ from fmerge.report.scores import (
     Row,
     TaskFacts,
 )
-from fmerge.search import Fixed, Pick, Trial, non_dominated_trials
+from fmerge.search import Fixed, Pick, SearchSpace, Trial, non_dominated_trials
 from fmerge.search.objective import Objective
 
 HOSTILE = [
@@ -45,7 +45,7 @@ def made_up(tasks, layers=4, trials=30):
         return Comparison(MERGE, against, found, mean_over_tasks(list(found.values())))
 
     search = Fixed()
-    search.start(tasks)
+    search.start(SearchSpace(tasks))
     for i in range(trials):
         coefficients = {task: draw() for task in tasks}
         metrics = {

@@ -11,7 +11,7 @@ from fmerge.fisher import FisherSettings
 from fmerge.merging.optimizer import Assembler, MergeOptimizer
 from fmerge.methods import DFMerge
 from fmerge.modules import RankChoice
-from fmerge.search import Fixed
+from fmerge.search import Fixed, SearchSpace
 from fmerge.search.objective import Objective
 from fmerge.trainer import FMergeTrainer
 from tests import oracle, tiny
@@ -71,7 +71,7 @@ def test_one_step_is_the_formula_and_its_objective_is_exact(record_property):
         lambda task, body: evaluator.fisher(task, settings, body).values,
     )
     search = Fixed(COEFFICIENTS)
-    search.start(list(COEFFICIENTS))
+    search.start(SearchSpace(list(COEFFICIENTS)))
 
     def score(body):
         return Objective().of(evaluator.score(body, "validation", list(tasks)), {})

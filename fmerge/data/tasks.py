@@ -199,6 +199,20 @@ class MultiTask(LightningDataModule):
             names = [name for name in names if self._blocks(name, split)[block]]
         return {name: self._loader(name, split, examples, seed, shuffled, block) for name in names}
 
+    def size(self, task: str, split: Split, most: int | None = None) -> int:
+        """Counts the examples of a pass.
+
+        Args:
+            task: The task.
+            split: The split.
+            most: How many are used at most; all when None.
+
+        Returns:
+            The number of examples.
+        """
+        there = len(self.tasks[task].examples(split))
+        return there if most is None else min(most, there)
+
     def choose(self, task: str, split: Split, examples: int | None, seed: int) -> list[Example]:
         """Draws examples of a task, the same ones each time.
 

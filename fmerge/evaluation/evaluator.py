@@ -11,8 +11,11 @@ from torch import distributed
 
 from fmerge.data import MultiTask, Split
 from fmerge.evaluation.batch_size import BatchSizes
+from fmerge.evaluation.memory import in_memory
+from fmerge.evaluation.passes import Cost, Pass, Passes
 from fmerge.fisher import FisherEstimate, FisherSettings
-from fmerge.modules import FisherPass, Saving, TaskModule
+from fmerge.methods import Grams
+from fmerge.modules import FisherPass, GramPass, Saving, TaskModule
 from fmerge.params import Params, write_params
 from fmerge.search.objective import binomial_error
 from fmerge.store import begun_with
@@ -26,6 +29,10 @@ class Evaluator:
         module: The task module; its weights are changed by the passes that take a body. Any
             LightningModule with ``label_log_probs`` will do for a Fisher at its own weights.
         data: The tasks.
+
+    Attributes:
+        sizes: The batch sizes, where they are found.
+        made: How often each pass has been made.
     """
 
     def __init__(self, trainer: Trainer, module: LightningModule, data: MultiTask) -> None:
@@ -33,6 +40,7 @@ class Evaluator:
         self.module = module
         self.data = data
         self.sizes = BatchSizes(trainer, data)
+        self.made = Passes()
         self._passes: dict[tuple[str, FisherSettings], FisherPass] = {}
         data.trainer = trainer
         data.prepare_data()
@@ -129,7 +137,21 @@ class Evaluator:
                 raise
 
         with silent(self.trainer):
-            return self.sizes.make("scores", split, tasks, whole)
+            results = self.sizes.make("scores", split, tasks, whole)
+        self.note("score", split, tasks)
+        return results
+
+    def note(self, cost: Cost, split: Split, tasks: Sequence[str], most: int | None = None) -> None:
+        """Counts a pass that was made.
+
+        Args:
+            cost: What it costs.
+            split: The split.
+            tasks: The tasks.
+            most: How many examples of a task it used at most; all when None.
+        """
+        for task in tasks:
+            self.made[Pass(cost, task, split, self.data.size(task, split, most))] += 1
 
     def errors(self, scores: Mapping[str, float], split: Split) -> dict[str, float]:
         """Estimates how far scores are from those on infinitely many examples.
@@ -180,7 +202,35 @@ class Evaluator:
             real = data is self.data
             return self._fisher(data, task, settings, bar and real, saving if real else None)
 
-        return self.sizes.make(kind, settings.split, [task], whole)
+        estimate = self.sizes.make(kind, settings.split, [task], whole)
+        self.note("Fisher", settings.split, [task], settings.examples)
+        return estimate
+
+    def grams(self, task: str, settings: FisherSettings, body: Params) -> Grams:
+        """Sums up what enters a body's linear layers on a task's examples.
+
+        Args:
+            task: The task.
+            settings: Which examples; the rest of it is of Fishers alone.
+            body: The body.
+
+        Returns:
+            Grams by the name of the weight, on the CPU.
+        """
+        self.write_body(body)
+        assert isinstance(self.module, TaskModule)  # else write_body had raised
+        module = self.module
+
+        def whole() -> Grams:
+            one = GramPass(module, task)
+            loader = self.data.loaders(settings.split, [task], settings.examples, settings.seed)
+            with silent(self.trainer):
+                self.trainer.predict(one, dataloaders=loader[task], return_predictions=False)
+            return one.grams
+
+        grams = in_memory(self.trainer, self.data, whole)
+        self.note("score", settings.split, [task], settings.examples)
+        return grams
 
     def _fisher(
         self,

@@ -224,6 +224,7 @@ class Refitter:
                 return trainer.predict(self._passes[task], dataloaders=loader)
 
         outputs = self.evaluator.sizes.make(f"features of {task}", "train", [task], whole)
+        self.evaluator.note("score", "train", [task], settings.most)
         own = outputs, self._passes[task].ends_head
         found: list[Any] = [own]
         if trainer.world_size > 1:

@@ -25,8 +25,8 @@ class FisherCurves:
     def __init__(
         self,
         nodes: int,
-        fisher_at: Callable[[str, float], Params],
-        scale: Callable[[Params], float] = lambda fisher: 1.0,
+        fisher_at: Callable[[str, float], Mapping[str, Tensor]],
+        scale: Callable[[Mapping[str, Tensor]], float] = lambda fisher: 1.0,
         keep: Callable[[Params], Params] = lambda fisher: fisher,
     ) -> None:
         self.nodes = nodes

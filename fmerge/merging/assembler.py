@@ -39,7 +39,7 @@ class Assembler:
         method: MergeMethod,
         base: Params | None,
         experts: Mapping[str, Params],
-        fisher_of: Callable[[str, Params], Params],
+        fisher_of: Callable[[str, Params], Mapping[str, Any]],
         statistics: Mapping[str, Mapping[str, Any]] | None = None,
         parts: Mapping[str, Sequence[str]] | None = None,
         curve_nodes: int = 0,
@@ -147,10 +147,10 @@ class Assembler:
             self._scales[key] = self._scale(_only(fishers[name], self.parts[group]))
         return self._scales[key]
 
-    def _scale(self, fisher: Params) -> float:
+    def _scale(self, fisher: Mapping[str, Tensor]) -> float:
         return self.method.scale(fisher) if isinstance(self.method, Elementwise) else 1.0
 
-    def _fisher_at(self, name: str, coefficient: float) -> Params:
+    def _fisher_at(self, name: str, coefficient: float) -> Mapping[str, Any]:
         return self.fisher_of(name, self._scaled(name, {name: coefficient}))
 
     def _scaled(self, name: str, coefficients: Mapping[str, float]) -> Params:

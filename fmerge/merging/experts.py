@@ -1,45 +1,25 @@
-"""Experts, base and Fishers of a merge: read, and proved to belong together."""
+"""Experts, base and Fishers of a merge: read, and checked to belong together."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torch import nn
 
 from fmerge.errors import UserError, known
 from fmerge.merging.compatibility import check_related, check_same_function
+from fmerge.merging.expert_fishers import Expert, fisher_files, read_fishers
 from fmerge.methods import MergeMethod
 from fmerge.modules import TaskModule
-from fmerge.params import Params, check_finite, check_same_layout, fingerprint, params_of
+from fmerge.params import Params, check_finite, check_same_layout, params_of
 from fmerge.store import (
     load_tokenizer,
-    read_fisher,
-    read_fisher_header,
-    read_second_moments,
     reading_headers,
 )
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-
-@dataclass
-class Expert:
-    """One fine-tuned model that takes part in a merge.
-
-    Attributes:
-        path: Hugging Face folder, hub id, or Lightning ``.ckpt``.
-        fisher: Its Fisher, a file that ``fmerge fisher`` wrote; or the ``.ckpt`` of its fit, whose
-            second moments of Adam are taken for one.
-        donor: Its body alone takes part: it has no task among the data, and its head, of
-            whatever kind, is left out.
-    """
-
-    path: str
-    fisher: Path | None = None
-    donor: bool = False
 
 
 @dataclass(frozen=True)
@@ -70,6 +50,26 @@ class Ensemble:
     def names(self) -> list[str]:
         """The experts' names, in the order of the coefficients."""
         return list(self.bodies)
+
+    def heads(self) -> dict[str, Params]:
+        """Copies the experts' heads, as they are now.
+
+        Returns:
+            Task name to the tensors of its network that the body does not have.
+        """
+        return {
+            name: {
+                key: tensor.clone()
+                for key, tensor in params_of(model).items()
+                if key not in self.bodies[name]
+            }
+            for name, model in self.models.items()
+        }
+
+    @property
+    def tensors(self) -> list[str]:
+        """The names of the body's tensors, in the order of the model."""
+        return list(next(iter(self.bodies.values())))
 
     @property
     def tasks(self) -> list[str]:
@@ -127,50 +127,75 @@ def load_ensemble(
             finite, or a Fisher is missing or belongs to another model.
     """
     _check_names(experts, labels)
-    method.check_count(len(experts))
+    _check_needs(method, len(experts), base)
+    files = fisher_files(experts, method)
+    read, ancestor = _read(experts, base, module, labels or {}, values)
+    bodies = {name: module.body(model) for name, model in read.items()}
+    first = next(iter(bodies))
+    if values:  # a copy: these are the live network's weights, which passes will change
+        bodies[first] = {name: tensor.clone() for name, tensor in bodies[first].items()}
+    relative = _Relative(read[first], bodies[first], experts[first].path)
+    if ancestor is not None:
+        relative = _Relative(ancestor, module.body(ancestor), f"the base {base}")
+        if values:
+            check_finite(relative.body, str(base))
+    for name, expert in experts.items():
+        relative.check(expert, read[name], bodies[name], values)
+    fishers, origins = read_fishers(files, experts, read, bodies, values)
+    sources = {name: expert.path for name, expert in experts.items()}
+    return Ensemble(
+        models={name: model for name, model in read.items() if not experts[name].donor},
+        bodies=bodies,
+        base=None if ancestor is None else relative.body,
+        fishers=fishers or None,
+        tokenizer=_tokenizer(sources),
+        sources=sources,
+        base_source=base,
+        fisher_origins=origins,
+    )
+
+
+def _read(
+    experts: Mapping[str, Expert],
+    base: str | None,
+    module: TaskModule,
+    labels: Mapping[str, Sequence[str]],
+    values: bool,
+) -> tuple[dict[str, nn.Module], nn.Module | None]:
+    """Reads the networks of the experts and of the base, or what their headers tell of them."""
+    with nullcontext() if values else reading_headers():
+        read = {
+            # a donor like a base: complete but for a head
+            name: module.read(one.path, name, labels.get(name), fresh_head=one.donor)
+            for name, one in experts.items()
+        }
+        ancestor = None if base is None else module.read(base, "base", fresh_head=True)
+    return read, ancestor
+
+
+@dataclass(frozen=True)
+class _Relative:
+    """What experts must have in common with: the base, or the first expert where there is none."""
+
+    model: nn.Module
+    body: Params
+    name: str
+
+    def check(self, expert: Expert, model: nn.Module, body: Params, values: bool) -> None:
+        """Checks config, layout and, where they are read, values of an expert."""
+        check_same_function(self.model, model, self.name, expert.path)
+        check_same_layout(self.body, body, self.name, expert.path)
+        if values:
+            check_finite(body if expert.donor else params_of(model), expert.path)
+            check_related(self.body, body, self.name, expert.path)
+
+
+def _check_needs(method: MergeMethod, count: int, base: str | None) -> None:
+    method.check_count(count)
     if method.needs_base and base is None:
         raise UserError(
             f"--base: is not set, but {type(method).__name__} needs the pretrained model"
         )
-    files = _fisher_files(experts) if method.statistic in {"fisher", "moving fisher"} else {}
-    with nullcontext() if values else reading_headers():
-        read = {
-            # a donor like a base: complete but for a head
-            name: module.read(one.path, name, (labels or {}).get(name), fresh_head=one.donor)
-            for name, one in experts.items()
-        }
-        ancestor = None if base is None else module.read(base, "base", fresh_head=True)
-    bodies = {name: module.body(model) for name, model in read.items()}
-    first = next(iter(bodies))  # the live network's weights will change
-    if values:
-        bodies[first] = {name: tensor.clone() for name, tensor in bodies[first].items()}
-    reference, reference_name = next(iter(bodies.values())), next(iter(experts.values())).path
-    origin = None
-    if base is not None and ancestor is not None:
-        origin = module.body(ancestor)
-        reference, reference_name = origin, f"the base {base}"
-    if values and origin is not None:
-        check_finite(origin, str(base))
-    for name, expert in experts.items():
-        kin = read[first] if ancestor is None else ancestor
-        check_same_function(kin, read[name], reference_name, expert.path)
-        check_same_layout(reference, bodies[name], reference_name, expert.path)
-        if values:
-            check_finite(bodies[name] if expert.donor else params_of(read[name]), expert.path)
-            check_related(reference, bodies[name], reference_name, expert.path)
-    given = {
-        name: _moments(file, name, bodies[name], experts[name], values)
-        if file.suffix == ".ckpt"
-        else _fisher(file, read[name], bodies[name], experts[name], values)
-        for name, file in files.items()
-    }
-    fishers = {name: fisher for name, (fisher, _) in given.items()}
-    origins = {name: origin for name, (_, origin) in given.items()}
-    models = {name: model for name, model in read.items() if not experts[name].donor}
-    sources = {name: expert.path for name, expert in experts.items()}
-    return Ensemble(
-        models, bodies, origin, fishers or None, _tokenizer(sources), sources, base, origins
-    )
 
 
 def _check_names(experts: Mapping[str, Expert], labels: Mapping[str, Sequence[str]] | None) -> None:
@@ -178,7 +203,10 @@ def _check_names(experts: Mapping[str, Expert], labels: Mapping[str, Sequence[st
         raise UserError(f"--experts: names {known(experts)}; a merge needs at least two experts")
     tasks = [name for name, expert in experts.items() if not expert.donor]
     if not tasks:
-        raise UserError(f"--experts: {known(experts)} are donors; a merge needs one that is none")
+        raise UserError(
+            f"--experts: {known(experts)} are all donors; a merge needs at least one expert that "
+            "has a task"
+        )
     if labels is not None and set(labels) != set(tasks):
         raise UserError(
             f"--experts: are for {known(tasks)}, but the data's tasks are {known(labels)}; "
@@ -187,7 +215,7 @@ def _check_names(experts: Mapping[str, Expert], labels: Mapping[str, Sequence[st
 
 
 def _tokenizer(sources: Mapping[str, str]) -> "PreTrainedTokenizerBase":
-    """Reads the first expert's tokenizer and proves that the others' numbers mean the same."""
+    """Reads the first expert's tokenizer and checks that the others have the same vocabulary."""
     (_, first), *rest = sources.items()
     tokenizer = load_tokenizer(first)
     vocabulary = tokenizer.get_vocab()
@@ -204,49 +232,3 @@ def _tokenizer(sources: Mapping[str, str]) -> "PreTrainedTokenizerBase":
                 "merge models of one tokenizer only"
             )
     return tokenizer
-
-
-def _fisher_files(experts: Mapping[str, Expert]) -> dict[str, Path]:
-    files = {name: Path(expert.fisher) for name, expert in experts.items() if expert.fisher}
-    if files and len(files) != len(experts):
-        raise UserError(
-            f"--experts: {len(experts)} experts but {len(files)} Fishers; none is given for "
-            f"{known(set(experts) - set(files))}: give every expert its Fisher, or none"
-        )
-    return files
-
-
-def _fisher(
-    file: Path, model: nn.Module, body: Params, expert: Expert, whole: bool
-) -> tuple[Params, str]:
-    """Reads a Fisher of a model's body, and of what; a donor's head is of a kind of its own."""
-    values, provenance = read_fisher(file) if whole else read_fisher_header(file)
-    if expert.donor:
-        weights, key = body, "body_sha256"
-        values = {name: value for name, value in values.items() if name in body}
-    else:
-        weights, key = params_of(model), "model_sha256"
-    check_same_layout(weights, values, expert.path, str(file))
-    recorded = provenance.get(key)
-    if recorded != fingerprint(weights) if whole else not isinstance(recorded, str):
-        raise UserError(
-            f"{file}: is the Fisher of another model ({provenance.get('model', 'unknown')}), "
-            f"not of {expert.path}; compute it with 'fmerge fisher --expert {expert.path}'"
-        )
-    examples, split = provenance.get("examples"), provenance.get("split")
-    origin = f"{file}, by its own account of {examples} examples of a {split} split"
-    return {name: values[name] for name in body}, origin
-
-
-def _moments(
-    file: Path, name: str, body: Params, expert: Expert, numbers: bool
-) -> tuple[Params, str]:
-    """Reads Adam's second moments of a body, from the checkpoint that holds this very body."""
-    weights, moments = read_second_moments(file, name, body)
-    check_same_layout(body, weights, expert.path, str(file))
-    if numbers and fingerprint(weights) != fingerprint(body):
-        raise UserError(
-            f"{file}: holds other weights than {expert.path}; give the checkpoint whose weights "
-            "the expert has, such as best.ckpt of its fit"
-        )
-    return moments, f"Adam's second moments in {file}, of the batches it was trained on"

@@ -1,7 +1,8 @@
 """The search over coefficients as a Lightning callback."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -13,9 +14,9 @@ from fmerge.errors import UserError
 from fmerge.merging.assembler import Assembler
 from fmerge.methods import MergeMethod
 from fmerge.params import Params
-from fmerge.search import AxSearch, Fixed, Search, Trial
+from fmerge.search import AxSearch, Fixed, Search, SearchSpace, Trial
 from fmerge.search.objective import Aim, Objective, Scores, check_keep, check_own, objectives_of
-from fmerge.search.parameter_groups import Groups, partition
+from fmerge.search.parameter_groups import Groups
 
 Score = Callable[[Params], Scores]
 """From merged body tensors to what they scored."""
@@ -65,79 +66,78 @@ class MergeOptimizer(Callback):
         self.keep = keep
         self.groups = groups
         self.racing = racing
-        self.parts: dict[str, list[str]] | None = None
-        self._names: list[str] = []
-        self._tasks: list[str] = []
 
-    def prepare(
-        self,
-        names: list[str],
-        method: MergeMethod,
-        scored: bool,
-        tasks: Sequence[str] | None = None,
+    def check(
+        self, method: MergeMethod, experts: Sequence[str], tasks: Sequence[str], scored: bool
     ) -> Search:
-        """Starts the search, before any long work.
+        """Checks that method, search and objectives fit together, before any weights are read.
 
         Args:
-            names: The experts.
             method: What is merged with.
+            experts: All experts.
+            tasks: The experts that have a task.
             scored: Whether there are data to score trials on.
-            tasks: The experts that have a task: all when left out.
 
         Returns:
-            The search that will be used; ``divide`` starts it once more where tensors are grouped.
+            The search that will be used.
 
         Raises:
             UserError: If the search does not fit the experts, the method or the data.
         """
-        self._names, self._tasks = names, list(names if tasks is None else tasks)
-        objectives = objectives_of(self.objective, self.weights, self._tasks, self.target)
-        check_keep(self.keep, self._tasks)
+        objective = self.goal(tasks)
         search = self.search
         if search is None:
             search = AxSearch() if method.uses_coefficients and scored else Fixed()
-        if not method.uses_coefficients and not isinstance(search, Fixed):
+        if not method.uses_coefficients:
+            self._check_without_coefficients(search, method)
+        if not scored:
+            self._check_without_scores(search)
+        if self.racing and objective.parts:
             raise UserError(
-                f"{type(search).__name__}: {type(method).__name__} has no coefficients to search; "
+                "--optimizer.racing: stops what cannot be best by one objective, but there are "
+                f"{len(objective.parts)}; leave racing out, or name one --optimizer.objective"
+            )
+        if self.groups == "whole":  # else the number of coefficients depends on the tensors
+            search.start(self.space(method, experts), objective)
+        return search
+
+    def _check_without_coefficients(self, search: Search, method: MergeMethod) -> None:
+        name = type(method).__name__
+        if not isinstance(search, Fixed):
+            raise UserError(
+                f"{type(search).__name__}: {name} has no coefficients to search; "
                 "name another --method, or leave --optimizer.search out"
             )
-        if not method.uses_coefficients and self.groups != "whole":
-            raise UserError(
-                f"--optimizer.groups: {type(method).__name__} has no coefficients to divide"
-            )
-        if not scored and not isinstance(search, Fixed):
+        if self.groups != "whole":
+            raise UserError(f"--optimizer.groups: {name} has no coefficients to divide")
+
+    def _check_without_scores(self, search: Search) -> None:
+        if not isinstance(search, Fixed):
             raise UserError(
                 f"{type(search).__name__}: needs data to score its trials on; give --data, or "
                 "fix the coefficients with --optimizer.search Fixed"
             )
-        if self.racing and len(objectives) > 1:
-            raise UserError(
-                "--optimizer.racing: stops what cannot be best by one objective, but there are "
-                f"{len(objectives)}; leave racing out, or name one --optimizer.objective"
-            )
-        if not scored and self.racing:
+        if self.racing:
             raise UserError("--optimizer.racing: needs data to score on; give --data")
-        if not scored and (self.needs_experts or self.weights or self.objective != "mean"):
+        if self.needs_experts or self.weights or self.objective != "mean":
             raise UserError(
                 "--optimizer: objective, weights and keep need data to score on; give --data"
             )
-        search.aim(list(objectives) if len(objectives) > 1 else [])
-        self.parts = None
-        if self.groups == "whole":
-            search.start(names, scale_invariant=method.scale_invariant)
-        return search
 
-    def divide(self, search: Search, method: MergeMethod, tensors: Sequence[str]) -> None:
-        """Groups the tensors and starts the search over the groups' coefficients.
+    def space(
+        self, method: MergeMethod, experts: Sequence[str], tensors: Sequence[str] = ()
+    ) -> SearchSpace:
+        """Makes the space of the search.
 
         Args:
-            search: What ``prepare`` returned.
             method: What is merged with.
+            experts: All experts, in the order of the coefficients.
             tensors: The names of the body's tensors, in the order of the model.
+
+        Returns:
+            Experts × groups.
         """
-        if self.groups != "whole":
-            self.parts = partition(tensors, self.groups)
-            search.start(self._names, list(self.parts), method.scale_invariant)
+        return SearchSpace.of(experts, tensors, self.groups, method.scale_invariant)
 
     @property
     def needs_experts(self) -> bool:
@@ -145,23 +145,26 @@ class MergeOptimizer(Callback):
         aims = [self.objective] if isinstance(self.objective, str) else self.objective
         return self.keep is not None or not {"retained", "worst_retained"}.isdisjoint(aims)
 
-    def goal(self, own: Mapping[str, float]) -> Objective:
-        """Settles what is maximised and what is bounded.
+    def goal(self, tasks: Sequence[str], own: Mapping[str, float] | None = None) -> Objective:
+        """Makes the objective.
 
         Args:
-            own: The experts' own validation scores by task, where they are needed.
+            tasks: The experts that have a task.
+            own: The experts' own validation scores by task, where they are needed; None before
+                they are known, which leaves bounds out.
 
         Returns:
-            The objective.
+            What is maximised, and what each task's score must at least be.
         """
-        found = objectives_of(self.objective, self.weights, self._tasks, self.target)
-        keep = check_keep(self.keep, self._tasks)
-        for one in found.values():
-            if one.kind in {"retained", "worst_retained"}:
-                check_own(own, list(one.weights or self._tasks))
-        check_own(own, list(keep))
-        bounds = {task: share * own[task] for task, share in keep.items()}
-        parts = {name: replace(one, own=own) for name, one in found.items()}
+        found = objectives_of(self.objective, self.weights, tasks, self.target)
+        keep, bounds = check_keep(self.keep, tasks), {}
+        if own is not None:
+            for one in found.values():
+                if one.kind in {"retained", "worst_retained"}:
+                    check_own(own, list(one.weights or tasks))
+            check_own(own, list(keep))
+            bounds = {task: share * own[task] for task, share in keep.items()}
+        parts = {name: replace(one, own=own or {}) for name, one in found.items()}
         first = next(iter(parts.values()))
         return replace(first, bounds=bounds, parts=parts if len(parts) > 1 else {})
 
@@ -179,7 +182,7 @@ class MergeOptimizer(Callback):
         Under several processes the first one proposes and all of them assemble the same.
 
         Args:
-            trainer: The trainer, whose strategy tells the processes apart.
+            trainer: The Trainer, whose strategy broadcasts between processes.
             search: A started search.
             assembler: Assembles the weights of a trial.
             score: Scores them, on all processes.
@@ -193,15 +196,7 @@ class MergeOptimizer(Callback):
             SystemExit: If it is asked to stop, once the running trial is logged.
             UserError: If no trial succeeded.
         """
-        columns = (
-            TextColumn("Searching"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.description}"),
-        )
-        with Progress(*columns, disable=not trainer.is_global_zero) as progress:
-            bar = progress.add_task("", total=search.budget)
+        with _progress(trainer, search) as show:
             while not search.finished:
                 if number := stop():
                     raise SystemExit(128 + number)
@@ -213,7 +208,7 @@ class MergeOptimizer(Callback):
                     log(trial.as_record())
                 else:
                     search.history.append(trial)
-                progress.update(bar, advance=1, description=_best_so_far(search))
+                show()
         try:
             return search.best()
         except ValueError as error:
@@ -247,6 +242,21 @@ class MergeOptimizer(Callback):
             objectives=scores.objectives,
             objective_errors=scores.objective_errors,
         )
+
+
+@contextmanager
+def _progress(trainer: Trainer, search: Search) -> Iterator[Callable[[], None]]:
+    """Shows a bar in the first process; what it yields is called after each trial."""
+    columns = (
+        TextColumn("Searching"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.description}"),
+    )
+    with Progress(*columns, disable=not trainer.is_global_zero) as progress:
+        bar = progress.add_task("", total=search.budget)
+        yield lambda: progress.update(bar, advance=1, description=_best_so_far(search))
 
 
 def _best_so_far(search: Search) -> str:

@@ -107,7 +107,7 @@ class Conclusion:
             self.ensemble.base_source,
             [] if table is None else table.rows(),
             goal,
-            search.groups,
+            list(search.space.groups),
             search.pick() if asked else None,
             self._measure(),
             "" if base is None else task_vector_facts(base, self.ensemble.bodies),

@@ -2,6 +2,7 @@
 
 import math
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ from rich.console import Console
 
 from fmerge import __version__
 from fmerge.data import MultiTask
+from fmerge.evaluation.batch_size import check_automatic
+from fmerge.system.watchdog import check_strategy
 from fmerge.runs.dry_run import show_fisher_plan
 from fmerge.errors import UserError
 from fmerge.evaluation.evaluator import Evaluator
@@ -20,6 +23,10 @@ from fmerge.system.signals import asking_to_stop
 from fmerge.modules import Saving, TaskModule
 from fmerge.params import check_finite, check_same_layout, fingerprint, params_of
 from fmerge.store import (
+    check_fisher_path,
+    check_new_file,
+    lock_of,
+    only_run,
     load_lightning,
     load_tokenizer,
     reading_headers,
@@ -29,36 +36,70 @@ from fmerge.store import (
 )
 
 
-class FisherRun:
-    """The Fisher of one expert on one task, saved now and then, so that it can be gone on with.
+@dataclass(frozen=True)
+class FisherJob:
+    """What ``FMergeTrainer.fisher`` was asked for.
 
-    Args:
+    Attributes:
         trainer: The Trainer whose prediction pass is used.
         module: The kind of model; a LightningModule with ``label_log_probs`` if no task module.
         data: The data.
-        task: The task.
         settings: Estimator and examples.
         output: The file to write.
         save_every: Seconds between two savings of what is unfinished.
     """
 
-    def __init__(
-        self,
-        trainer: Trainer,
-        module: LightningModule,
-        data: MultiTask,
-        task: str,
-        settings: FisherSettings,
-        output: Path,
-        save_every: float,
-    ) -> None:
-        self.trainer = trainer
-        self.module = module
-        self.data = data
+    trainer: Trainer
+    module: LightningModule
+    data: MultiTask
+    settings: FisherSettings
+    output: Path
+    save_every: float
+
+    def run(
+        self, expert: str | None, task: str | None, *, overwrite: bool, dry_run: bool
+    ) -> FisherEstimate | None:
+        """Does the job, alone with its output file.
+
+        Args:
+            expert: Where the weights are; those the module was made with when None.
+            task: The task; the only one when None.
+            overwrite: Whether the output file is replaced.
+            dry_run: Whether to price the pass instead of making it.
+
+        Returns:
+            The Fisher, by parameter name, and the number of examples used; None of a dry run.
+        """
+        if self.trainer.is_global_zero:
+            check_fisher_path(self.output)
+            check_new_file(self.output, overwrite)
+        check_strategy(self.trainer)
+        wanted = self.settings.errors is not None
+        check_automatic(self.trainer, self.data, self.settings.estimator, wanted)
+        run = FisherRun(self, self.data.only_task(task))
+        with only_run(lock_of(self.output, folder=False), on=self.trainer.is_global_zero):
+            if dry_run:
+                run.describe(expert)
+                return None
+            return run.run(expert)
+
+
+class FisherRun:
+    """The Fisher of one expert on one task, saved at intervals so that it can be resumed.
+
+    Args:
+        job: What was asked for.
+        task: The task.
+    """
+
+    def __init__(self, job: FisherJob, task: str) -> None:
+        self.trainer = job.trainer
+        self.module = job.module
+        self.data = job.data
         self.task = task
-        self.settings = settings
-        self.output = output
-        self.save_every = save_every
+        self.settings = job.settings
+        self.output = job.output
+        self.save_every = job.save_every
 
     def run(self, expert: str | None) -> FisherEstimate:
         """Reads the expert, makes the pass and writes the Fisher in the first process.
@@ -91,7 +132,7 @@ class FisherRun:
                 estimate = evaluator.fisher(self.task, self.settings, bar=True, saving=saving)
         except SystemExit:
             if self.trainer.is_global_zero and path.is_file():
-                sys.stderr.write(f"fmerge: stopped; the same command goes on from {path}\n")
+                sys.stderr.write(f"fmerge: stopped; the same command resumes from {path}\n")
             raise
         if self.trainer.is_global_zero:
             self._write(estimate, provenance)
@@ -117,10 +158,7 @@ class FisherRun:
                 state = load_lightning(_lightning(self.module, expert))["state_dict"]
                 own = type(self.module).__name__
                 check_same_layout(self.module.state_dict(), state, own, expert)
-        show_fisher_plan(
-            self.trainer, self.module, network, tokenizer, self.data, self.task, self.settings,
-            self.output,
-        )  # fmt: skip
+        show_fisher_plan(self, network, tokenizer)
 
     def _read(self, module: TaskModule, expert: str | None) -> Any:
         if expert is None:

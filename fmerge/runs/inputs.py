@@ -1,10 +1,21 @@
-"""What a command is given, where Lightning's own types say too little."""
+"""What a command is given: checked before any long work, and hashed to be known again."""
+
+from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import LightningDataModule, LightningModule
 
-from fmerge.data import MultiTask
+from fmerge.data import MultiTask, Split
 from fmerge.errors import UserError
+from fmerge.evaluation.batch_size import check_automatic
+from fmerge.evaluation.evaluator import by_accuracy
+from fmerge.evaluation.head_refit import check_refitting
+from fmerge.merging.racing import check_racing
 from fmerge.modules import TaskModule
+from fmerge.params import fingerprint, params_of
+from fmerge.search import Search
+
+if TYPE_CHECKING:
+    from fmerge.runs.merge import MergeRun
 
 
 def task_module(model: LightningModule) -> TaskModule:
@@ -61,3 +72,78 @@ def check_data(datamodule: object) -> None:
             "(what fit learns depends on it)"
         )
     datamodule.check_named()
+
+
+def check_merge(run: "MergeRun", search: Search, grouped: bool, racing: bool = False) -> None:
+    """Checks that the data have what a merge will need, before its long part.
+
+    Args:
+        run: The merge.
+        search: The search.
+        grouped: Whether an expert has several coefficients.
+        racing: Whether trials are pruned on parts of the validation split.
+
+    Raises:
+        UserError: If data are needed and missing, or a split is, or a curve of Fishers is
+            wanted along several coefficients, or heads that cannot be are to be refitted, or
+            a task cannot be raced.
+    """
+    if run.settings.curve and grouped:
+        raise UserError(
+            "--fisher.curve: a Fisher is a curve over one coefficient, but --optimizer.groups "
+            "gives each expert several; leave one of the two out"
+        )
+    models = run.ensemble.models
+    check_refitting(run.refitting, run.module, run.data, models, run.probed)
+    statistic = run.estimated
+    if run.data is None:
+        if statistic is not None:
+            name = type(run.method).__name__
+            raise UserError(
+                f"{name}: needs data to estimate {statistic.label} on; give --data"
+            )
+        return
+    run.data.check_splits("validation", "test")
+    if racing:
+        check_racing(run.trainer, run.data)
+    if statistic is not None:
+        run.data.check_splits(run.settings.split)
+        wanted = run.settings.errors is not None
+        check_automatic(run.trainer, run.data, run.settings.estimator, wanted)
+    else:
+        check_automatic(run.trainer, run.data, "exact", False)
+    for task in run.data.tasks:
+        if search.needs_errors and not by_accuracy(run.data, task):
+            raise UserError(
+                f"{type(search).__name__}: binomial noise is that of an accuracy, but task "
+                f"'{task}' is scored by {', '.join(run.data.metrics[task])}; use noise infer"
+            )
+
+
+def fingerprints(run: "MergeRun", ) -> dict[str, Any]:
+    """Hashes the models and the data of a merge, which a resumed run must have again.
+
+    Args:
+        run: The merge.
+
+    Returns:
+        Hashes by expert and by task.
+    """
+    whole = run.ensemble.models
+    models = {  # of a donor the body alone takes part
+        name: fingerprint(params_of(whole[name]) if name in whole else body)
+        for name, body in run.ensemble.bodies.items()
+    }
+    base = run.ensemble.base
+    data = run.data
+    splits: dict[str, Split] = {"data": "validation"}
+    if run.refitting.when == "trials":
+        splits["training data"] = "train"
+    return {
+        "expert": models,
+        "base": None if base is None else fingerprint(base),
+        **{
+            name: {} if data is None else {t: data.fingerprint(t, split) for t in data.tasks}
+            for name, split in splits.items()
+        },
+    }

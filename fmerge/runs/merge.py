@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
 
@@ -14,10 +15,10 @@ from fmerge.errors import UserError
 from fmerge.evaluation.evaluator import Evaluator, by_accuracy
 from fmerge.fisher import FisherSettings
 from fmerge.merging.experts import Ensemble
-from fmerge.evaluation.grams import grams_of
+from fmerge.evaluation.statistics import Statistic, statistic_of
 from fmerge.merging.optimizer import MergeOptimizer, Score
 from fmerge.merging.assembler import Assembler
-from fmerge.methods import Grams, MergeMethod
+from fmerge.methods import Average, MergeMethod
 from fmerge.modules import TaskModule
 from fmerge.search.objective import Objective, Scores
 from fmerge.params import Params, fingerprint, params_of
@@ -31,117 +32,38 @@ _OWN = "experts' validation scores"
 _SIZES = "batch sizes"
 
 
+@dataclass(frozen=True, kw_only=True)
 class MergeRun:
     """The long part of a merge: search, the best merge once more, test, save.
 
-    Args:
+    Attributes:
         trainer: The Trainer whose passes score.
         module: The live module; it must adopt the ensemble's models before ``run``.
-        data: The tasks; None where nothing shall be scored.
+        data: The tasks; None where nothing is scored.
         ensemble: Base, experts and Fishers.
         method: The formula.
         settings: How Fishers that are not given are estimated.
-        references: Which rows the table has beside the merge.
+        heads: The experts' own heads, by name: copies, as the live networks are written to.
+        baselines: Which rows the table has beside the merge.
         refitting: When heads are refitted, and on what; never, if left out.
     """
 
-    def __init__(
-        self,
-        trainer: Trainer,
-        module: TaskModule,
-        data: MultiTask | None,
-        ensemble: Ensemble,
-        method: MergeMethod,
-        settings: FisherSettings,
-        references: References = "all",
-        refitting: Refitting | None = None,
-    ) -> None:
-        self.trainer = trainer
-        self.module = module
-        self.data = data
-        self.ensemble = ensemble
-        self.method = method
-        self.settings = settings
-        self.references = references
-        self.refitting = refitting or Refitting()
-        self.heads = {
-            name: {
-                key: tensor.clone()
-                for key, tensor in params_of(model).items()
-                if key not in ensemble.bodies[name]
-            }
-            for name, model in ensemble.models.items()
-        }
+    trainer: Trainer
+    module: TaskModule
+    data: MultiTask | None
+    ensemble: Ensemble
+    method: MergeMethod
+    settings: FisherSettings
+    heads: Mapping[str, Params]
+    baselines: References = "all"
+    refitting: Refitting = Refitting()
 
-    def check(self, search: Search, grouped: bool, racing: bool = False) -> None:
-        """Proves that the data have what the run will need, before its long part.
-
-        Args:
-            search: The search.
-            grouped: Whether an expert has several coefficients.
-            racing: Whether hopeless trials are to be stopped.
-
-        Raises:
-            UserError: If data are needed and missing, or a split is, or a curve of Fishers is
-                wanted along several coefficients, or heads that cannot be are to be refitted, or
-                a task cannot be raced.
-        """
-        if self.settings.curve and grouped:
-            raise UserError(
-                "--fisher.curve: a Fisher is a curve over one coefficient, but --optimizer.groups "
-                "gives each expert several; leave one of the two out"
-            )
-        models = self.ensemble.models
-        check_refitting(self.refitting, self.module, self.data, models, self._probed)
-        statistic = self.method.statistic
-        estimated = statistic in {"moving fisher", "gram"} or (
-            statistic == "fisher" and not self.ensemble.fishers
-        )
-        if self.data is None:
-            if estimated:
-                name = type(self.method).__name__
-                what = "Grams" if statistic == "gram" else "Fishers"
-                raise UserError(f"{name}: needs data to estimate {what} on; give --data")
-            return
-        self.data.check_splits("validation", "test")
-        if racing:
-            check_racing(self.trainer, self.data)
-        errors = self.settings.errors is not None
-        kind = self.settings.estimator if estimated else "exact"
-        check_automatic(self.trainer, self.data, kind, estimated and errors)
-        for task in self.data.tasks:
-            if search.needs_errors and not by_accuracy(self.data, task):
-                raise UserError(
-                    f"{type(search).__name__}: binomial noise is that of an accuracy, but task "
-                    f"'{task}' is scored by {', '.join(self.data.metrics[task])}; use noise infer"
-                )
-        if estimated:
-            self.data.check_splits(self.settings.split)
-
-    def inputs(self) -> dict[str, Any]:
-        """Tells the models and the data of this run from others.
-
-        Returns:
-            Hashes by expert and by task.
-        """
-        whole = self.ensemble.models
-        models = {  # of a donor the body alone takes part
-            name: fingerprint(params_of(whole[name]) if name in whole else body)
-            for name, body in self.ensemble.bodies.items()
-        }
-        base = self.ensemble.base
-        data = self.data
-        splits: dict[str, Split] = {"data": "validation"}
-        if self.refitting.when == "trials":
-            splits["training data"] = "train"
-        return {
-            "expert": models,
-            "base": None if base is None else fingerprint(base),
-            **{
-                name: {} if data is None else {t: data.fingerprint(t, split) for t in data.tasks}
-                for name, split in splits.items()
-            },
-        }
+    @property
+    def estimated(self) -> Statistic | None:
+        """The statistic that this run estimates: none where files give it, or none is needed."""
+        statistic = statistic_of(self.method)
+        given = statistic is not None and statistic.from_files and not statistic.moves
+        return None if given and self.ensemble.fishers else statistic
 
     def run(
         self,
@@ -166,8 +88,8 @@ class MergeRun:
         self.trainer.strategy.setup_environment()
         if self.data is not None and self.data.automatic:  # a run that goes on has the same
             self._evaluator.sizes.note = partial(folder.note, _SIZES)
-        goal, assembler = self._begin(optimizer, folder)
-        search.constrain(goal.bounds)
+        goal, assembler = self._begin(optimizer, search, folder)
+        search.start(search.space, goal)
         for record in self.trainer.strategy.broadcast(list(done)):
             search.replay(Trial.from_record(record))
         score: Score = lambda body: self._validate(body, goal)  # noqa: E731
@@ -209,46 +131,57 @@ class MergeRun:
         """
         self.trainer.strategy.setup_environment()
         trial = Trial.from_record(self.trainer.strategy.broadcast(dict(record)))
-        goal, assembler = self._begin(optimizer, folder)
+        goal, assembler = self._begin(optimizer, search, folder)
         return self._conclusion().draw(search, assembler, goal, trial, folder, [], trials)
 
-    def _begin(self, optimizer: MergeOptimizer, folder: RunFolder) -> tuple[Objective, Assembler]:
+    def _begin(
+        self, optimizer: MergeOptimizer, search: Search, folder: RunFolder
+    ) -> tuple[Objective, Assembler]:
         if self.data is not None and self.data.automatic:
             self._evaluator.sizes.found |= folder.noted(_SIZES) or {}
-        goal = optimizer.goal(self._own_scores(folder) if optimizer.needs_experts else {})
+        own = self._own_scores(folder) if optimizer.needs_experts else {}
+        goal = optimizer.goal(self.ensemble.tasks, own)
         weight = next(iter(next(iter(self.ensemble.bodies.values())).values()))
         return goal, Assembler(
             self.method,
             self.ensemble.base,
             self.ensemble.bodies,
-            self._fisher,
+            self._estimate,
             self._statistics(),
-            optimizer.parts,
-            self.settings.curve,
-            FisherCache(folder.path, weight.device).keep,
+            parts=search.space.groups,
+            curve_nodes=self.settings.curve,
+            keep=FisherCache(folder.path, weight.device).keep,
         )
 
     @property
-    def _probed(self) -> bool:
+    def is_average(self) -> bool:
+        """Whether the merge is the plain average, which then needs no row of its own."""
+        return isinstance(self.method, Average)
+
+    @property
+    def can_refit(self) -> bool:
+        """Whether heads can be refitted."""
+        return not obstacle(self.module, self.data, self.ensemble.models)
+
+    @property
+    def probed(self) -> bool:
         """Whether the table has the base under refitted heads, where these can be."""
-        return self.references == "all" and self.ensemble.base is not None
+        return self.baselines == "all" and self.ensemble.base is not None
 
     def _conclusion(self) -> Conclusion:
-        fits = self.refitting.wanted or (
-            self._probed and not obstacle(self.module, self.data, self.ensemble.models)
-        )
+        fits = self.refitting.wanted or (self.probed and self.can_refit)
         return Conclusion(
-            self.trainer,
-            self.module,
-            self.data,
-            self.ensemble,
-            self.method,
-            self.settings,
-            self.references,
-            self.refitting,
-            self.heads,
-            None if self.data is None else self._evaluator,
-            self._refitter if fits else None,
+            trainer=self.trainer,
+            module=self.module,
+            data=self.data,
+            ensemble=self.ensemble,
+            method=self.method,
+            settings=self.settings,
+            references=self.baselines,
+            refitting=self.refitting,
+            heads=self.heads,
+            evaluator=None if self.data is None else self._evaluator,
+            refitter=self._refitter if fits else None,
         )
 
     @cached_property
@@ -291,21 +224,25 @@ class MergeRun:
                 folder.note(_OWN, own)
         return own
 
-    def _task_of(self, name: str) -> str:
-        # a donor's information is about the target: its examples, under its head
+    def task_of(self, name: str) -> str:
+        """Names the task whose examples an expert's statistics are estimated on.
+
+        Args:
+            name: The expert.
+
+        Returns:
+            Its own; of a donor the target's, under whose head its body is used.
+        """
         return name if name in self.ensemble.models else self.ensemble.tasks[0]
 
-    def _fisher(self, name: str, body: Params) -> Params:
-        values = self._evaluator.fisher(self._task_of(name), self.settings, body).values
-        return {key: values[key] for key in self.ensemble.bodies[name]}
-
-    def _gram(self, name: str, body: Params) -> Grams:
-        return grams_of(self._evaluator, self.module, self._task_of(name), self.settings, body)
+    def _estimate(self, name: str, body: Params) -> Mapping[str, Any]:
+        statistic = statistic_of(self.method)
+        assert statistic is not None  # asked for by methods that need one
+        return statistic.estimate(self._evaluator, self.task_of(name), self.settings, body)
 
     def _statistics(self) -> Mapping[str, Mapping[str, Any]] | None:
-        bodies = self.ensemble.bodies.items()
-        if self.method.statistic == "gram":
-            return {name: self._gram(name, body) for name, body in bodies}
-        if self.method.statistic != "fisher" or self.ensemble.fishers:
+        """The statistics that do not move with the coefficients."""
+        estimated = self.estimated
+        if estimated is None or estimated.moves:
             return self.ensemble.fishers
-        return {name: self._fisher(name, body) for name, body in bodies}
+        return {name: self._estimate(name, body) for name, body in self.ensemble.bodies.items()}

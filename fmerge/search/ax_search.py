@@ -1,7 +1,6 @@
 """Bayesian optimisation of the coefficients, between points worth a try and a last polish."""
 
 import logging
-from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from typing_extensions import override
@@ -12,8 +11,9 @@ from fmerge.search.ax_client import AxClient, Value, quiet
 from fmerge.search.base import Pick, Search, Trial
 from fmerge.search.coordinate_search import coordinate_point
 from fmerge.search.initial_points import initial_points
-from fmerge.search.objective import Partial
+from fmerge.search.objective import Objective, Partial
 from fmerge.search.simple import sobol_points
+from fmerge.search.space import SearchSpace
 
 Noise = Literal["infer", "binomial", "none"]
 
@@ -97,32 +97,25 @@ class AxSearch(Search):
         return self.trials
 
     @override
-    def aim(self, objectives: Sequence[str]) -> None:
-        super().aim(objectives)
-        what = f"but there are {len(objectives)} ({', '.join(objectives)})"
-        if objectives and self.acquisition != "nei":
+    def start(self, space: SearchSpace, objective: Objective | None = None) -> None:
+        super().start(space, objective)
+        self._check_objectives()
+        self._starts = initial_points(space) if self.starts else []
+        self._made = None  # Ax takes names and bounds when it begins
+
+    def _check_objectives(self) -> None:
+        found = self.objectives
+        what = f"but there are {len(found)} ({', '.join(found)})"
+        if found and self.acquisition != "nei":
             raise UserError(
                 f"AxSearch: acquisition '{self.acquisition}' is of one objective, {what}; use "
                 "nei, or name one --optimizer.objective"
             )
-        if objectives and self.polish:
+        if found and self.polish:
             raise UserError(
                 f"AxSearch: polish goes up along one objective, {what}; give polish 0, or name "
                 "one --optimizer.objective"
             )
-
-    @override
-    def start(
-        self, experts: Sequence[str], groups: Sequence[str] = ("",), scale_invariant: bool = False
-    ) -> None:
-        super().start(experts, groups, scale_invariant)
-        self._starts = initial_points(experts, groups, scale_invariant) if self.starts else []
-        self._made = None
-
-    @override
-    def constrain(self, bounds: Mapping[str, float]) -> None:
-        super().constrain(bounds)
-        self._made = None  # Ax takes the bounds when it begins
 
     @override
     def ask(self) -> dict[str, float]:

@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from fmerge.errors import UserError
-from fmerge.search.objective import Partial, shortfalls
-from fmerge.search.parameter_groups import coefficient_names
+from fmerge.search.objective import Objective, Partial, shortfalls
 from fmerge.search.pareto import non_dominated
+from fmerge.search.space import SearchSpace
 
 Status = Literal["ok", "failed", "stopped"]
 
@@ -81,18 +81,15 @@ class Trial:
         Returns:
             The trial.
         """
+        names = ("reason", "error", "errors", "objectives", "objective_errors")
         return cls(
-            record["trial"],
-            record["coefficients"],
-            record["objective"],
-            record["metrics"],
-            record["status"],
-            record.get("reason", ""),
-            record.get("error"),
-            record.get("errors", {}),
-            Partial(**record["partial"]) if "partial" in record else None,
-            record.get("objectives", {}),
-            record.get("objective_errors", {}),
+            index=record["trial"],
+            coefficients=record["coefficients"],
+            objective=record["objective"],
+            metrics=record["metrics"],
+            status=record["status"],
+            partial=Partial(**record["partial"]) if "partial" in record else None,
+            **{name: record[name] for name in names if name in record},
         )
 
 
@@ -118,47 +115,31 @@ class Search(ABC):
     """Whether it must be told the standard errors of the scores."""
 
     def __init__(self) -> None:
-        self.experts: tuple[str, ...] = ()
-        self.groups: tuple[str, ...] = ("",)
-        self.names: tuple[str, ...] = ()
-        self.scale_invariant = False
+        self.space = SearchSpace(())
         self.bounds: dict[str, float] = {}
         self.objectives: tuple[str, ...] = ()
         self.history: list[Trial] = []
 
-    def aim(self, objectives: Sequence[str]) -> None:
-        """Tells, before ``start``, what there is to maximise.
+    def start(self, space: SearchSpace, objective: Objective | None = None) -> None:
+        """Begins anew.
 
         Args:
-            objectives: Names of the objectives, where there are several; none otherwise.
-        """
-        self.objectives = tuple(objectives)
+            space: The coefficients to look for.
+            objective: What is maximised: its parts where there are several objectives, and its
+                bounds on the tasks' scores. One objective without bounds when left out.
 
-    def start(
-        self, experts: Sequence[str], groups: Sequence[str] = ("",), scale_invariant: bool = False
-    ) -> None:
-        """Begins anew for these experts.
-
-        Args:
-            experts: The experts, in the order of the coefficients.
-            groups: The groups of tensors that have coefficients of their own; one with an empty
-                name where an expert has one coefficient.
-            scale_invariant: Whether the merge depends on the ratios of the coefficients alone.
-        """
-        self.experts = tuple(experts)
-        self.groups = tuple(groups)
-        self.names = tuple(coefficient_names(experts, groups))
-        self.scale_invariant = scale_invariant
-        self.bounds = {}
+        Raises:
+            UserError: If the search cannot look through this space, or for these objectives.
+        """  # noqa: DOC502 - subclasses raise it
+        self.space = space
+        self.objectives = () if objective is None else tuple(objective.parts)
+        self.bounds = {} if objective is None else dict(objective.bounds)
         self.history = []
 
-    def constrain(self, bounds: Mapping[str, float]) -> None:
-        """Bounds the tasks' scores, before the first trial.
-
-        Args:
-            bounds: Least score by task.
-        """
-        self.bounds = dict(bounds)
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the coefficients."""
+        return self.space.names
 
     @property
     @abstractmethod

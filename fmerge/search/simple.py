@@ -8,7 +8,9 @@ from typing_extensions import override
 
 from fmerge.errors import UserError, known
 from fmerge.search.base import Search
+from fmerge.search.objective import Objective
 from fmerge.search.parameter_groups import coefficient_names
+from fmerge.search.space import SearchSpace
 
 
 class _Listed(Search):
@@ -19,10 +21,8 @@ class _Listed(Search):
         self._proposals: list[list[float]] = []
 
     @override
-    def start(
-        self, experts: Sequence[str], groups: Sequence[str] = ("",), scale_invariant: bool = False
-    ) -> None:
-        super().start(experts, groups, scale_invariant)
+    def start(self, space: SearchSpace, objective: Objective | None = None) -> None:
+        super().start(space, objective)
         self._proposals = self._list()
 
     @abstractmethod
@@ -53,12 +53,12 @@ class Fixed(_Listed):
 
     def _list(self) -> list[list[float]]:
         if self.coefficients is None:
-            return [[1 / len(self.experts)] * len(self.names)]
+            return [[1 / len(self.space.experts)] * len(self.names)]
         given = dict(self.coefficients)
-        for expert in self.experts:
+        for expert in self.space.experts:
             if expert in given and expert not in self.names:  # one number for all its groups
                 value = given.pop(expert)
-                for name in coefficient_names([expert], self.groups):
+                for name in coefficient_names([expert], list(self.space.groups)):
                     given.setdefault(name, value)
         return [check_coefficients(given, self.names)]
 
@@ -81,7 +81,7 @@ class Grid(_Listed):
     def _list(self) -> list[list[float]]:
         names = self.names
         if len(names) != 2:
-            what = "experts" if names == self.experts else "coefficients"
+            what = "experts" if names == tuple(self.space.experts) else "coefficients"
             raise UserError(
                 f"Grid: searches the line between two {what}, but there are {len(names)} "
                 f"({', '.join(names)}); use Dirichlet or AxSearch"
@@ -111,7 +111,7 @@ class Dirichlet(_Listed):
     def _list(self) -> list[list[float]]:
         generator = torch.Generator().manual_seed(self.seed)
         # exponential variables over their sum are Dirichlet(1, …, 1)
-        shape = (self.draws, len(self.groups), len(self.experts))
+        shape = (self.draws, len(self.space.groups), len(self.space.experts))
         draws = torch.empty(shape, dtype=torch.float64)
         draws.exponential_(generator=generator)
         shares = draws / draws.sum(dim=2, keepdim=True)

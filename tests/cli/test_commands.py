@@ -213,7 +213,7 @@ def test_the_table_scores_every_row(zoo, tmp_path):
 
 def test_a_merge_reloads_to_the_very_logits(zoo, tmp_path):
     from fmerge.data import MultiTask, TextFiles
-    from fmerge.merging.experts import Expert
+    from fmerge.merging.expert_fishers import Expert
     from fmerge.merging.optimizer import MergeOptimizer
     from fmerge.modules import TextClassifier
     from fmerge.search import Fixed

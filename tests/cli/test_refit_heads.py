@@ -18,7 +18,7 @@ from fmerge.errors import UserError
 from fmerge.evaluation import head_refit as refit
 from fmerge.evaluation.evaluator import Evaluator
 from fmerge.evaluation.head_refit import Refitting
-from fmerge.merging.experts import Expert
+from fmerge.merging.expert_fishers import Expert
 from fmerge.modules import TextClassifier
 from fmerge.modules.logistic import STRENGTH
 from fmerge.runs import timing as measured

@@ -11,7 +11,7 @@ import torch
 import yaml
 
 from fmerge.cli.app import main
-from fmerge.search import AxSearch
+from fmerge.search import AxSearch, SearchSpace
 from fmerge.search.base import Trial
 from fmerge.store import RunFolder
 from tests.cli.run import data_config, experts, fails
@@ -165,7 +165,7 @@ def test_a_replayed_search_proposes_what_the_uninterrupted_one_would(acquisition
 
     def search():
         made = AxSearch(trials=9, initial_trials=3, acquisition=acquisition, seed=5)
-        made.start(["sst-2", "b"])
+        made.start(SearchSpace(["sst-2", "b"]))
         return made
 
     def step(one, index):

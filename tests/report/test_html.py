@@ -16,7 +16,7 @@ from fmerge.report.markdown import code, plain, sentence
 from fmerge.report.merge_report import MergeReport
 from fmerge.report.model_card import model_card, parameters_of
 from fmerge.report.write import linked
-from fmerge.search import Fixed, Trial
+from fmerge.search import Fixed, SearchSpace, Trial
 from tests.made_up_report import HOSTILE, made_up
 
 LOADING = ("src", "srcset", "href", "action", "data", "poster", "background", "style")
@@ -91,7 +91,7 @@ def test_decided_differences_stand_out(page):
 
 def test_a_merge_without_data_has_a_page_without_scores():
     search = Fixed()
-    search.start(["a", "b"])
+    search.start(SearchSpace(["a", "b"]))
     search.tell(Trial(0, {"a": 0.25, "b": 0.75}))
     report = MergeReport("Average", "Fixed", search.best(), 1, {"a": "x/y", "b": "z"}, None)
     found = Page(html(report, search))

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from fmerge.errors import UserError
-from fmerge.search import AxSearch, Fixed, Trial
+from fmerge.search import AxSearch, Fixed, SearchSpace, Trial
 from fmerge.search.ax_client import AxClient
 from fmerge.search.coordinate_search import coordinate_point
 from fmerge.search.objective import Objective, Partial
@@ -52,8 +52,7 @@ def step(search, failing=(), stopping=()):
 
 def begun(bounds=BOUNDS, **options):
     search = AxSearch(**options)
-    search.start(TASKS)
-    search.constrain(bounds)
+    search.start(SearchSpace(TASKS), Objective(bounds=bounds))
     return search
 
 
@@ -234,8 +233,7 @@ def test_a_polish_waits_for_a_first_score():
 
 def test_the_best_keeps_the_bounds_or_falls_short_by_least():
     search = Fixed()
-    search.start(["a", "b"])
-    search.constrain({"a": 0.5, "b": 0.6})
+    search.start(SearchSpace(["a", "b"]), Objective(bounds={"a": 0.5, "b": 0.6}))
 
     def tell(a, b, objective):
         search.tell(Trial(len(search.history), {}, objective, {"a": a, "b": b}))
@@ -259,7 +257,7 @@ def test_a_polish_that_does_not_fit_is_said(polish):
 
 def test_a_stopped_trial_is_never_the_best():
     search = Fixed()
-    search.start(["a", "b"])
+    search.start(SearchSpace(["a", "b"]))
     search.tell(Trial(0, {"a": 0.1, "b": 0.2}, 0.5, {"a": 0.5}))
     search.tell(replace(STOPPED, index=1))  # better, as where a bound was missed
     assert search.best().index == 0 and search.pick() is None

@@ -2,9 +2,11 @@
 
 import pytest
 
-from fmerge.search import Dirichlet, Fixed, RandomSearch, Sobol, Trial
+from fmerge.search import Dirichlet, Fixed, RandomSearch, SearchSpace, Sobol, Trial
 from fmerge.search.coordinate_search import coordinate_point
 from fmerge.search.initial_points import initial_points
+
+GROUPS = {"x": (), "y": ()}
 
 
 def values(points):
@@ -13,7 +15,7 @@ def values(points):
 
 def test_starts_by_value():
     third = 1 / 3
-    assert values(initial_points(["a", "b", "c"], [""], scale_invariant=False)) == [
+    assert values(initial_points(SearchSpace(["a", "b", "c"]))) == [
         (third, third, third), (0.3, 0.3, 0.3), (0.5, 0.5, 0.5), (1, 1, 1),
         (1, 0, 0), (0, 1, 0), (0, 0, 1),
     ]  # fmt: skip
@@ -21,14 +23,14 @@ def test_starts_by_value():
 
 def test_starts_that_are_the_same_merge_are_dropped():
     # 1/M of two experts is 0.5
-    both = values(initial_points(["a", "b"], [""], scale_invariant=False))
+    both = values(initial_points(SearchSpace(["a", "b"])))
     assert both == [(0.5, 0.5), (0.3, 0.3), (1, 1), (1, 0), (0, 1)]
-    ratios = values(initial_points(["a", "b"], [""], scale_invariant=True))
+    ratios = values(initial_points(SearchSpace(["a", "b"], scale_invariant=True)))
     assert ratios == [(0.5, 0.5), (1, 0), (0, 1)]
 
 
 def test_starts_of_groups_are_alike_in_all_groups():
-    points = initial_points(["a", "b"], ["x", "y"], scale_invariant=True)
+    points = initial_points(SearchSpace(["a", "b"], GROUPS, scale_invariant=True))
     assert points[0] == {"a/x": 0.5, "a/y": 0.5, "b/x": 0.5, "b/y": 0.5}
     assert points[1] == {"a/x": 1, "a/y": 1, "b/x": 0, "b/y": 0}
 
@@ -86,7 +88,7 @@ def test_a_compass_search_ends_when_steps_no_longer_matter():
 def test_space_filling_searches(make):
     def points(names="abc", **options):
         search = make(**options)
-        search.start(list(names))
+        search.start(SearchSpace(names))
         while not search.finished:
             search.tell(Trial(len(search.history), search.ask(), 0.5))
         return values(t.coefficients for t in search.history)
@@ -103,16 +105,16 @@ def test_space_filling_searches(make):
 
 def test_fixed_coefficients_by_expert_and_by_group():
     search = Fixed({"a": 0.3, "a/y": 0.9, "b/x": 0.1, "b/y": 0.2})
-    search.start(["a", "b"], ["x", "y"])
+    search.start(SearchSpace(["a", "b"], GROUPS))
     assert search.ask() == {"a/x": 0.3, "a/y": 0.9, "b/x": 0.1, "b/y": 0.2}
     default = Fixed()
-    default.start(["a", "b"], ["x", "y"])
+    default.start(SearchSpace(["a", "b"], GROUPS))
     assert set(default.ask().values()) == {0.5}
 
 
 def test_the_coefficients_of_each_group_sum_to_one():
     search = Dirichlet(draws=2, seed=1)
-    search.start(["a", "b", "c"], ["x", "y"])
+    search.start(SearchSpace(["a", "b", "c"], GROUPS))
     point = search.ask()
     assert list(point) == ["a/x", "a/y", "b/x", "b/y", "c/x", "c/y"]
     for group in "xy":

@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from fmerge.errors import UserError
-from fmerge.search import AxSearch, Dirichlet, Fixed, Grid, Trial
+from fmerge.search import AxSearch, Dirichlet, Fixed, Grid, SearchSpace, Trial
 
 
 def run(search, names, objective, fail_at=()):
-    search.start(names)
+    search.start(SearchSpace(names))
     while not search.finished:
         proposal = search.ask()
         assert list(proposal) == list(names)
@@ -94,7 +94,7 @@ def test_ax_goes_on_when_every_initial_trial_failed():
 
 def test_best_is_the_earliest_of_equals_and_skips_failures():
     search = Fixed()
-    search.start(["a", "b"])
+    search.start(SearchSpace(["a", "b"]))
     with pytest.raises(ValueError, match="none of the 0 trials"):
         search.best()
     scores = [0.5, None, 0.7, 0.7]
@@ -120,7 +120,7 @@ def test_best_is_the_earliest_of_equals_and_skips_failures():
 )
 def test_what_cannot_be_searched_is_said(make, names, message):
     with pytest.raises(UserError, match=message):
-        make().start(names)
+        make().start(SearchSpace(names))
 
 
 def test_a_record_holds_plain_values_in_order():

@@ -7,7 +7,7 @@ import torch
 from botorch.utils.multi_objective.hypervolume import Hypervolume
 
 from fmerge.errors import UserError
-from fmerge.search import AxSearch, Fixed, RandomSearch, Trial
+from fmerge.search import AxSearch, Fixed, RandomSearch, SearchSpace, Trial
 from fmerge.search.ax_client import AxClient
 from fmerge.search.objective import Objective, objectives_of
 
@@ -30,9 +30,7 @@ def goal(tasks, aims, bounds=None):
 
 
 def begun(search, tasks, of):
-    search.aim(list(of.parts))
-    search.start(tasks)
-    search.constrain(of.bounds)
+    search.start(SearchSpace(tasks), of)
     return search
 
 
@@ -90,7 +88,7 @@ def test_a_front_keeps_the_bounds_or_falls_short_by_least():
 
 def test_one_objective_has_no_front():
     search = Fixed()
-    search.start(["a", "b"])
+    search.start(SearchSpace(["a", "b"]))
     search.tell(Trial(0, search.ask(), 0.5, {"a": 0.5}))
     assert search.front() == [] and "objectives" not in search.history[0].as_record()
 
@@ -184,8 +182,8 @@ def test_the_model_is_told_the_error_of_each_objective(monkeypatch, noise, told)
 )
 def test_what_is_of_one_objective_is_refused(options, message):
     with pytest.raises(UserError, match=message):
-        AxSearch(**options).aim(["mean", "worst"])
-    AxSearch(**options).aim([])
+        begun(AxSearch(**options), ["a", "b"], goal(["a", "b"], ["mean", "worst"]))
+    begun(AxSearch(**options), ["a", "b"], goal(["a", "b"], ["mean"]))
 
 
 def test_a_log_of_other_objectives_is_refused():

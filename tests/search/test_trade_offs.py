@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from fmerge.search import AxSearch, Fixed, Trial, ax_client, non_dominated_trials
+from fmerge.search import AxSearch, Fixed, SearchSpace, Trial, ax_client, non_dominated_trials
 
 
 def searched(*trials):
     search = Fixed()
-    search.start(["a", "b"])
+    search.start(SearchSpace(["a", "b"]))
     for index, (coefficient, *rest) in enumerate(trials):
         search.tell(Trial(index, {"a": coefficient, "b": 0.5}, *rest))
     return search
@@ -27,7 +27,7 @@ def test_the_runner_up_is_another_merge_than_the_best():
 def test_the_runner_up_keeps_the_bounds_first():
     metrics = [{"x": value} for value in (0.9, 0.5, 0.8)]
     search = searched((0.1, 0.2, metrics[0]), (0.2, 0.9, metrics[1]), (0.3, 0.1, metrics[2]))
-    search.constrain({"x": 0.7})
+    search.bounds = {"x": 0.7}
     assert search.best().index == 0 and search.runner_up().index == 2
 
 
@@ -44,7 +44,7 @@ def test_the_model_tells_what_the_objective_depends_on(monkeypatch):
     # the variance of cₖ(x − 1/2)² goes with cₖ²: parts of 1/5 and 4/5, and nothing of the third
     generator = torch.Generator().manual_seed(0)
     search = AxSearch(trials=30, initial_trials=5, starts=False)
-    search.start(["small", "great-one", "none"])
+    search.start(SearchSpace(["small", "great-one", "none"]))
     for index in range(20):
         point = torch.rand(3, generator=generator).tolist()
         objective = 0.8 - 0.2 * (point[0] - 0.5) ** 2 - 0.4 * (point[1] - 0.5) ** 2
@@ -60,5 +60,5 @@ def test_the_model_tells_what_the_objective_depends_on(monkeypatch):
 def test_without_a_model_nothing_is_told():
     assert Fixed().sensitivity() == {}
     search = AxSearch(trials=5, initial_trials=4)
-    search.start(["a", "b"])
+    search.start(SearchSpace(["a", "b"]))
     assert search.sensitivity() == {}

@@ -6,7 +6,8 @@ from lightning.pytorch.callbacks import Callback
 
 from fmerge.data import MultiTask, TextFiles
 from fmerge.errors import UserError
-from fmerge.merging.experts import Expert, load_ensemble
+from fmerge.merging.expert_fishers import Expert
+from fmerge.merging.experts import load_ensemble
 from fmerge.methods import FisherMerge
 from fmerge.modules import TextClassifier
 from fmerge.store import read_second_moments

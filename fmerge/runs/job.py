@@ -1,0 +1,193 @@
+"""One ``merge`` command: checked, locked, then searched, built from a trial, or only priced."""
+
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.trainer import call
+from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
+from rich.console import Console
+
+from fmerge.data import MultiTask
+from fmerge.evaluation.head_refit import Refitting
+from fmerge.fisher import FisherSettings
+from fmerge.merging.expert_fishers import Expert
+from fmerge.merging.experts import load_ensemble, target_first
+from fmerge.merging.optimizer import MergeOptimizer
+from fmerge.methods import MergeMethod
+from fmerge.modules import TaskModule
+from fmerge.report.merge_report import MergeReport
+from fmerge.report.pareto_front import find_trial
+from fmerge.report.write import show
+from fmerge.runs.conclude import References
+from fmerge.runs.dry_run import show_merge_plan
+from fmerge.runs.inputs import check_merge, fingerprints, task_module, tasks_of
+from fmerge.runs.merge import MergeRun
+from fmerge.runs.pass_plan import PassPlan
+from fmerge.search import Search
+from fmerge.store import RunFolder, lock_of, only_run
+from fmerge.system.signals import asking_to_stop
+from fmerge.system.slurm import is_requeued
+from fmerge.system.watchdog import check_strategy
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergeJob:
+    """What ``FMergeTrainer.merge`` was asked for; its docstring explains the options.
+
+    Attributes:
+        trainer: The Trainer, whose passes score and whose strategy the processes share.
+        model: The kind of model.
+        datamodule: The experts' tasks, if any.
+        experts: Task name to expert, or to its path alone.
+        output: The run's folder.
+        method: The formula.
+        base: Where the base is read from, if it is given.
+        fisher: How Fishers and Grams that no file gives are estimated.
+        baselines: Which rows the table has beside the merge.
+        refitting: When heads are refitted, and on what.
+        overwrite: Whether a run in the folder is replaced.
+        dry_run: Whether to price the run instead of making it.
+        build: Index of the trial to build, if one is.
+        config: The resolved configuration, which the run's folder keeps.
+    """
+
+    trainer: Trainer
+    model: LightningModule
+    datamodule: LightningDataModule | None
+    experts: Mapping[str, str | Expert]
+    output: Path
+    method: MergeMethod
+    base: str | None
+    fisher: FisherSettings
+    baselines: References
+    refitting: Refitting
+    overwrite: bool
+    dry_run: bool
+    build: int | None
+    config: str | None
+
+    def run(self) -> MergeReport | None:
+        """Does the job, alone in its folder.
+
+        Returns:
+            What was saved and the test scores; None of a dry run.
+        """
+        with only_run(lock_of(self.output, folder=True), on=self.trainer.is_global_zero):
+            folder = RunFolder(self.output, self.config)
+            resuming, record, trials = self._look_into(folder)
+            check_strategy(self.trainer)
+            run, search = self._prepare()
+            if self.dry_run:
+                plan = PassPlan(run, search.budget, self.optimizer.needs_experts, resuming)
+                show_merge_plan(run, search, plan, self.output)
+                return None
+            if self.build is not None:
+                return self._build(run, search, folder, record, trials)
+            return self._search(run, search, folder, resuming)
+
+    @cached_property
+    def optimizer(self) -> MergeOptimizer:
+        """The Trainer's ``MergeOptimizer``; one with its defaults where there is none."""
+        callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
+        found = [one for one in callbacks if isinstance(one, MergeOptimizer)]
+        return found[0] if found else MergeOptimizer()
+
+    def _look_into(self, folder: RunFolder) -> tuple[bool, Mapping[str, Any], int]:
+        """Whether a run is resumed; or the record of the trial to build, of how many trials."""
+        if not self.trainer.is_global_zero:
+            return False, {}, 0  # the first process will broadcast what it found
+        if self.build is not None:
+            record, trials = find_trial(folder, self.build, self.overwrite, self.dry_run)
+            return False, record, trials
+        return folder.check(self.overwrite and not is_requeued(self.trainer)), {}, 0
+
+    def _prepare(self) -> tuple[MergeRun, Search]:
+        """Reads the inputs and checks all that can be checked before the long part."""
+        module: TaskModule = task_module(self.model)
+        data = self._data()
+        ordered = target_first(self.experts, self.optimizer.target)
+        tasks = [name for name, one in ordered.items() if not one.donor]
+        search = self.optimizer.check(self.method, list(self.experts), tasks, data is not None)
+        labels = None if data is None else data.labels
+        ensemble = load_ensemble(
+            ordered, self.base, self.method, module, labels, values=not self.dry_run
+        )
+        run = MergeRun(
+            trainer=self.trainer,
+            module=module,
+            data=data,
+            ensemble=ensemble,
+            method=self.method,
+            settings=self.fisher,
+            heads=ensemble.heads(),
+            baselines=self.baselines,
+            refitting=self.refitting,
+        )
+        check_merge(run, search, self.optimizer.groups != "whole", self.optimizer.racing)
+        space = self.optimizer.space(self.method, list(self.experts), ensemble.tensors)
+        search.start(space, self.optimizer.goal(tasks))
+        return run, search
+
+    def _data(self) -> MultiTask | None:
+        data = None if self.datamodule is None else tasks_of(self.datamodule)
+        return data if data is not None and data.tasks else None
+
+    def _build(
+        self,
+        run: MergeRun,
+        search: Search,
+        folder: RunFolder,
+        record: Mapping[str, Any],
+        trials: int,
+    ) -> MergeReport:
+        assert self.build is not None
+        if self.trainer.is_global_zero:
+            folder.check_inputs(fingerprints(run))
+            folder.begin_point(self.build)
+        report = self._long(
+            run, lambda: run.build(self.optimizer, search, folder, record, trials)
+        )
+        return self._shown(report, search, folder.point(self.build))
+
+    def _search(
+        self, run: MergeRun, search: Search, folder: RunFolder, resuming: bool
+    ) -> MergeReport:
+        done: list[dict[str, Any]] = []
+        if self.trainer.is_global_zero and resuming:
+            done = folder.resume(fingerprints(run))
+            Console().print(f"Resuming after {len(done)} trials: {folder.path}", soft_wrap=True)
+        elif self.trainer.is_global_zero:
+            folder.start(fingerprints(run))
+        try:
+            with asking_to_stop(self.trainer) as stop:
+                report = self._long(
+                    run, lambda: run.run(self.optimizer, search, folder, done, stop)
+                )
+        except SystemExit:
+            if self.trainer.is_global_zero:
+                sys.stderr.write(
+                    f"fmerge: stopped after {len(search.history)} trials, which are saved; "
+                    f"the same command resumes: {folder.path}\n"
+                )
+            raise
+        return self._shown(report, search, folder.path)
+
+    def _long(self, run: MergeRun, part: Callable[[], MergeReport]) -> MergeReport:
+        """Runs the long part as Lightning runs its own, with its handling of interrupts."""
+        run.module.adopt(run.ensemble.models, run.ensemble.tokenizer)
+        trainer = self.trainer
+        trainer.strategy._lightning_module = run.module
+        trainer.state.fn, trainer.state.status = TrainerFn.VALIDATING, TrainerStatus.RUNNING
+        report: MergeReport = call._call_and_handle_interrupt(trainer, part)
+        return report
+
+    def _shown(self, report: MergeReport, search: Search, output: Path) -> MergeReport:
+        if self.trainer.is_global_zero:
+            show(report, search, output)
+        self.trainer.strategy.barrier("the merge is written")
+        return report

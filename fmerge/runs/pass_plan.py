@@ -1,0 +1,110 @@
+"""Which passes over data a merge makes: stated once, for the run and for its dry run."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from fmerge.data import MultiTask, Split
+from fmerge.evaluation.passes import Pass, Passes
+from fmerge.report.scores import AVERAGE, BASE, EXPERTS, MERGE, RUNNER_UP
+
+if TYPE_CHECKING:
+    from fmerge.runs.merge import MergeRun
+
+
+@dataclass(frozen=True)
+class TestedRow:
+    """A row of the table of test scores.
+
+    Attributes:
+        name: What it is.
+        refitted: Whether the model is tested a second time, with refitted heads.
+        assembled: Whether it is a merge by the run's method, whose statistics it needs.
+    """
+
+    __test__ = False  # to pytest
+
+    name: str
+    refitted: bool = False
+    assembled: bool = False
+
+
+def tested_rows(run: "MergeRun", rival: bool) -> list[TestedRow]:
+    """Lists what a run tests, in order.
+
+    Args:
+        run: The merge.
+        rival: Whether there is a second best trial.
+
+    Returns:
+        The rows; the last is the merge that is saved.
+    """
+    wanted, every = run.refitting.wanted, run.baselines == "all"
+    rows = [TestedRow(BASE, refitted=run.can_refit)] if every and run.ensemble.base else []
+    rows.append(TestedRow(EXPERTS))
+    if every and not run.is_average:
+        rows.append(TestedRow(AVERAGE, refitted=wanted))
+    if every and rival:
+        rows.append(TestedRow(RUNNER_UP, refitted=wanted, assembled=True))
+    kept = AVERAGE if run.is_average else MERGE
+    return [*rows, TestedRow(kept, refitted=wanted, assembled=True)]
+
+
+@dataclass(frozen=True)
+class PassPlan:
+    """The passes of a whole merge.
+
+    Attributes:
+        run: The merge.
+        trials: How many trials its search makes.
+        own_scores: Whether the experts' own validation scores are needed.
+        resuming: Whether a run is resumed, whose finished trials are counted all the same.
+    """
+
+    run: "MergeRun"
+    trials: int
+    own_scores: bool
+    resuming: bool = False
+
+    def passes(self) -> Passes:
+        """Counts the passes.
+
+        Returns:
+            How often each is made, at most: racing and ``until`` end some early, of a curve only
+            the nodes that a trial needs are computed, and the merge that was assembled last is
+            not assembled again.
+        """
+        passes = Passes()
+        data = self.run.data
+        if data is None:
+            return passes
+        for task in self.run.ensemble.tasks:
+            self._add_scores(passes, data, task)
+        self._add_statistics(passes, data)
+        return +passes
+
+    def _add_scores(self, passes: Passes, data: MultiTask, task: str) -> None:
+        rows, refitting = tested_rows(self.run, self.trials > 1), self.run.refitting
+        refits = sum(row.refitted for row in rows)
+
+        def scored(split: Split) -> Pass:
+            return Pass("score", task, split, data.size(task, split))
+
+        passes[scored("validation")] += self.trials + self.own_scores
+        passes[scored("test")] += len(rows) + refits
+        fits = refits + self.trials * (refitting.when == "trials")
+        if fits:
+            examples = data.size(task, "train", refitting.most)
+            passes[Pass("score", task, "train", examples)] += fits
+
+    def _add_statistics(self, passes: Passes, data: MultiTask) -> None:
+        run, settings = self.run, self.run.settings
+        statistic = run.estimated
+        if statistic is None:
+            return
+        rows = tested_rows(run, self.trials > 1)
+        merges = self.trials + sum(row.assembled for row in rows)
+        for name in run.ensemble.names:
+            task = run.task_of(name)
+            examples = data.size(task, settings.split, settings.examples)
+            one = Pass(statistic.cost, task, settings.split, examples)
+            passes[one] += statistic.passes(settings, merges)
