@@ -59,7 +59,7 @@ class Evaluator:
             body: Body tensors by name.
 
         Raises:
-            TypeError: If the module is none that shares a body.
+            TypeError: If the module's tasks do not share a body.
         """
         if not isinstance(self.module, TaskModule):
             raise TypeError(f"{type(self.module).__name__} is no TaskModule: it shares no body")

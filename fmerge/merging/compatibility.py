@@ -1,4 +1,4 @@
-"""Whether models belong together: the same function of their weights, and one origin."""
+"""Whether models can be merged: the same function of their weights, and one origin."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -45,9 +45,9 @@ FIELDS = (
 FARTHEST = 1.2
 """Largest distance of an expert from its origin, relative to the origin's own norm.
 
-A fine-tuned model lies a few hundredths away, an unrelated one of the same recipe at about √2:
-its matrices are as long and at right angles. This is between the two, and is reached by any
-unrelated model that is at least two thirds as long.
+A fine-tuned model is a few hundredths away, an unrelated one of the same recipe about √2: its
+matrices have the same norm and are orthogonal. This bound is between the two; every unrelated
+model with at least two thirds of the norm exceeds it.
 """
 
 
@@ -104,13 +104,13 @@ def check_related(
         distance = (difference / max(own, 1e-300)) ** 0.5
         raise UserError(
             f"{name}: lies {distance:.2f} times the norm of {reference_name} away from it (cosine "
-            f"{cosine:.2f}), as far as a model that has nothing to do with it; give the base "
+            f"{cosine:.2f}), as far as an unrelated model; give the base "
             f"that it was fine-tuned from, and experts of that base alone"
         )
 
 
 def task_vector_facts(base: Params, bodies: Mapping[str, Params]) -> str:
-    """Says how long the experts' task vectors τₘ = θₘ − θ₀ are and how alike their directions.
+    """Describes the norms of the experts' task vectors τₘ = θₘ − θ₀ and the cosines between them.
 
     Args:
         base: θ₀.

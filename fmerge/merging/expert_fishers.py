@@ -87,7 +87,7 @@ def read_fishers(
 def _fisher(
     file: Path, model: nn.Module, body: Params, expert: Expert, whole: bool
 ) -> tuple[Params, str]:
-    """Reads a Fisher of a model's body, and of what; a donor's head is of a kind of its own."""
+    """Reads a Fisher of a model's body and its origin; a donor's head is never compared."""
     values, provenance = read_fisher(file) if whole else read_fisher_header(file)
     if expert.donor:
         weights, key = body, "body_sha256"
@@ -102,7 +102,7 @@ def _fisher(
             f"not of {expert.path}; compute it with 'fmerge fisher --expert {expert.path}'"
         )
     examples, split = provenance.get("examples"), provenance.get("split")
-    origin = f"{file}, by its own account of {examples} examples of a {split} split"
+    origin = f"{file}, recorded as of {examples} examples of a {split} split"
     return {name: values[name] for name in body}, origin
 
 

@@ -73,7 +73,7 @@ class Ensemble:
 
     @property
     def tasks(self) -> list[str]:
-        """The names of those that are no donors: their heads are kept and scored."""
+        """The names of all experts but donors: their heads are kept and scored."""
         return list(self.models)
 
 

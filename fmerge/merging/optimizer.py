@@ -30,13 +30,13 @@ class MergeOptimizer(Callback):
             AxSearch. AxSearch when left out; Fixed for methods without coefficients.
         target: Score this task alone; all tasks when left out.
         objective: What is maximised: mean: the mean of the tasks' scores; retained: the mean of
-            the shares of their experts' scores that they keep; worst: the lowest score;
+            the retained shares of their experts' scores; worst: the lowest score;
             worst_retained: the lowest share; tasks: each task's score, an objective of its own.
             Of several, such as [mean, worst], the search looks for the Pareto front, which is
-            saved as pareto.json; the merge that is kept is the best by the first of them, and
+            saved as pareto.json; the merge that is saved is the best by the first of them, and
             --build makes any other.
         weights: How much each task counts in mean or retained, by task; alike when left out.
-        keep: Share of its expert's validation score that every task must keep, such as 0.97, or
+        keep: Share of its expert's validation score that every task must retain, such as 0.97, or
             the shares by task. The best trial is then the best of those that do; where none
             does, the one that falls short by least.
         groups: What has coefficients of its own: whole: each expert has one; kind: one for its
@@ -46,7 +46,7 @@ class MergeOptimizer(Callback):
             TIES trims, and FisherMerge and DFMerge normalize, within a group.
         racing: Score a trial on growing parts of the validation split, and stop it where it is
             all but sure to fall behind the best one so far; for tasks scored by accuracy. What
-            is kept was scored on the whole split, to the score it has without racing.
+            is saved was scored on the whole split, to the score it has without racing.
     """
 
     def __init__(

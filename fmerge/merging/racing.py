@@ -1,4 +1,4 @@
-"""Trials scored on growing parts of a split, and stopped where they are hopeless."""
+"""Trials scored on growing parts of a split, and pruned once they cannot be the best."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -29,7 +29,7 @@ class Race:
         search: Knows the best trial so far.
         goal: What is maximised, and the bounds.
         tasks: What is scored.
-        worn: The context in which a body is in the live module, under the heads it is scored with.
+        live: The context in which the live module has a body, under the heads it is scored with.
     """
 
     def __init__(
@@ -39,15 +39,15 @@ class Race:
         search: Search,
         goal: Objective,
         tasks: Sequence[str],
-        worn: Callable[[Params], AbstractContextManager[None]],
+        live: Callable[[Params], AbstractContextManager[None]],
     ) -> None:
         self.evaluator = evaluator
         self.module = module
         self.search = search
         self.goal = goal
         self.tasks = tasks
-        self.worn = worn
-        self._answers: dict[int, Answers] = {}  # of trials scored in full, while one may be best
+        self.live = live
+        self._answers: dict[int, Answers] = {}  # incumbent's, and last full trial's
 
     def recall(self, assembler: Assembler) -> None:
         """Scores the best trial of an interrupted run once more, if more trials are to come.
@@ -59,7 +59,7 @@ class Race:
         if best is None or self.search.finished:
             return
         answers: Answers = {task: [] for task in self.tasks}
-        with self.worn(assembler.assemble(best.coefficients)):
+        with self.live(assembler.assemble(best.coefficients)):
             for block in range(BLOCKS):
                 self._see(answers, block)
         self._answers = {best.index: answers}
@@ -73,7 +73,7 @@ class Race:
         Returns:
             Scores on the whole split, or where it was stopped estimates of them.
         """
-        with self.worn(body):
+        with self.live(body):
             return self._score()
 
     def _score(self) -> Scores:
@@ -84,12 +84,12 @@ class Race:
             if not self._see(answers, block) or best is None:
                 continue
             known = self._answers[best.index]
-            stands = {task: standing(answers[task], known[task]) for task in self.tasks}
-            if all(one.seen == one.examples for one in stands.values()):
+            standings = {task: standing(answers[task], known[task]) for task in self.tasks}
+            if all(one.seen == one.examples for one in standings.values()):
                 break
-            hopeless = should_prune(self.goal, stands, best.metrics, looks=BLOCKS - 1)
-            if self.evaluator.trainer.strategy.broadcast(hopeless):
-                return stopped_scores(self.goal, stands)
+            prune = should_prune(self.goal, standings, best.metrics, looks=BLOCKS - 1)
+            if self.evaluator.trainer.strategy.broadcast(prune):
+                return stopped_scores(self.goal, standings)
         self._answers[len(self.search.history)] = answers
         metrics = {task: _accuracy(right) for task, right in answers.items()}
         return self.goal.of(metrics, self.evaluator.errors(metrics, "validation"))
@@ -130,7 +130,7 @@ def check_racing(trainer: Trainer, data: MultiTask) -> None:
 
 
 def race_facts(history: Sequence[Trial]) -> str:
-    """Says what racing has saved.
+    """Says what racing saved.
 
     Args:
         history: The trials.

@@ -25,8 +25,8 @@ class ConfigWriter(Callback):
         """Writes ``config.yaml``.
 
         Args:
-            trainer: Not used.
-            pl_module: Not used.
+            trainer: The Trainer; required by Lightning.
+            pl_module: The model; required by Lightning.
         """
         if self.config is not None:
             write_text(self.output / "config.yaml", self.config)
@@ -51,7 +51,7 @@ def save_experts(trainer: Trainer, model: TaskModule, output: Path) -> None:
 
 
 def say_unsaved(trainer: Trainer) -> None:
-    """Tells where a fit without a folder of its own has left what it learnt.
+    """Says where a fit without an output folder saved its weights.
 
     Args:
         trainer: The Trainer that has fitted.

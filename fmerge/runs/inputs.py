@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def task_module(model: LightningModule) -> TaskModule:
-    """Proves that a model can be merged.
+    """Checks that a model can be merged.
 
     Args:
         model: What the command line gave.
@@ -39,7 +39,7 @@ def task_module(model: LightningModule) -> TaskModule:
 
 
 def tasks_of(datamodule: LightningDataModule) -> MultiTask:
-    """Proves that data name their tasks.
+    """Checks that data name their tasks.
 
     Args:
         datamodule: What the command line gave.
@@ -56,7 +56,7 @@ def tasks_of(datamodule: LightningDataModule) -> MultiTask:
 
 
 def check_data(datamodule: object) -> None:
-    """Proves that data have what fitting and scoring need.
+    """Checks that data have what fitting and scoring need.
 
     Args:
         datamodule: The data, if there are any.

@@ -83,10 +83,10 @@ class MergeRun:
             stop: Tells the number of the signal that asked to stop after a trial, or 0.
 
         Returns:
-            What was kept, with the rows of the table: none without data.
+            The merge that was saved, with the rows of the table: none without data.
         """
         self.trainer.strategy.setup_environment()
-        if self.data is not None and self.data.automatic:  # a run that goes on has the same
+        if self.data is not None and self.data.automatic:  # a resumed run has the same
             self._evaluator.sizes.note = partial(folder.note, _SIZES)
         goal, assembler = self._begin(optimizer, search, folder)
         search.start(search.space, goal)
@@ -95,7 +95,7 @@ class MergeRun:
         score: Score = lambda body: self._validate(body, goal)  # noqa: E731
         if optimizer.racing:
             tasks = self.ensemble.tasks
-            race = Race(self._evaluator, self.module, search, goal, tasks, self._worn)
+            race = Race(self._evaluator, self.module, search, goal, tasks, self._live)
             race.recall(assembler)
             score = race.score
         best = optimizer.optimize(
@@ -204,7 +204,7 @@ class MergeRun:
         return goal.of(metrics, self._evaluator.errors(metrics, "validation"))
 
     @contextmanager
-    def _worn(self, body: Params) -> Iterator[None]:
+    def _live(self, body: Params) -> Iterator[None]:
         """A body in the live module, under the heads that trials are scored with."""
         with ExitStack() as stack:
             if self.refitting.when == "trials":
@@ -214,7 +214,7 @@ class MergeRun:
             yield
 
     def _own_scores(self, folder: RunFolder) -> dict[str, float]:
-        """The experts' scores on their validation splits, computed once in the life of a run."""
+        """The experts' scores on their validation splits, computed once in a run, resumed or not."""
         noted = (folder.noted(_OWN) or {}) if self.trainer.is_global_zero else {}
         own: dict[str, float] = self.trainer.strategy.broadcast(noted)
         if not own:

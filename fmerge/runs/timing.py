@@ -62,12 +62,12 @@ def seconds_of_pass(
 
 
 def adopt_random(module: TaskModule, task: str, model: nn.Module, tokenizer: Any) -> None:
-    """Gives a module a network of the kind that was read, with weights of its own.
+    """Gives a module a network of the kind that was read, with random weights.
 
     Args:
         module: The module.
         task: The task.
-        model: A network that ``module.read`` gave, perhaps from headers alone.
+        model: A network that ``module.read`` gave, possibly from headers alone.
         tokenizer: Its tokenizer.
     """
     from transformers import PreTrainedModel
@@ -93,7 +93,7 @@ def batches(examples: int, data: MultiTask, processes: int) -> int:
 
 
 def examples_in_batch(data: MultiTask) -> int:
-    """Tells the batch size that is reckoned with.
+    """Returns the batch size that estimates assume.
 
     Args:
         data: The data.

@@ -1,4 +1,4 @@
-"""Bayesian optimisation of the coefficients, between points worth a try and a last polish."""
+"""Bayesian optimisation of the coefficients, after initial points and before a local polish."""
 
 import logging
 from typing import Literal
@@ -166,7 +166,7 @@ class AxSearch(Search):
         try:
             with quiet():
                 predicted = self._client.predict([trial.coefficients for trial in scored])
-        except Exception as failure:  # a line of the report is not worth a finished search
+        except Exception as failure:  # a line of the report: the search must be saved
             _LOG.warning("the search's model has no pick: %s", failure)
             return None
         ranked = zip(scored, predicted, strict=True)
@@ -180,7 +180,7 @@ class AxSearch(Search):
         try:
             with quiet():
                 return self._client.sensitivity(self.seed)
-        except Exception as failure:  # a table of the report is not worth a finished search
+        except Exception as failure:  # a table of the report: the search must be saved
             _LOG.warning("the search's model tells no sensitivity: %s", failure)
             return {}
 

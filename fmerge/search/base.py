@@ -24,7 +24,7 @@ class Trial:
         objective: The score to maximise; None where the trial failed.
         metrics: Score by task.
         status: ``failed`` where no finite score came out, ``stopped`` where the scores are
-            estimates from a part of the split, on which the trial was seen to be hopeless.
+            estimates from a part of the split, after which the trial was pruned.
         reason: Why it failed.
         error: Standard error of the objective, in its units, where it is known.
         errors: Standard error of a task's score, where it is known.
@@ -95,7 +95,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Pick:
-    """The trial that a model of the scores would keep.
+    """The trial that a model of the scores would choose.
 
     Attributes:
         trial: The trial.
@@ -163,7 +163,7 @@ class Search(ABC):
         self.history.append(trial)
 
     def replay(self, trial: Trial) -> None:
-        """Takes a trial of an interrupted run, so that the search goes on as that would have.
+        """Replays a trial of an interrupted run: the search then continues as it would have.
 
         Args:
             trial: The next finished trial, in order.
@@ -186,7 +186,7 @@ class Search(ABC):
         return len(self.history) >= self.budget
 
     def rank(self, trial: Trial) -> tuple[float, ...]:
-        """Orders trials that have scores: what keeps the bounds first, then by the objective.
+        """Orders trials that have scores: those within the bounds first, then by the objective.
 
         Args:
             trial: A trial.
@@ -204,7 +204,7 @@ class Search(ABC):
         """Picks the best trial that was scored in full, the earliest among equals.
 
         Returns:
-            The trial with the highest objective among those that keep the bounds; where none
+            The trial with the highest objective among those within the bounds; where none
             does, the one that falls short by least. Of several objectives the first decides, and
             where it is equal the next: it is a point of the front.
 
@@ -243,10 +243,10 @@ class Search(ABC):
         return {}
 
     def front(self) -> list[Trial]:
-        """Picks the trials that no other one beats, where there are several objectives.
+        """Picks the non-dominated trials, where there are several objectives.
 
         Returns:
-            The Pareto front of those that keep the bounds, or of those that fall short by least
+            The Pareto front of those within the bounds, or of those that fall short by least
             where none does, the best first; of equal trials the earliest.
         """
         scored = [trial for trial in self.history if trial.status == "ok" and trial.objectives]

@@ -1,4 +1,4 @@
-"""Compass search: from the best point along one coefficient at a time, with halving steps."""
+"""Coordinate search: from the best point along one coefficient at a time, with halving steps."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -19,11 +19,11 @@ def coordinate_point(
     From the best trial it goes a step up and a step down in each coefficient in turn. A point
     that is better becomes the centre at once, and the same direction is tried from there. When
     all directions have failed, the step is halved. Points outside the box are brought to its
-    edge, and none is tried twice.
+    edge; no point is tried twice.
 
     Args:
         history: The finished trials, one of which succeeded before ``begin``.
-        begin: The first trial of the compass search.
+        begin: The first trial of the coordinate search.
         rank: Higher for better trials that succeeded.
 
     Returns:

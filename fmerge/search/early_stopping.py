@@ -1,10 +1,10 @@
-r"""When a trial is hopeless: a pure rule on which answers of a part of a split were right.
+r"""When to prune a trial: a rule on which answers of a part of a split were right.
 
-The best trial so far was scored on the whole split, so that it is known which of the examples
-that are yet unseen it got right. They fall into two cells: what the best trial got right, and
-what it got wrong. Of a cell the trial has seen n examples, at random, and got x right; m are
-unseen. Two merges agree on most examples, so that within a cell its answers vary little, and one
-that differs from the best in ten points is found out by a hundred examples.
+The incumbent, the best trial so far, was scored on the whole split: it is known which of the
+examples that this trial has not seen it got right. They fall into two cells: what the incumbent
+got right, and what it got wrong. Of a cell the trial has seen n examples, drawn at random, and got
+x right; m are unseen. Two merges agree on most examples, so that the answers within a cell vary
+little: a hundred examples reveal a trial that is ten points below the incumbent.
 
 .. math::
     \hat s = \frac1N \sum_{cells} x + m \frac xn, \quad

@@ -1,4 +1,4 @@
-"""The points that any user would try first."""
+"""The points that a search tries first."""
 
 from fmerge.search.space import SearchSpace
 
@@ -9,7 +9,7 @@ _SCALES = (0.3, 0.5, 1.0)
 def initial_points(
     space: SearchSpace,
 ) -> list[dict[str, float]]:
-    """Lists the points worth a trial whatever a model says, the most promising first.
+    """Lists the points that are tried before any model, the most promising first.
 
     Args:
         space: M experts, and groups whose coefficients are alike in all these points. Where it

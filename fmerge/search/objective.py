@@ -119,7 +119,7 @@ class Objective:
 
     def __str__(self) -> str:
         """Names it as a report does."""
-        score = "share of the expert's score kept" if "retained" in self.kind else "score"
+        score = "share of the expert's score retained" if "retained" in self.kind else "score"
         counted = list(self.weights or ())
         if len(counted) == 1:
             task = f"task `{counted[0]}`"
@@ -214,7 +214,7 @@ def objectives_of(
 def check_weights(
     weights: Mapping[str, float] | None, tasks: Sequence[str], target: str | None, kind: Aim
 ) -> Mapping[str, float] | None:
-    """Settles which tasks count, and how much.
+    """Checks which tasks count, and how much.
 
     Args:
         weights: wₜ by task, if given.
@@ -249,7 +249,7 @@ def check_weights(
 
 
 def check_keep(keep: float | Mapping[str, float] | None, tasks: Sequence[str]) -> dict[str, float]:
-    """Settles which share of its expert's score each task must keep.
+    """Checks which share of its expert's score each task must retain.
 
     Args:
         keep: One share for all tasks, or shares by task, if given.
@@ -273,7 +273,7 @@ def check_keep(keep: float | Mapping[str, float] | None, tasks: Sequence[str]) -
 
 
 def check_own(own: Mapping[str, float], tasks: Sequence[str]) -> None:
-    """Proves that shares of the experts' scores can be taken.
+    """Checks that shares of the experts' scores are defined.
 
     Args:
         own: eₜ by task.
@@ -286,5 +286,5 @@ def check_own(own: Mapping[str, float], tasks: Sequence[str]) -> None:
         if not own[task] > 0:
             raise UserError(
                 f"the expert of '{task}' scores {own[task]:g} on its validation split, of which "
-                "no share can be kept; use the objective mean or worst, and no keep for it"
+                "no share can be retained; use the objective mean or worst, and no keep for it"
             )

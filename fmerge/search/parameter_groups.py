@@ -12,7 +12,7 @@ other tensors each; a number: that many slices of its depth; or group name to re
 
 _KINDS = {
     "embeddings": r"embed|\bshared\b|\bwte\b|\bwpe\b",
-    # norms stand inside attention and MLP blocks by name, but belong to neither
+    # by name, norms are inside attention and MLP blocks, but they belong to neither
     "other": r"norm|\bln_|\.ln\d?\b",
     "attention": r"att(entio)?n",
     "mlp": r"mlp|ffn|feed_?forward|DenseReluDense|intermediate|output\.dense|\bfc[12]\b|\bff\b"

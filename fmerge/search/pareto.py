@@ -16,12 +16,12 @@ def non_dominated(points: Sequence[Sequence[float]]) -> list[int]:
     """
     found = []
     for i, point in enumerate(points):
-        beaten = any(
+        dominated = any(
             _at_least(other, point) and (j < i or tuple(other) != tuple(point))
             for j, other in enumerate(points)
             if j != i
         )
-        if not beaten:
+        if not dominated:
             found.append(i)
     return found
 

@@ -184,7 +184,7 @@ def _check_trials(search: Search, trials: int) -> None:
 
 
 def check_coefficients(coefficients: Mapping[str, float], names: Sequence[str]) -> list[float]:
-    """Proves that there is one coefficient in [0, 1] per name.
+    """Checks that there is one coefficient in [0, 1] per name.
 
     Args:
         coefficients: λ by name.

@@ -214,7 +214,7 @@ FOLDERS = [
     ("another activation than the base's", "hidden_act relu, but", config(hidden_act="relu")),
     ("another number of heads", "num_attention_heads 4, but", config(num_attention_heads=4)),
     ("another layer norm", "layer_norm_eps 0.1, but", config(layer_norm_eps=0.1)),
-    ("an expert of another base", "as far as a model that has nothing to do with it",
+    ("an expert of another base", "as far as an unrelated model",
      lambda folder: tiny.save(
          tiny.classifier(tiny.bert_config(tiny.LABELS["colour"]), seed=77), folder)),
 ]  # fmt: skip

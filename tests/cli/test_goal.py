@@ -67,7 +67,7 @@ def test_groups_objective_and_keep_together(zoo, tmp_path):
     best = max(log, key=lambda t: (-missing(t), t["objective"], -t["trial"]))
     report = (output / "report.md").read_text()
     assert f"the best is trial {best['trial']}\n" in report
-    assert "by the mean share of the expert's score kept" in report
+    assert "by the mean share of the expert's score retained" in report
     assert f"at least on validation: {tasks[0]} {50 * own[tasks[0]]:.1f}" in report
     assert ("NO TRIAL kept to that" in report) == (missing(best) > 0)
     assert "the search's model would have kept" in report

@@ -99,7 +99,7 @@ def test_a_merge_that_loses_a_process_ends_and_goes_on(zoo, tmp_path, rank, reco
     assert code == (1 if rank else -signal.SIGKILL)
     assert ("process 1 of 2 ended by SIGKILL" if rank else "the first process is gone") in line
     begun = trials.read_text().rpartition("\n")[0]
-    assert "Going on after" in in_process(*arguments)
+    assert "Resuming after" in in_process(*arguments)
     assert trials.read_text().startswith(begun)
     assert len(trials.read_text().splitlines()) == 60 and (output / "report.md").is_file()
     record_property("figure", f"merge without process {rank}: ended in {seconds:.1f} s: {line}")

@@ -220,7 +220,7 @@ def test_the_report_says_what_given_fishers_say(zoo, tmp_path):
     fixed = ["--method", "FisherMerge", "--optimizer.search", "Fixed"]
     main(merge(zoo, tmp_path, output, *fixed, *given))
     report = (output / "report.md").read_text()
-    assert f"`colour` {tmp_path / 'colour.safetensors'}, by its own account of 9 examples" in report
+    assert f"`colour` {tmp_path / 'colour.safetensors'}, recorded as of 9 examples" in report
 
 
 @pytest.mark.slow

@@ -96,7 +96,7 @@ def test_a_requeued_merge_goes_on_with_its_trials(zoo, tmp_path, slurm, monkeypa
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     capsys.readouterr()
     run(*arguments)  # of a requeued job, it does not begin anew
-    assert "Going on after 2 trials" in capsys.readouterr().out
+    assert "Resuming after 2 trials" in capsys.readouterr().out
     assert trials(output) == trials(whole)
     assert (output / "report.md").read_text() == (whole / "report.md").read_text()
 

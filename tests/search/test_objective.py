@@ -152,10 +152,10 @@ def test_what_does_not_fit_is_said(call, message):
         (Objective(), "the mean over tasks"),
         (Objective(weights={"a": 1.0}), "task `a`"),
         (Objective(weights={"a": 2.0, "b": 0.5}), "the mean over tasks, weights a 2, b 0.5"),
-        (Objective("retained"), "the mean share of the expert's score kept"),
-        (Objective("retained", {"a": 1.0}), "the share of the expert's score kept on task `a`"),
+        (Objective("retained"), "the mean share of the expert's score retained"),
+        (Objective("retained", {"a": 1.0}), "the share of the expert's score retained on task `a`"),
         (Objective("worst"), "the worst task's score"),
-        (Objective("worst_retained"), "the worst task's share of the expert's score kept"),
+        (Objective("worst_retained"), "the worst task's share of the expert's score retained"),
     ],
 )
 def test_names_for_the_report(objective, text):
