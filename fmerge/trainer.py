@@ -1,7 +1,7 @@
 """The Trainer with two more jobs: ``fisher`` and ``merge``; and a ``fit`` that saves an expert."""
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from fmerge.modules import TaskModule
 from fmerge.report.merge_report import MergeReport
 from fmerge.report.pareto_front import find_trial
 from fmerge.report.write import show
-from fmerge.runs.conclude import References
+from fmerge.runs.conclude import Baselines
 from fmerge.runs.dry_run import merge_passes, show_merge_plan
 from fmerge.runs.fisher import FisherRun
 from fmerge.runs.fit import ConfigWriter, save_experts, say_unsaved
@@ -228,7 +228,7 @@ class FMergeTrainer(Trainer):
         method: MergeMethod | None = None,
         base: str | None = None,
         fisher: FisherSettings = MERGE_DEFAULTS,
-        references: References = "all",
+        references: Baselines = "all",
         refit_heads: Refit = "off",
         refit_examples: int | None = 512,
         refit_seed: int = 0,
@@ -279,9 +279,9 @@ class FMergeTrainer(Trainer):
         refitting = Refitting(refit_heads, refit_examples, refit_seed)
         with only_run(lock_of(output, folder=True), on=self.is_global_zero):
             folder, resuming = RunFolder(output, self.resolved_config), False
-            chosen: tuple[Mapping[str, Any], int] = {}, 0
+            records: Sequence[Mapping[str, Any]] = []
             if self.is_global_zero and build is not None:
-                chosen = find_trial(folder, build, overwrite, dry_run)
+                records = find_trial(folder, build, overwrite, dry_run)
             elif self.is_global_zero:
                 resuming = folder.check(overwrite and not is_requeued(self))
             check_strategy(self)
@@ -313,7 +313,7 @@ class FMergeTrainer(Trainer):
                 )
                 return None
             if build is not None:
-                return self._build(run, optimizer, search, folder, build, chosen)
+                return self._build(run, optimizer, search, folder, build, records)
             return self._search(run, optimizer, search, folder, resuming)
 
     def _build(
@@ -323,13 +323,13 @@ class FMergeTrainer(Trainer):
         search: Search,
         folder: RunFolder,
         index: int,
-        chosen: tuple[Mapping[str, Any], int],
+        records: Sequence[Mapping[str, Any]],
     ) -> MergeReport:
         if self.is_global_zero:
             folder.check_inputs(run.inputs())
             folder.begin_point(index)
-        report = self._long(run, run.build, optimizer, search, folder, *chosen)
-        return self._shown(report, search, folder.point(index))
+        report = self._long(run, run.build, optimizer, search, folder, index, records)
+        return self._shown(report, folder.point(index))
 
     def _search(
         self,
@@ -355,7 +355,7 @@ class FMergeTrainer(Trainer):
                     f"the same command goes on with them: {folder.path}\n"
                 )
             raise
-        return self._shown(report, search, folder.path)
+        return self._shown(report, folder.path)
 
     def _long(self, run: MergeRun, job: Callable[..., MergeReport], *given: Any) -> MergeReport:
         run.module.adopt(run.ensemble.models, run.ensemble.tokenizer)
@@ -364,9 +364,9 @@ class FMergeTrainer(Trainer):
         report: MergeReport = call._call_and_handle_interrupt(self, job, *given)
         return report
 
-    def _shown(self, report: MergeReport, search: Search, output: Path) -> MergeReport:
+    def _shown(self, report: MergeReport, output: Path) -> MergeReport:
         if self.is_global_zero:
-            show(report, search, output)
+            show(report, output)
         self.strategy.barrier("the merge is written")
         return report
 

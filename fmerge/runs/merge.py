@@ -8,7 +8,7 @@ from typing import Any
 from lightning.pytorch import Trainer
 
 from fmerge.evaluation.batch_size import check_automatic
-from fmerge.runs.conclude import Conclusion, References
+from fmerge.runs.conclude import Baselines, Chosen, Conclusion
 from fmerge.data import MultiTask, Split
 from fmerge.errors import UserError
 from fmerge.evaluation.evaluator import Evaluator, by_accuracy
@@ -53,7 +53,7 @@ class MergeRun:
         ensemble: Ensemble,
         method: MergeMethod,
         settings: FisherSettings,
-        references: References = "all",
+        references: Baselines = "all",
         refitting: Refitting | None = None,
     ) -> None:
         self.trainer = trainer
@@ -185,15 +185,17 @@ class MergeRun:
             stop,
         )
         raced = [race_facts(search.history)] if optimizer.racing else []
-        return self._conclusion().draw(search, assembler, goal, best, folder, raced)
+        trials = search.history
+        chosen = Chosen(search=search, goal=goal, best=best, trials=trials, raced=raced)
+        return self._conclusion().conclude(chosen, assembler, folder)
 
     def build(
         self,
         optimizer: MergeOptimizer,
         search: Search,
         folder: RunFolder,
-        record: Mapping[str, Any],
-        trials: int,
+        index: int,
+        records: Sequence[Mapping[str, Any]],
     ) -> MergeReport:
         """Assembles one trial of a finished run again, tests it and saves it; no trial is made.
 
@@ -201,16 +203,19 @@ class MergeRun:
             optimizer: As for ``run``.
             search: The run's search, which is not asked.
             folder: The run's folder.
-            record: The trial's record; that of the first process counts.
-            trials: How many trials the run had.
+            index: The trial's index.
+            records: The records of the run's trials; those of the first process count.
 
         Returns:
             What was built, with the rows of the table: none without data.
         """
         self.trainer.strategy.setup_environment()
-        trial = Trial.from_record(self.trainer.strategy.broadcast(dict(record)))
+        known = self.trainer.strategy.broadcast(list(records))
+        trials = [Trial.from_record(record) for record in known]
         goal, assembler = self._begin(optimizer, folder)
-        return self._conclusion().draw(search, assembler, goal, trial, folder, [], trials)
+        best = trials[index]
+        chosen = Chosen(search=search, goal=goal, best=best, trials=trials, built=True)
+        return self._conclusion().conclude(chosen, assembler, folder)
 
     def _begin(self, optimizer: MergeOptimizer, folder: RunFolder) -> tuple[Objective, Assembler]:
         if self.data is not None and self.data.automatic:
@@ -238,17 +243,17 @@ class MergeRun:
             self._probed and not obstacle(self.module, self.data, self.ensemble.models)
         )
         return Conclusion(
-            self.trainer,
-            self.module,
-            self.data,
-            self.ensemble,
-            self.method,
-            self.settings,
-            self.references,
-            self.refitting,
-            self.heads,
-            None if self.data is None else self._evaluator,
-            self._refitter if fits else None,
+            trainer=self.trainer,
+            module=self.module,
+            data=self.data,
+            ensemble=self.ensemble,
+            method=self.method,
+            settings=self.settings,
+            baselines=self.references,
+            refitting=self.refitting,
+            heads=self.heads,
+            evaluator=None if self.data is None else self._evaluator,
+            refitter=self._refitter if fits else None,
         )
 
     @cached_property
