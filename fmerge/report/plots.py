@@ -1,4 +1,4 @@
-"""The pictures of a search."""
+"""Plots of a search."""
 
 import io
 import math
@@ -17,13 +17,13 @@ from fmerge.store import replacing_file
 
 @dataclass(frozen=True)
 class Ink:
-    """The colours of a picture, on a ground that shows through.
+    """The colours of a plot with a transparent background.
 
     Attributes:
         text: Letters and axes.
         trial: A trial.
-        faint: A trial that counts less.
-        best: What is best.
+        faint: A dominated trial, or one below its bounds.
+        best: The best trial.
     """
 
     text: str = "black"
