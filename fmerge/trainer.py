@@ -13,11 +13,11 @@ from fmerge.merging.expert_fishers import Expert
 from fmerge.methods import Average, MergeMethod
 from fmerge.modules import TaskModule
 from fmerge.report.merge_report import MergeReport
-from fmerge.runs.conclude import References
 from fmerge.runs.fisher import FisherJob
 from fmerge.runs.fit import ConfigWriter, save_experts, say_unsaved
 from fmerge.runs.inputs import check_data, tasks_of
 from fmerge.runs.job import MergeJob
+from fmerge.runs.pass_plan import Baselines
 from fmerge.store import check_new_folder, check_resume, lock_of, only_run, recover_folder
 from fmerge.system.slurm import RequeuedFit, requeued_checkpoint
 
@@ -185,7 +185,7 @@ class FMergeTrainer(Trainer):
         method: MergeMethod | None = None,
         base: str | None = None,
         fisher: FisherSettings = MERGE_DEFAULTS,
-        baselines: References = "all",
+        baselines: Baselines = "all",
         refit_heads: Refit = "off",
         refit_examples: int | None = 512,
         refit_seed: int = 0,

@@ -7,6 +7,7 @@ import torch
 from fmerge.fisher.summary import summarise_fishers
 from fmerge.report.confidence import mean_over_tasks, normal, wilson
 from fmerge.report.merge_report import MergeReport
+from fmerge.report.parts import Provenance, SearchOutcome, TestOutcome, Trials
 from fmerge.report.scores import (
     AVERAGE,
     BASE,
@@ -29,7 +30,7 @@ HOSTILE = [
 
 
 def made_up(tasks, layers=4, trials=30):
-    """A search and its report."""
+    """A report of a search that found something."""
     generator = torch.Generator().manual_seed(0)
 
     def draw() -> float:
@@ -62,32 +63,31 @@ def made_up(tasks, layers=4, trials=30):
         for task in tasks
     }
     kinds = ((BASE, 0.3), (BASE + REFITTED, 0.6), (EXPERTS, 0.75), (AVERAGE, 0.5), (RUNNER_UP, 0.6))
-    report = MergeReport(
-        "DFMerge",
-        "AxSearch",
-        search.best(),
-        len(search.history),
-        {task: f"runs/{task}/expert" for task in tasks},
-        f"base/{tasks[0]}",
-        [row(*kind) for kind in (*kinds, (MERGE, 0.6))],
-        Objective("mean", dict.fromkeys(tasks, 1.0)),
-        ("",),
-        Pick(search.history[3], 0.7, 0.004),
-        "accuracy",
-        f"`{tasks[0]}` 10.0% of the base's norm",
-        "end",
-        None,
-        [f"`{tasks[0]}` is a fact"],
-        {"alpha": 1.0, "label": tasks[0]},
-        [compared(AVERAGE), compared(RUNNER_UP), compared(EXPERTS)],
-        search.runner_up(),
-        {task: draw() for task in tasks},
-        summarise_fishers(fishers),
-        {
-            task: TaskFacts("TextFiles", ["accuracy"], {"validation": 200, "test": 480}, "ab" * 32)
-            for task in tasks
-        },
-        sorted(non_dominated_trials(search.history), key=search.rank, reverse=True),
-        {"expert": dict.fromkeys(tasks, "cd" * 32), "base": "ef" * 32},
+    found = SearchOutcome(
+        method="DFMerge",
+        name="AxSearch",
+        best=search.best(),
+        trials=Trials(search.history),
+        goal=Objective("mean", dict.fromkeys(tasks, 1.0)),
+        pick=Pick(search.history[3], 0.7, 0.004),
+        sensitivity={task: draw() for task in tasks},
+        non_dominated=sorted(non_dominated_trials(search.history), key=search.rank, reverse=True),
+        runner_up=search.runner_up(),
     )
-    return report, search
+    tests = TestOutcome(
+        rows=[row(*kind) for kind in (*kinds, (MERGE, 0.6))],
+        comparisons=[compared(AVERAGE), compared(RUNNER_UP), compared(EXPERTS)],
+        refit_heads="end",
+    )
+    data = TaskFacts("TextFiles", ["accuracy"], {"validation": 200, "test": 480}, "ab" * 32)
+    provenance = Provenance(
+        experts={task: f"runs/{task}/expert" for task in tasks},
+        base=f"base/{tasks[0]}",
+        hashes={"expert": dict.fromkeys(tasks, "cd" * 32), "base": "ef" * 32},
+        tasks=dict.fromkeys(tasks, data),
+        facts=[f"`{tasks[0]}` is a fact"],
+        parameters={"alpha": 1.0, "label": tasks[0]},
+        vectors=f"`{tasks[0]}` 10.0% of the base's norm",
+        fishers=summarise_fishers(fishers),
+    )
+    return MergeReport(search=found, tests=tests, provenance=provenance)

@@ -1,4 +1,4 @@
-"""The test of a merge and of what it is measured against: one pass a body."""
+"""Test scores of a merge and of its baselines, with one pass over the test split for each."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,8 +22,8 @@ from fmerge.report.confidence import (
 )
 from fmerge.report.scores import (
     AVERAGE,
+    BASELINES,
     EXPERTS,
-    REFERENCES,
     REFITTED,
     RUNNER_UP,
     Comparison,
@@ -36,12 +36,12 @@ _SPLITS: tuple[Split, ...] = ("validation", "test")
 
 @dataclass
 class _Tested:
-    """A row in the making.
+    """What was measured of one row.
 
     Attributes:
         scores: Score by task.
-        outcomes: What was answered to each example, for the tasks where that is known.
-        draws: The score on bootstrap resamples, of tasks that are not scored by accuracy alone.
+        outcomes: Predictions and targets of each example, for the tasks where they are known.
+        draws: The score on bootstrap resamples, for tasks that are not scored by accuracy alone.
     """
 
     scores: dict[str, float] = field(default_factory=dict)
@@ -50,14 +50,14 @@ class _Tested:
 
 
 class TestTable:
-    """Tests bodies, each once, and tells how sure their scores and differences are.
+    """Tests bodies, each once, and estimates the intervals of their scores and differences.
 
     Args:
         evaluator: Runs the passes.
-        draws: How many resamples tell the error of what is no accuracy.
+        draws: How many bootstrap resamples estimate the error of a metric other than accuracy.
     """
 
-    __test__ = False  # to pytest
+    __test__ = False  # for pytest, which takes Test* for a class of tests
 
     def __init__(self, evaluator: Evaluator, draws: int = DRAWS) -> None:
         self.evaluator = evaluator
@@ -68,7 +68,7 @@ class TestTable:
         """Tests a body, under each task's own head.
 
         Args:
-            name: The row; what it has of other tasks stays.
+            name: The row; its scores on other tasks stay.
             body: The body.
             tasks: The tasks.
         """
@@ -78,8 +78,8 @@ class TestTable:
         """Tests a model.
 
         Args:
-            name: The row; what it has of other tasks stays.
-            test: Makes one test of the Trainer, and returns the scores by task.
+            name: The row; its scores on other tasks stay.
+            test: Runs one test of the Trainer and returns the scores by task.
         """
         row = self._tested.setdefault(name, _Tested())
         with recording(self.evaluator.trainer) as recorder:
@@ -90,9 +90,9 @@ class TestTable:
         """Lists what was tested.
 
         Returns:
-            The rows, the references first; with intervals in the first process alone.
+            The rows, the baselines first; only the first process has intervals.
         """
-        order = [*REFERENCES, RUNNER_UP, RUNNER_UP + REFITTED, *self._tested]
+        order = [*BASELINES, RUNNER_UP, RUNNER_UP + REFITTED, *self._tested]
         return [self._row(name) for name in dict.fromkeys(order) if name in self._tested]
 
     def _row(self, name: str) -> Row:
@@ -106,13 +106,14 @@ class TestTable:
     def comparisons(self, name: str) -> list[Comparison]:
         """Compares a row with the plain average, the runner-up and the experts.
 
-        Rows with refitted heads are compared with each other, and with the experts.
+        Rows with refitted heads are compared with each other and with the experts.
 
         Args:
             name: The row.
 
         Returns:
-            The comparisons with those of them that were tested; in the first process alone.
+            The comparisons with those of them that were tested; none in other processes than the
+            first.
         """
         if not self.evaluator.trainer.is_global_zero:
             return []
@@ -147,7 +148,8 @@ class TestTable:
         return normal(one.scores[task] - other.scores[task], float((mine - its).std()))
 
     def _draws(self, row: _Tested, task: str) -> Tensor | None:
-        """The task's own metrics on resamples, which are the same for every row."""
+        """Computes the task's metrics on bootstrap resamples; None where answers are unknown."""
+        # the resamples of one seed are the same for every row, so differences are paired
         if task not in row.outcomes:
             return None
         if task not in row.draws:
@@ -170,23 +172,23 @@ class TestTable:
 
 
 def task_facts(data: MultiTask | None, hashes: Mapping[str, str]) -> dict[str, TaskFacts]:
-    """Says what tasks are scored on.
+    """Describes the data of tasks.
 
     Args:
         data: The tasks, if there are any.
-        hashes: Of each task's validation examples.
+        hashes: Hash of each task's validation examples.
 
     Returns:
-        What is told of each.
+        Task name to its data's class, metrics, sizes and hash.
     """
     if data is None:
         return {}
     return {
         name: TaskFacts(
-            type(task).__name__,
-            task.metrics,
-            {split: _examples(data, name, split) for split in _SPLITS},
-            hashes[name],
+            kind=type(task).__name__,
+            metrics=task.metrics,
+            sizes={split: _examples(data, name, split) for split in _SPLITS},
+            sha256=hashes[name],
         )
         for name, task in data.tasks.items()
     }

@@ -5,10 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from rich.table import Table
 from torch import Tensor
-
-from fmerge.params import Params
 
 _CHUNK = 1 << 20
 """Entries of a tensor that are compared at once: all pairs of tasks together fit in a cache."""
@@ -75,32 +72,6 @@ def summarise_fishers(fishers: Mapping[str, Mapping[str, Tensor]]) -> FisherSumm
         cosines.tolist(),
         overlaps.tolist(),
     )
-
-
-def fisher_table(values: Params, title: str) -> Table:
-    """Lays out a Fisher's mean by layer.
-
-    Args:
-        values: F by parameter name.
-        title: The table's title.
-
-    Returns:
-        A rich table: layer, entries, mean, share of the total.
-    """
-    layers: dict[str, list[str]] = {}
-    for name in values:
-        layers.setdefault(layer_of(name), []).append(name)
-    total = sum(float(tensor.double().sum()) for tensor in values.values())
-    table = Table(title=title)
-    table.add_column("layer", no_wrap=True)
-    for column in ("entries", "mean Fisher", "share, %"):
-        table.add_column(column, justify="right")
-    for layer, names in layers.items():
-        entries = sum(values[name].numel() for name in names)
-        part = sum(float(values[name].double().sum()) for name in names)
-        share = 100 * part / total if total else 0.0
-        table.add_row(layer, f"{entries:,}", f"{part / entries:.2e}", f"{share:.1f}")
-    return table
 
 
 def layer_of(name: str) -> str:

@@ -1,4 +1,4 @@
-"""How sure a score is, and a difference of two on the same examples: 95% confidence intervals.
+"""95% confidence intervals of scores, and of differences of scores on the same examples.
 
 Letters: n example, p share of n examples, d difference, e standard error, T tasks.
 """
@@ -13,14 +13,14 @@ from torch import Tensor
 
 LEVEL = 0.95
 DRAWS = 200
-"""Resamples behind a standard error, which they know to about 1/√(2 · 200) = 5%."""
+"""Bootstrap resamples; they give a standard error to about 1/√(2 · 200) = 5%."""
 
 _Z = NormalDist().inv_cdf((1 + LEVEL) / 2)
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number and how far it may be from that of infinitely many examples.
+    """A number estimated from examples, with its confidence interval.
 
     Attributes:
         value: The number.
@@ -44,7 +44,7 @@ class Estimate:
 
     @property
     def decided(self) -> bool:
-        """Whether the interval of a difference leaves out zero."""
+        """Whether the interval of a difference excludes zero."""
         return self.low > 0 or self.high < 0
 
 
@@ -72,7 +72,7 @@ def wilson(share: float, examples: int) -> Estimate:
         examples: n.
 
     Returns:
-        The estimate; its standard error is that which ends at the farther end.
+        The estimate. Its standard error is the distance to the farther end, divided by z.
     """
     shrunk = _Z**2 / examples
     centre = (share + shrunk / 2) / (1 + shrunk)
@@ -83,7 +83,7 @@ def wilson(share: float, examples: int) -> Estimate:
 
 
 def paired(one: Tensor, other: Tensor) -> Estimate | None:
-    r"""Compares what two models got on the very same examples.
+    r"""Compares two models on the same examples.
 
     .. math::
         \bar d \pm z \sqrt{\frac{1}{n(n-1)} \sum_n (d_n - \bar d)^2}, d_n = a_n - b_n
@@ -93,7 +93,7 @@ def paired(one: Tensor, other: Tensor) -> Estimate | None:
         other: b (n,), of the second.
 
     Returns:
-        The mean difference; None for fewer than two examples, which tell no spread.
+        The mean difference; None for fewer than two examples, which have no spread.
     """
     differences = one.double() - other.double()
     if len(differences) < 2:
@@ -103,7 +103,7 @@ def paired(one: Tensor, other: Tensor) -> Estimate | None:
 
 
 def mean_over_tasks(estimates: Sequence[Estimate | None]) -> Estimate | None:
-    r"""Averages numbers of tasks whose examples have nothing to do with each other.
+    r"""Averages the numbers of independent tasks.
 
     .. math::
         \frac1T \sum_t d_t \pm \frac zT \sqrt{\sum_t e_t^2}
@@ -112,7 +112,7 @@ def mean_over_tasks(estimates: Sequence[Estimate | None]) -> Estimate | None:
         estimates: One for each of T tasks.
 
     Returns:
-        The mean; None where a task's is not known.
+        The mean; None if the number of a task is unknown.
     """
     known = [one for one in estimates if one is not None]
     if not known or len(known) < len(estimates):
@@ -124,9 +124,10 @@ def mean_over_tasks(estimates: Sequence[Estimate | None]) -> Estimate | None:
 def resampled(
     statistic: Callable[[Tensor], float], examples: int, draws: int = DRAWS, seed: int = 0
 ) -> Tensor:
-    """Computes a statistic on bootstrap resamples; those of one seed and n are always the same.
+    """Computes a statistic on bootstrap resamples.
 
-    So the difference of what this gives for two models is a paired bootstrap.
+    The resamples are the same for the same seed and n, so the difference of the results for two
+    models is a paired bootstrap.
 
     Args:
         statistic: From the numbers of n examples, drawn with replacement (n,), to the statistic.

@@ -1,13 +1,12 @@
-"""Pieces of Markdown, in which names and paths that users give stay what they are."""
+"""Parts of Markdown, in which the names and paths of users are shown as they are."""
 
 import re
-from collections.abc import Sequence
 
 from fmerge.report.confidence import Estimate
 
 
 def plain(text: str) -> str:
-    """Keeps text from being read as HTML, a link, an image, emphasis, or a new cell or line.
+    """Escapes text that Markdown would read as HTML, a link, an image, emphasis, a cell or a line.
 
     Args:
         text: Any text.
@@ -48,35 +47,6 @@ def code(text: str) -> str:
     return f"{fence}{inner}{fence}".replace("|", "\\|")
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]], texts: int = 1) -> list[str]:
-    """Lays out a table.
-
-    Args:
-        header: Its first row.
-        rows: The others; all cells are Markdown.
-        texts: How many columns from the left are text; the others are numbers.
-
-    Returns:
-        Its lines.
-    """
-    lines = [header, [*["---"] * texts, *["---:"] * (len(header) - texts)], *rows]
-    return ["| " + " | ".join(cells) + " |" for cells in lines]
-
-
-def percent(estimate: Estimate | None) -> str:
-    """Writes a score with its interval.
-
-    Args:
-        estimate: A share of one, if it is known.
-
-    Returns:
-        Such as ``61.3 (57.0 to 65.4)``, in per cent; a dash where nothing is known.
-    """
-    if estimate is None:
-        return "-"
-    return f"{100 * estimate.value:.1f} ({100 * estimate.low:.1f} to {100 * estimate.high:.1f})"
-
-
 def points(estimate: Estimate | None) -> str:
     """Writes a difference of scores with its interval.
 
@@ -84,7 +54,7 @@ def points(estimate: Estimate | None) -> str:
         estimate: The difference of two shares of one, if it is known.
 
     Returns:
-        Such as ``+1.5 (-0.4 to +3.3)``, in percentage points; a dash where nothing is known.
+        Such as ``+1.5 (-0.4 to +3.3)``, in percentage points; a dash if it is unknown.
     """
     if estimate is None:
         return "-"

@@ -1,4 +1,4 @@
-"""Hugging Face model cards: what a merged folder says of itself."""
+"""Hugging Face model cards of merged models."""
 
 import inspect
 from collections.abc import Mapping
@@ -8,11 +8,11 @@ import yaml
 from torch import nn
 
 from fmerge import __version__
-from fmerge.report.markdown import code, plain, sentence, table
+from fmerge.report.markdown import code, sentence
 from fmerge.report.merge_report import MergeReport
-from fmerge.report.sections import comparison_lines, score_lines, task_lines
+from fmerge.report.sections import coefficient_table, model_table, task_table
+from fmerge.report.tables import to_markdown
 
-_MODELS = ("name", "read from", "SHA-256 of its weights")
 _HEAD = """\
 It has the head of the task {task}{how}.
 
@@ -33,55 +33,51 @@ def model_card(report: MergeReport, kind: str | None = None, task: str | None = 
 
     Args:
         report: The result of the merge.
-        kind: Class of transformers that reads the folder, where it is one.
-        task: The task whose head the model has, where heads differ.
+        kind: Class of transformers that reads the folder, if there is one.
+        task: The task whose head the model has, if heads differ.
 
     Returns:
         Markdown with YAML before it.
     """
-    sources = [path for _, path, _ in report.models()]
+    models = report.provenance.models()
+    sources = [path for _, path, _ in models]
+    if report.provenance.base:  # listed last, but the parent of all the others
+        sources.insert(0, sources[-1])
     front = {
         "library_name": "transformers",
-        "base_model": list(dict.fromkeys(sources[-1:] + sources if report.base else sources)),
+        "base_model": list(dict.fromkeys(sources)),
         "base_model_relation": "merge",
-        "tags": ["merge", "fmerge", report.method],
+        "tags": ["merge", "fmerge", report.search.method],
     }
-    how = _FITTED[report.refit_heads != "off"]
+    how = _FITTED[report.tests.refit_heads != "off"]
     head = [] if task is None else _HEAD.format(task=code(task), how=how).splitlines()
-    found = report.models()
-    models = [[plain(name), plain(path), code(sha) if sha else "-"] for name, path, sha in found]
-    coefficients = [[code(name), f"{one:.6g}"] for name, one in report.best.coefficients.items()]
+    tables = [
+        coefficient_table(report.best.coefficients, {}, digits=".6g"),
+        model_table(models),
+        *([report.scores(), report.differences()] if report.rows else []),
+        task_table(report.provenance.tasks) if report.provenance.tasks else None,
+    ]
     lines = [
         "---",
         yaml.safe_dump(front, sort_keys=False, allow_unicode=True).rstrip(),
         "---",
         "",
-        f"# {report.method} of {len(report.experts)} experts",
+        f"# {report.title}",
         "",
         f"A merge of fine-tuned models, made by fmerge {__version__}.",
         "",
         *head,
         *(f"- {sentence(fact)}" for fact in report.made()),
         *(f"- {sentence(fact)}" for fact in (report.choice() if report.rows else [])),
-        *["", "## Coefficients", "", *table(["coefficient", "value"], coefficients)],
-        *[
-            "",
-            "## Models",
-            "",
-            *table(["name", "read from", "SHA-256 of its weights"], models, texts=3),
-        ],
+        *(line for table in tables if table is not None for line in to_markdown(table)),
     ]
-    if report.rows:
-        lines += ["", "## Scores", *score_lines(report.rows, report.measure)]
-        lines += comparison_lines(report.comparisons)
-    lines += task_lines(report.tasks)
     if kind is not None:
         lines += ["", "## Use", "", _LOADING.format(kind=kind)]
     return "\n".join(lines) + "\n"
 
 
 def loader_of(model: nn.Module) -> str | None:
-    """Names what reads a network back.
+    """Names the class that reads a network back.
 
     Args:
         model: The network.
@@ -95,13 +91,13 @@ def loader_of(model: nn.Module) -> str | None:
 
 
 def parameters_of(method: object) -> Mapping[str, Any]:
-    """Reads back what a method was made with.
+    """Lists the parameters of a method.
 
     Args:
         method: The method.
 
     Returns:
-        The arguments of its constructor that it keeps under their names.
+        Its constructor's arguments that are attributes of the same name.
     """
     names = inspect.signature(type(method)).parameters
     return {name: getattr(method, name) for name in names if hasattr(method, name)}

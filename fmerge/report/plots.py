@@ -1,4 +1,4 @@
-"""The pictures of a search."""
+"""Plots of a search."""
 
 import io
 import math
@@ -17,13 +17,13 @@ from fmerge.store import replacing_file
 
 @dataclass(frozen=True)
 class Ink:
-    """The colours of a picture, on a ground that shows through.
+    """The colours of a plot with a transparent background.
 
     Attributes:
         text: Letters and axes.
         trial: A trial.
-        faint: A trial that counts less.
-        best: What is best.
+        faint: A dominated trial, or one below its bounds.
+        best: The best trial.
     """
 
     text: str = "black"
@@ -91,17 +91,17 @@ def tasks_picture(
 
     Args:
         trials: Trials that were scored on at least two tasks.
-        front: Those of them that stand out, as no other beats them.
-        best: The one that was kept.
+        front: The non-dominated ones among them.
+        best: The one that was chosen.
         measure: What a score is.
 
     Returns:
         The picture: one task against the other, or a line a trial where there are more.
     """
     two = len(best.metrics) == 2
-    beaten = [trial for trial in trials if trial not in front]
+    dominated = [trial for trial in trials if trial not in front]
     draw = _plane if two else _lines
-    return _picture(lambda axes, ink: draw(axes, beaten, front, best, measure, ink))
+    return _picture(lambda axes, ink: draw(axes, dominated, front, best, measure, ink))
 
 
 def draw_front(
@@ -111,7 +111,7 @@ def draw_front(
 
     Args:
         trials: All trials.
-        front: Those of the front, the one that was kept first.
+        front: Those of the front, the one that was chosen first.
         objectives: The names of the objectives, two at least.
         path: The picture, a PNG.
     """
@@ -129,7 +129,7 @@ def front_picture(
 
     Args:
         trials: All trials.
-        front: Those of the front, the one that was kept first.
+        front: Those of the front, the one that was chosen first.
         objectives: The names of the objectives, two at least.
 
     Returns:
@@ -170,9 +170,9 @@ def _trace(axes: Any, trials: Sequence[Trial], goal: Objective, measure: str, in
     ]
     values = [100 * (t.objective or 0.0) for t in scored]
     short = [bool(shortfalls(t.metrics, goal.bounds)) for t in scored]
-    # nothing is drawn before the first trial that keeps the bounds
-    kept = [math.nan if out else value for value, out in zip(values, short, strict=True)]
-    best = [max(kept[: i + 1], key=lambda v: (v == v, v)) for i in range(len(kept))]
+    # nothing is drawn before the first trial that meets the bounds
+    met = [math.nan if out else value for value, out in zip(values, short, strict=True)]
+    best = [max(met[: i + 1], key=lambda v: (v == v, v)) for i in range(len(met))]
     numbers = [t.index for t in scored]
     axes.plot(numbers, values, "o", color=ink.trial, markersize=4, label="trial")
     axes.step(numbers, best, where="post", color=ink.best, label="best so far")
@@ -192,7 +192,7 @@ def _trace(axes: Any, trials: Sequence[Trial], goal: Objective, measure: str, in
 
 def _plane(
     axes: Any,
-    beaten: Sequence[Trial],
+    dominated: Sequence[Trial],
     front: Sequence[Trial],
     best: Trial,
     measure: str,
@@ -206,16 +206,16 @@ def _plane(
 
     edge = sorted(zip(*points(front), strict=True))
     axes.plot(*zip(*edge, strict=True), "-", color=ink.trial, linewidth=1)
-    axes.plot(*points(beaten), "o", color=ink.faint, markersize=4, label="trial")
-    axes.plot(*points(front), "o", color=ink.trial, markersize=5, label="beaten by none")
-    axes.plot(*points([best]), "D", color=ink.best, markersize=7, label="kept")
+    axes.plot(*points(dominated), "o", color=ink.faint, markersize=4, label="trial")
+    axes.plot(*points(front), "o", color=ink.trial, markersize=5, label="non-dominated")
+    axes.plot(*points([best]), "D", color=ink.best, markersize=7, label="chosen")
     axes.set_xlabel(f"{_short(first)}, validation {measure}, %")
     axes.set_ylabel(f"{_short(second)}, validation {measure}, %")
 
 
 def _lines(
     axes: Any,
-    beaten: Sequence[Trial],
+    dominated: Sequence[Trial],
     front: Sequence[Trial],
     best: Trial,
     measure: str,
@@ -223,8 +223,8 @@ def _lines(
 ) -> None:
     """A line a trial over the tasks."""
     tasks = list(best.metrics)
-    kinds = (("trial", beaten, ink.faint, 1.0), ("beaten by none", front, ink.trial, 1.2))
-    for label, some, colour, width in (*kinds, ("kept", [best], ink.best, 2.4)):
+    kinds = (("trial", dominated, ink.faint, 1.0), ("non-dominated", front, ink.trial, 1.2))
+    for label, some, colour, width in (*kinds, ("chosen", [best], ink.best, 2.4)):
         for i, trial in enumerate(some):
             values = [100 * trial.metrics[task] for task in tasks]
             name = None if i else label

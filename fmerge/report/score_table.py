@@ -1,4 +1,4 @@
-"""Test scores in one table: of one run, or of several over the same experts."""
+"""Test scores of several runs over the same experts, in one table."""
 
 import json
 import sys
@@ -7,31 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from fmerge.errors import UserError
-from fmerge.report.scores import EXPERTS, MERGE, REFERENCES, REFITTED, RUNNER_UP, Row, score_cells
-
-
-def score_table(rows: Sequence[Row], title: str) -> Table:
-    """Lays out test scores for the terminal.
-
-    Args:
-        rows: The models compared, the experts among them.
-        title: The table's title.
-
-    Returns:
-        A rich table: a row a model; a column a task, the mean, and the share kept.
-    """
-    table = Table(title=title)
-    header, *lines = score_cells(rows)
-    for i, name in enumerate(header):
-        table.add_column(escape(name), justify="right" if i else "left", no_wrap=True)
-    for line, row in zip(lines, rows, strict=True):
-        quiet = _is_reference(row.name) or row.name.startswith(RUNNER_UP)
-        table.add_row(*line, style=None if quiet else "bold")
-    return table
+from fmerge.report.scores import BASELINES, EXPERTS, MERGE, REFITTED, RUNNER_UP, Row
+from fmerge.report.sections import score_table
+from fmerge.report.tables import Table, to_rich
 
 
 def compare(folders: Sequence[Path]) -> Table:
@@ -41,11 +21,11 @@ def compare(folders: Sequence[Path]) -> Table:
         folders: Folders that ``fmerge merge`` wrote.
 
     Returns:
-        A rich table: what the merges are measured against, then the best of each run.
+        The baselines, then the merge of each run.
 
     Raises:
         UserError: If there is no folder, one holds no scores, or the runs have other experts or
-            refitted the references' heads otherwise.
+            refitted the baselines' heads otherwise.
     """
     if not folders:
         raise UserError("name the folders of the merges to compare")
@@ -64,14 +44,14 @@ def compare(folders: Sequence[Path]) -> Table:
             before = rows.setdefault(name, Row(name, row["scores"]))
             if name == EXPERTS and row["scores"] != before.scores:
                 raise UserError(f"{folder}: its experts score otherwise than those before it")
-            if REFITTED in name and _is_reference(name) and row["scores"] != before.scores:
+            if REFITTED in name and _is_baseline(name) and row["scores"] != before.scores:
                 raise UserError(
                     f"{folder}: its row '{name}' scores otherwise than that of those before it; "
                     "compare merges of one base and one --refit_seed"
                 )
-    references = sorted(filter(_is_reference, rows), key=lambda name: REFERENCES.index(_kind(name)))
-    ordered = [rows.pop(name) for name in references]
-    return score_table([*ordered, *rows.values()], f"Test {measure}, %")
+    order = sorted(filter(_is_baseline, rows), key=lambda name: BASELINES.index(_kind(name)))
+    baselines = [rows.pop(name) for name in order]
+    return score_table([*baselines, *rows.values()], f"Test {measure}, %", own=list(rows))
 
 
 def _among_others(name: str, record: Mapping[str, Any]) -> str:
@@ -88,8 +68,8 @@ def _kind(name: str) -> str:
     return name.partition(" on ")[0]
 
 
-def _is_reference(name: str) -> bool:
-    return _kind(name) in REFERENCES
+def _is_baseline(name: str) -> bool:
+    return _kind(name) in BASELINES
 
 
 def main(*folders: Path) -> None:
@@ -98,7 +78,7 @@ def main(*folders: Path) -> None:
     Args:
         folders: Folders that ``fmerge merge`` wrote, with the same experts.
     """
-    Console().print(compare(folders))
+    Console().print(to_rich(compare(folders)))
 
 
 if __name__ == "__main__":

@@ -9,10 +9,10 @@ from fmerge.report.confidence import Estimate
 BASE, EXPERTS, AVERAGE = "base", "experts", "plain average"
 RUNNER_UP, MERGE = "runner-up", "this merge"
 REFITTED = ", heads refitted"
-"""What follows a row's name where its model has refitted heads."""
+"""The end of a row's name if its model has refitted heads."""
 
-REFERENCES = (BASE, BASE + REFITTED, EXPERTS, AVERAGE, AVERAGE + REFITTED)
-"""The rows that a merge is measured against, in order."""
+BASELINES = (BASE, BASE + REFITTED, EXPERTS, AVERAGE, AVERAGE + REFITTED)
+"""The rows that a merge is compared with, in order."""
 
 
 @dataclass(frozen=True)
@@ -20,10 +20,10 @@ class Row:
     """One model's test scores.
 
     Attributes:
-        name: What the row is.
+        name: The model's name in tables.
         scores: Task name to the mean of its metrics, at most 1.
         estimates: The same with 95% confidence intervals, for the tasks where they are known.
-        mean: The mean over tasks with its interval, where all of them are.
+        mean: The mean over tasks with its interval, if all of theirs are known.
     """
 
     name: str
@@ -32,7 +32,7 @@ class Row:
     mean: Estimate | None = None
 
     def record(self) -> dict[str, Any]:
-        """Lists what ``scores.json`` keeps.
+        """Lists what ``scores.json`` holds.
 
         Returns:
             Plain values; in ``intervals`` a score is followed by the ends of its interval.
@@ -44,13 +44,13 @@ class Row:
 
 @dataclass(frozen=True)
 class Comparison:
-    """One row minus another, of the very same test examples.
+    """One row minus another, on the same test examples.
 
     Attributes:
         name: The row.
         against: The other row.
-        differences: By task; None where it is not known.
-        mean: That of the means over tasks, where all are known.
+        differences: Task name to difference; None where it is unknown.
+        mean: The difference of the means over tasks, if all are known.
     """
 
     name: str
@@ -59,7 +59,7 @@ class Comparison:
     mean: Estimate | None
 
     def record(self) -> dict[str, Any]:
-        """Lists what ``scores.json`` keeps.
+        """Lists what ``scores.json`` holds.
 
         Returns:
             Plain values; a difference is followed by the ends of its interval.
@@ -84,23 +84,3 @@ class TaskFacts:
     metrics: Sequence[str]
     sizes: Mapping[str, int]
     sha256: str
-
-
-def score_cells(rows: Sequence[Row]) -> list[list[str]]:
-    """Lays out test scores.
-
-    Args:
-        rows: The models compared, the experts among them.
-
-    Returns:
-        A header and a line a row, each of a name, a cell a task, the mean, and the share kept.
-    """
-    experts = next(row for row in rows if row.name == EXPERTS).scores
-    lines = [["", *experts, "mean", "kept"]]
-    for row in rows:
-        shares = [row.scores[task] / experts[task] for task in experts if experts[task]]
-        kept = f"{100 * sum(shares) / len(shares):.1f}" if shares else "-"
-        scores = [row.scores[task] for task in experts]
-        percent = [f"{100 * score:.1f}" for score in [*scores, sum(scores) / len(scores)]]
-        lines.append([row.name, *percent, kept])
-    return lines

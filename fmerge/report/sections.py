@@ -1,190 +1,264 @@
-"""The sections of ``report.md`` and of a model card."""
+"""The tables of a report and of a model card."""
 
 from collections.abc import Mapping, Sequence
 
-from fmerge.fisher.summary import FisherSummary
-from fmerge.report.markdown import code, percent, plain, points, table
-from fmerge.report.scores import Comparison, Row, TaskFacts, score_cells
+from torch import Tensor
+
+from fmerge.fisher.summary import FisherSummary, layer_of
+from fmerge.params import Params
+from fmerge.report.scores import EXPERTS, Comparison, Row, TaskFacts
+from fmerge.report.tables import (
+    MISSING,
+    Cell,
+    Column,
+    Line,
+    Table,
+    difference,
+    percent,
+    score,
+)
 from fmerge.search import Trial
 
+RETAINED = (
+    "Retained is the mean over tasks of a model's score divided by the score of the task's expert, "
+    "in per cent."
+)
 INTERVALS = (
-    "The ranges are 95% confidence intervals over test examples: Wilson's for an accuracy, from a "
-    "bootstrap for other metrics, for the mean that of independent tasks. They know nothing of "
-    "what another fine-tuning or another search would give."
+    "The ranges are 95% confidence intervals over the test examples: Wilson's interval for an "
+    "accuracy, a bootstrap interval for other metrics, and for the mean the interval of "
+    "independent tasks. They do not cover how much another fine-tuning or another search would "
+    "differ."
 )
 PAIRS = (
-    "Each difference is over the very same test examples, with its 95% confidence interval: by "
-    "the spread of right minus wrong for accuracies, by a paired bootstrap for other metrics, for "
-    "the mean that of independent tasks. An interval without 0 is in bold; several are looked at, "
-    "so that one of them may leave out 0 by chance."
+    "Each difference is between two models on the same test examples. Its 95% confidence interval "
+    "comes from the paired differences for an accuracy, from a paired bootstrap for other metrics, "
+    "and from independent tasks for the mean. Intervals that exclude 0 are in bold; in a table of "
+    "several differences, one of them may exclude 0 by chance."
+)
+NON_DOMINATED = (
+    "A trial is non-dominated if no other trial is at least as good on every task and better on "
+    "one."
+)
+SENSITIVITY = (
+    "The share of the objective's variance that involves a coefficient, alone or together with "
+    "others (Sobol's total index), as the search's model predicts it for coefficients from 0 to 1. "
+    "The shares may sum to more than 100%."
+)
+OVERLAP = (
+    "For the diagonal Fishers F and G of two tasks, over the entries i of the body: cosine = "
+    "Σᵢ FᵢGᵢ / (‖F‖ ‖G‖), overlap = Σᵢ min(Fᵢ / ΣF, Gᵢ / ΣG). Both are 1 if the two tasks need the "
+    "same entries to the same degree, and 0 if they need no entry in common."
 )
 MOST = 12
 """Trials that are listed."""
 
-UNBEATEN = "no other is as good on every task and better on one."
-SENSITIVITY = (
-    "Share of the variance of the objective, as the search's model predicts it over all "
-    "coefficients from 0 to 1, that a coefficient has a part in, alone or together with others "
-    "(Sobol's total index): they may sum to more than 100%."
-)
-OVERLAP = (
-    "For the diagonal Fishers F and G of two tasks, over the entries i of the body: cosine = "
-    "Σᵢ FᵢGᵢ / (‖F‖ ‖G‖), overlap = Σᵢ min(Fᵢ / ΣF, Gᵢ / ΣG). Both are 1 where the tasks need the "
-    "same entries alike, and 0 where they need none in common."
-)
 
-
-def score_lines(rows: Sequence[Row], measure: str) -> list[str]:
-    """Writes the scores.
+def score_table(
+    rows: Sequence[Row], title: str, own: Sequence[str] = (), notes: Sequence[str] = ()
+) -> Table:
+    """Lays out test scores.
 
     Args:
-        rows: The models compared.
-        measure: What a score is.
+        rows: The models compared, the experts among them.
+        title: The table's title.
+        own: Names of the rows that are highlighted.
+        notes: Further notes.
 
     Returns:
-        Lines of Markdown.
+        A row a model; a column a task, the mean over tasks, and the retained share.
     """
-    header, *lines = score_cells(rows)
-    tasks = header[1:-2]
-    for line, row in zip(lines, rows, strict=True):
-        for k, task in enumerate(tasks, 1):
-            if task in row.estimates:
-                line[k] = percent(row.estimates[task])
-        if row.mean is not None:
-            line[-2] = percent(row.mean)
-    known = any(row.estimates for row in rows)
-    return [
-        "",
-        f"Test {measure} in per cent:",
-        "",
-        *table([plain(name) for name in header], lines),
-        "",
-        "*kept*: the mean over tasks of the score divided by the expert's."
-        + (f" {INTERVALS}" if known else ""),
-    ]
-
-
-def comparison_lines(comparisons: Sequence[Comparison]) -> list[str]:
-    """Writes what the merge gained on other rows.
-
-    Args:
-        comparisons: The comparisons.
-
-    Returns:
-        Lines of Markdown; none without comparisons.
-    """
-    if not comparisons:
-        return []
-    tasks = list(comparisons[0].differences)
-    rows = [
-        [
-            f"{one.name} minus {one.against}",
+    experts = next(row for row in rows if row.name == EXPERTS).scores
+    lines = []
+    for row in rows:
+        shares = [row.scores[task] / experts[task] for task in experts if experts[task]]
+        retained = percent(sum(shares) / len(shares)) if shares else Cell(MISSING)
+        mean = sum(row.scores[task] for task in experts) / len(experts)
+        cells = [
+            Cell(row.name),
             *(
-                f"**{points(found)}**" if found is not None and found.decided else points(found)
-                for found in (*one.differences.values(), one.mean)
+                score(row.estimates[task]) if task in row.estimates else percent(row.scores[task])
+                for task in experts
             ),
+            percent(mean) if row.mean is None else score(row.mean),
+            retained,
         ]
+        lines.append(Line(cells, row.name in own))
+    intervals = [INTERVALS] if any(row.estimates for row in rows) else []
+    columns = [Column("", text=True), *map(Column, experts), Column("mean"), Column("retained")]
+    return Table(title, columns, lines, [RETAINED, *intervals, *notes])
+
+
+def comparison_table(comparisons: Sequence[Comparison], runner_up: Trial | None = None) -> Table:
+    """Lays out differences of test scores.
+
+    Args:
+        comparisons: The comparisons, one at least.
+        runner_up: The trial that rows call the runner-up.
+
+    Returns:
+        A row a comparison; a column a task, and the mean over tasks.
+    """
+    lines = [
+        Line([
+            Cell(f"{one.name} minus {one.against}"),
+            *(difference(found) for found in (*one.differences.values(), one.mean)),
+        ])
         for one in comparisons
     ]
-    header = ["", *map(plain, tasks), "mean"]
-    return ["", "## Differences, in points", "", *table(header, rows), "", PAIRS]
+    columns = [Column("", text=True), *map(Column, comparisons[0].differences), Column("mean")]
+    notes = [PAIRS]
+    if runner_up is not None:
+        notes.append(f"The runner-up is trial {runner_up.index}, the second best on validation.")
+    return Table("Differences, in points", columns, lines, notes)
 
 
-def trade_lines(trials: Sequence[Trial], best: Trial) -> list[str]:
-    """Writes how the tasks' scores trade off.
-
-    Args:
-        trials: Those that no other beats, the best first.
-        best: The one that was kept.
-
-    Returns:
-        Lines of Markdown; none for one task.
-    """
-    if len(best.metrics) < 2:
-        return []
-    rows = [
-        [
-            f"{one.index}, kept" if one.index == best.index else str(one.index),
-            f"{100 * (one.objective or 0):.1f}",
-            *(f"{100 * one.metrics[task]:.1f}" for task in best.metrics),
-        ]
-        for one in trials[:MOST]
-    ]
-    header = ["trial", "objective", *map(plain, best.metrics)]
-    number = f"the {MOST} best of {len(trials)} trials" if len(trials) > MOST else "the trials"
-    what = f"Validation scores in per cent of {number} that none beats: {UNBEATEN}"
-    return ["", "## How the tasks trade off", "", what, "", *table(header, rows)]
-
-
-def sensitivity_lines(sensitivity: Mapping[str, float]) -> list[str]:
-    """Writes what the objective depends on.
+def trial_table(trials: Sequence[Trial], best: Trial) -> Table:
+    """Lays out how the tasks' validation scores trade off.
 
     Args:
-        sensitivity: Share by coefficient.
+        trials: The non-dominated trials, the best first.
+        best: The trial that was chosen.
 
     Returns:
-        Lines of Markdown; none without a model.
+        A row a trial, up to ``MOST``; the objective, and a column a task.
     """
-    if not sensitivity:
-        return []
-    rows = [[code(name), f"{100 * share:.0f}"] for name, share in sensitivity.items()]
-    head = ["", "## What the objective depends on", ""]
-    return [*head, *table(["coefficient", "%"], rows), "", SENSITIVITY]
+    lines = []
+    for one in trials[:MOST]:
+        chosen = one.index == best.index
+        scores = [percent(one.objective or 0), *(percent(one.metrics[t]) for t in best.metrics)]
+        lines.append(Line([Cell(f"{one.index}{', chosen' * chosen}"), *scores], chosen))
+    listed = f" The best {MOST} of {len(trials)} are listed." if len(trials) > MOST else ""
+    columns = [Column("trial", text=True), Column("objective"), *map(Column, best.metrics)]
+    title = "Non-dominated trials, validation scores in %"
+    return Table(title, columns, lines, [NON_DOMINATED + listed])
 
 
-def fisher_lines(facts: FisherSummary | None) -> list[str]:
-    """Writes where the Fishers lie.
+def coefficient_table(
+    coefficients: Mapping[str, float], sensitivity: Mapping[str, float], digits: str = ".4f"
+) -> Table:
+    """Lays out the chosen coefficients.
 
     Args:
-        facts: What was measured, if the method had Fishers.
+        coefficients: λ by name.
+        sensitivity: Share of the objective's variance by name; empty without a model.
+        digits: Format of a coefficient.
 
     Returns:
-        Lines of Markdown; none without Fishers.
+        A row a coefficient: its value and, if known, its share of the variance.
     """
-    if facts is None:
-        return []
-    names = list(map(plain, facts.names))
-    layers = [
-        [code(layer), *(f"{100 * share:.1f}" for share in shares)]
-        for layer, shares in facts.layers.items()
+    columns = [Column("coefficient", text=True), Column("value")]
+    if sensitivity:
+        columns.append(Column("share of the objective's variance, %"))
+    lines = []
+    for name, value in coefficients.items():
+        cells = [Cell(name, code=True), Cell(f"{value:{digits}}", share=value)]
+        if sensitivity:
+            cells.append(Cell(f"{100 * sensitivity[name]:.0f}", share=sensitivity[name]))
+        lines.append(Line(cells))
+    return Table("Coefficients", columns, lines, [SENSITIVITY] if sensitivity else [])
+
+
+def fisher_tables(found: FisherSummary) -> list[Table]:
+    """Lays out where the Fishers lie.
+
+    Args:
+        found: What was measured.
+
+    Returns:
+        The shares by layer, and two matrices, of cosines and of overlaps, over the tasks.
+    """
+    names = list(map(Column, found.names))
+    lines = [
+        Line([Cell(layer, code=True), *(percent(share, bar=True) for share in shares)])
+        for layer, shares in found.layers.items()
     ]
-    means = ["mean entry", *(f"{mean:.2e}" for mean in facts.means)]
-    pairs = [
-        [name, *(f"{cosine:.2f}, {overlap:.2f}" for cosine, overlap in zip(*both, strict=True))]
-        for name, *both in zip(names, facts.cosines, facts.overlaps, strict=True)
-    ]
+    lines.append(Line([Cell("mean entry"), *(Cell(f"{mean:.2e}") for mean in found.means)]))
+    header = [Column("layer", text=True), *names]
     return [
-        *["", "## Fishers", "", "Share of each task's Fisher by layer, in per cent:", ""],
-        *table(["layer", *names], [*layers, means]),
-        *["", "Cosine and overlap of the Fishers of two tasks:", ""],
-        *table(["", *names], pairs),
-        *["", OVERLAP],
+        Table("Share of each task's Fisher by layer, %", header, lines),
+        _matrix("Cosine of two Fishers", found.names, found.cosines),
+        _matrix("Overlap of two Fishers", found.names, found.overlaps, [OVERLAP]),
     ]
 
 
-def task_lines(tasks: Mapping[str, TaskFacts]) -> list[str]:
-    """Writes what chose and what scored.
+def _matrix(
+    title: str,
+    names: Sequence[str],
+    values: Sequence[Sequence[float]],
+    notes: Sequence[str] = (),
+) -> Table:
+    lines = [
+        Line([Cell(name), *(Cell(f"{value:.2f}", share=value) for value in row)])
+        for name, row in zip(names, values, strict=True)
+    ]
+    return Table(title, [Column("", text=True), *map(Column, names)], lines, notes)
+
+
+def layer_table(fisher: Params, title: str) -> Table:
+    """Lays out a Fisher's mean by layer.
+
+    Args:
+        fisher: F by parameter name.
+        title: The table's title.
+
+    Returns:
+        A row a layer: its entries, their mean, and its share of the total.
+    """
+    layers: dict[str, list[Tensor]] = {}
+    for name, tensor in fisher.items():
+        layers.setdefault(layer_of(name), []).append(tensor)
+    sums = {
+        layer: sum(float(one.double().sum()) for one in tensors)
+        for layer, tensors in layers.items()
+    }
+    total = sum(sums.values())
+    lines = []
+    for layer, tensors in layers.items():
+        entries = sum(tensor.numel() for tensor in tensors)
+        share = sums[layer] / total if total else 0.0
+        mean = f"{sums[layer] / entries:.2e}"
+        lines.append(Line([Cell(layer), Cell(f"{entries:,}"), Cell(mean), percent(share)]))
+    names = map(Column, ("entries", "mean Fisher", "share, %"))
+    return Table(title, [Column("layer", text=True), *names], lines)
+
+
+def task_table(tasks: Mapping[str, TaskFacts]) -> Table:
+    """Lays out the examples of the choice and of the test.
 
     Args:
         tasks: What the tasks were scored on.
 
     Returns:
-        Lines of Markdown; none without data.
+        A row a task.
     """
-    if not tasks:
-        return []
-    rows = [
-        [
-            plain(name),
-            code(task.kind),
-            ", ".join(task.metrics),
-            code(task.sha256[:12]),
-            *(str(task.sizes[split]) for split in ("validation", "test")),
-        ]
+    lines = [
+        Line([
+            Cell(name),
+            Cell(task.kind, code=True),
+            Cell(", ".join(task.metrics)),
+            Cell(task.sha256[:16], code=True),
+            *(Cell(str(task.sizes[split])) for split in ("validation", "test")),
+        ])
         for name, task in tasks.items()
     ]
-    header = ["task", "data", "metrics", "SHA-256", "validation (chose)", "test (scored)"]
-    return [
-        *["", "## Data", "", *table(header, rows, texts=4), ""],
-        "Numbers of examples; the hash is that of the validation examples.",
+    texts = [Column(name, text=True) for name in ("task", "data", "metrics", "SHA-256")]
+    notes = ["Validation and test are numbers of examples; the hash is of the validation examples."]
+    return Table("Data", [*texts, Column("validation"), Column("test")], lines, notes)
+
+
+def model_table(models: Sequence[tuple[str, str, str]], digits: int | None = None) -> Table:
+    """Lays out what was merged.
+
+    Args:
+        models: Name, place and SHA-256 of each model; an unknown hash is empty.
+        digits: How many digits of a hash are shown; all if None.
+
+    Returns:
+        A row a model.
+    """
+    lines = [
+        Line([Cell(name), Cell(path), Cell(sha[:digits], code=True) if sha else Cell(MISSING)])
+        for name, path, sha in models
     ]
+    header = ("name", "read from", "SHA-256 of its weights")
+    return Table("Models", [Column(name, text=True) for name in header], lines)

@@ -1,4 +1,4 @@
-"""What a merge shows at its end: the table in the terminal, report and picture on the disk."""
+"""Writes a merge's report: tables to the terminal, documents and pictures to its folder."""
 
 import json
 from pathlib import Path
@@ -12,38 +12,40 @@ from fmerge.report.markdown import points
 from fmerge.report.merge_report import MergeReport
 from fmerge.report.pareto_front import FRONT, PICTURE
 from fmerge.report.plots import draw_front, draw_search
-from fmerge.search import Search
+from fmerge.report.sentences import bounds_met
+from fmerge.report.tables import to_rich
 from fmerge.store import write_text
 
 
-def show(report: MergeReport, search: Search, output: Path) -> None:
-    """Prints the table and writes report and picture.
+def show(report: MergeReport, output: Path) -> None:
+    """Prints the tables and writes the report and its pictures.
 
     Args:
         report: The result.
-        search: The search, with its trials.
         output: The run's folder, or that of a trial that was built by its index.
     """
-    console = Console()
+    console, search = Console(), report.search
     if report.rows:
-        if not report.built:
-            draw_search(search.history, output / "search.png", report.goal, report.measure)
+        if not search.built:
+            picture = output / "search.png"
+            draw_search(search.trials, picture, search.goal, report.tests.measure)
         write_text(output / "scores.json", json.dumps(report.record(), indent=1) + "\n")
-        console.print(report.table())
+        title = f": {search.method}, {search.name}"
+        console.print(to_rich(report.scores(title)))
         for one in report.comparisons:
             found = f"{one.name} minus {one.against}: {points(one.mean)} points"
             console.print(found, soft_wrap=True, highlight=False, markup=False)
-        for fact in report.bounds_kept():
+        for fact in bounds_met(search):
             said = fact[0].upper() + fact[1:]
             console.print(said, soft_wrap=True, highlight=False, markup=False)
-    if (front := report.front) is not None:
+    if (front := search.front) is not None:
         write_text(output / FRONT, json.dumps(front.record(), indent=1) + "\n")
-        draw_front(search.history, front.trials, front.objectives, output / PICTURE)
-        console.print(front.table())
-    write_text(output / "report.html", html(report, search))
+        draw_front(search.trials, front.trials, front.objectives, output / PICTURE)
+        console.print(to_rich(front.table(), notes=True))
+    write_text(output / "report.html", html(report))
     write_text(output / "report.md", report.markdown())  # last: a run that has it is finished
     places = {"Trials": "trials.jsonl", "Merged": "merged/"}
-    if report.built:
+    if search.built:
         del places["Trials"]
     for what, path in places.items():
         console.print(f"{what}: {output / path}", soft_wrap=True, highlight=False, markup=False)
@@ -51,12 +53,12 @@ def show(report: MergeReport, search: Search, output: Path) -> None:
 
 
 def linked(path: Path) -> Text:
-    """Names a file so that a terminal which can opens it on a click.
+    """Writes a path that opens its file on a click, in terminals that have links.
 
     Args:
         path: The file.
 
     Returns:
-        The path, as a link where links are shown.
+        The path, as a link.
     """
     return Text(str(path), style=Style(link=path.absolute().as_uri()))

@@ -1,194 +1,210 @@
-"""The end of a merge: tested beside what it is measured against, told of, and saved."""
+"""The end of a merge: it is tested beside its baselines, reported and saved."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from lightning.pytorch import Trainer
-
-from fmerge.data import MultiTask
 from fmerge.evaluation.evaluator import Evaluator, by_accuracy
-from fmerge.fisher import FisherSettings
-from fmerge.merging.experts import Ensemble
-from fmerge.fisher.summary import FisherSummary, summarise_fishers
-from fmerge.merging.compatibility import task_vector_facts
-from fmerge.merging.assembler import Assembler
-from fmerge.methods import Average, MergeMethod
-from fmerge.report.model_card import loader_of, model_card, parameters_of
-from fmerge.modules import TaskModule
-from fmerge.search.objective import Objective
-from fmerge.params import Params, write_params
-from fmerge.report.pareto_front import Front
-from fmerge.evaluation.head_refit import Heads, Refitter, Refitting
-from fmerge.report.merge_report import MergeReport
-from fmerge.report.scores import AVERAGE, BASE, EXPERTS, MERGE, REFITTED, RUNNER_UP
-from fmerge.search import Search, Trial, non_dominated_trials
-from fmerge.runs.data_provenance import split_facts
-from fmerge.store import RunFolder
+from fmerge.evaluation.head_refit import Heads, Refitter
+from fmerge.evaluation.statistics import Fisher, statistic_of
 from fmerge.evaluation.test_scores import TestTable, task_facts
+from fmerge.fisher.summary import FisherSummary, summarise_fishers
+from fmerge.merging.assembler import Assembler
+from fmerge.merging.compatibility import task_vector_facts
+from fmerge.methods import Average
+from fmerge.params import Params, write_params
+from fmerge.report.merge_report import MergeReport
+from fmerge.report.model_card import loader_of, model_card, parameters_of
+from fmerge.report.pareto_front import Front
+from fmerge.report.parts import Provenance, SearchOutcome, TestOutcome, Trials
+from fmerge.report.scores import AVERAGE, BASE, EXPERTS, REFITTED, RUNNER_UP
+from fmerge.runs.data_provenance import split_facts
+from fmerge.runs.pass_plan import TestedRow, tested_rows
+from fmerge.search import Search, Trial, non_dominated_trials
+from fmerge.search.objective import Objective
+from fmerge.store import RunFolder
 
-References = Literal["all", "experts"]
+if TYPE_CHECKING:
+    from fmerge.runs.merge import MergeRun
 
 
-@dataclass(frozen=True)
-class Conclusion:
-    """Tests a merge, compares it and saves it with its model cards.
+@dataclass(frozen=True, kw_only=True)
+class Chosen:
+    """The merge to conclude with: the search's best, or a trial that is built by its index.
 
     Attributes:
-        trainer: The Trainer whose passes score.
-        module: The live module.
-        data: The tasks; None where nothing is scored.
-        ensemble: Base, experts and Fishers.
-        method: The formula.
-        settings: How Fishers that were not given were estimated.
-        references: Which rows the table has beside the merge.
-        refitting: When heads are refitted, and on what.
-        heads: The experts' own heads, by name.
-        evaluator: Runs the passes over ``data``.
-        refitter: Refits heads; None where they cannot be, or need not.
+        search: The search.
+        goal: What was optimised.
+        best: The trial.
+        trials: All trials of the run.
+        built: Whether the trial is built by its index, apart from a search.
+        raced: Sentences on racing, if there was any.
     """
 
-    trainer: Trainer
-    module: TaskModule
-    data: MultiTask | None
-    ensemble: Ensemble
-    method: MergeMethod
-    settings: FisherSettings
-    references: References
-    refitting: Refitting
-    heads: Mapping[str, Params]
+    search: Search
+    goal: Objective
+    best: Trial
+    trials: Sequence[Trial]
+    built: bool = False
+    raced: Sequence[str] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conclusion:
+    """Tests a merge, compares it with baselines and saves it with its model cards.
+
+    Attributes:
+        run: The merge that ends.
+        evaluator: Runs the passes over its data; None where nothing is scored.
+        refitter: Refits heads; None if they cannot or need not be refitted.
+    """
+
+    run: "MergeRun"
     evaluator: Evaluator | None
     refitter: Refitter | None
 
-    def draw(
-        self,
-        search: Search,
-        assembler: Assembler,
-        goal: Objective,
-        best: Trial,
-        folder: RunFolder,
-        raced: Sequence[str],
-        built_of: int = 0,
-    ) -> MergeReport:
-        """Tests and saves a merge: the search's best, or one of so many trials that is built.
+    def conclude(self, chosen: Chosen, assembler: Assembler, folder: RunFolder) -> MergeReport:
+        """Tests and saves a merge.
 
         Args:
-            search: The search.
+            chosen: The merge.
             assembler: Assembles merges.
-            goal: What was optimised.
-            best: The trial.
             folder: The run's folder; the first process writes to it.
-            raced: What racing has to say for itself.
-            built_of: How many trials the run had, if the merge is built apart from a search.
 
         Returns:
-            What was kept, with the rows of the table: none without data.
+            The report; without data it has no test scores.
         """
-        # a merge lasts until the next: what it is compared with comes first
-        table, runner_up = self._references(search, assembler)
+        # a merge lasts until the assembler makes the next one: baselines come first
+        table, runner_up = self._test_baselines(chosen.search, assembler)
         fishers: list[FisherSummary] = []
-        body = assembler.assemble(best.coefficients, self._look(fishers))
-        wanted, refitter = self.refitting.wanted, self.refitter
+        body = assembler.assemble(chosen.best.coefficients, self._summarise(fishers))
+        wanted, refitter = self.run.refitting.wanted, self.refitter
         heads = refitter.fit(body) if wanted and refitter is not None else {}
-        kept = AVERAGE if isinstance(self.method, Average) else MERGE
+        row = tested_rows(self.run, rival=False)[-1]
         if table is not None:
-            self._test(table, kept, body, wanted, heads)
-        first, base = self.trainer.is_global_zero, self.ensemble.base
-        # the other processes were told no scores: their search has no model
-        asked = first and self.data is not None
-        front = search.front()
+            self._test(table, row, body, heads)
         report = MergeReport(
-            type(self.method).__name__,
-            type(search).__name__,
-            best,
-            built_of or len(search.history),
-            self.ensemble.sources,
-            self.ensemble.base_source,
-            [] if table is None else table.rows(),
-            goal,
-            list(search.space.groups),
-            search.pick() if asked else None,
-            self._measure(),
-            "" if base is None else task_vector_facts(base, self.ensemble.bodies),
-            self.refitting.when,
-            self.refitting.most,
-            [*self._facts(), *raced],
-            parameters_of(self.method),
-            [] if table is None else table.comparisons(kept),
-            runner_up,
-            search.sensitivity() if asked else {},
-            fishers[0] if fishers else None,
-            task_facts(self.data, folder.noted("data")) if asked else {},
-            sorted(non_dominated_trials(search.history), key=search.rank, reverse=True),
-            {what: folder.noted(what) for what in ("expert", "base")} if first else {},
-            Front(search.objectives, front) if front else None,
-            built=built_of > 0,
+            search=self._search_outcome(chosen, runner_up),
+            tests=TestOutcome(
+                rows=[] if table is None else table.rows(),
+                comparisons=[] if table is None else table.comparisons(row.name),
+                measure=self._measure(),
+                refit_heads=self.run.refitting.when,
+                refit_examples=self.run.refitting.most,
+            ),
+            provenance=self._provenance(chosen, folder, fishers[0] if fishers else None),
         )
-        place = folder.point(best.index) if built_of else folder.path
+        place = folder.point(chosen.best.index) if chosen.built else folder.path
         self._save(body, heads, place / "merged", report)
         return report
 
+    @property
+    def _tells(self) -> bool:
+        """Whether this process knows scores: the other processes' searches have no model."""
+        return self.run.trainer.is_global_zero and self.run.data is not None
+
+    def _search_outcome(self, chosen: Chosen, runner_up: Trial | None) -> SearchOutcome:
+        search, front = chosen.search, chosen.search.front()
+        trials = non_dominated_trials(search.history)
+        return SearchOutcome(
+            method=type(self.run.method).__name__,
+            name=type(search).__name__,
+            best=chosen.best,
+            trials=Trials(chosen.trials),
+            goal=chosen.goal,
+            groups=list(search.space.groups),
+            pick=search.pick() if self._tells else None,
+            sensitivity=search.sensitivity() if self._tells else {},
+            front=Front(search.objectives, front) if front else None,
+            non_dominated=sorted(trials, key=search.rank, reverse=True),
+            runner_up=runner_up,
+            built=chosen.built,
+        )
+
+    def _provenance(
+        self, chosen: Chosen, folder: RunFolder, fishers: FisherSummary | None
+    ) -> Provenance:
+        ensemble, first = self.run.ensemble, self.run.trainer.is_global_zero
+        vectors = ""
+        if ensemble.base is not None:
+            vectors = task_vector_facts(ensemble.base, ensemble.bodies)
+        return Provenance(
+            experts=ensemble.sources,
+            base=ensemble.base_source,
+            hashes={what: folder.noted(what) for what in ("expert", "base")} if first else {},
+            tasks=task_facts(self.run.data, folder.noted("data")) if self._tells else {},
+            facts=[*self._facts(), *chosen.raced],
+            parameters=parameters_of(self.run.method),
+            vectors=vectors,
+            fishers=fishers,
+        )
+
     def _measure(self) -> str:
-        tasks = [] if self.data is None else list(self.data.tasks)
-        plain = all(self.data is not None and by_accuracy(self.data, task) for task in tasks)
+        tasks = [] if self.run.data is None else list(self.run.data.tasks)
+        plain = all(self.run.data is not None and by_accuracy(self.run.data, task) for task in tasks)
         return "accuracy" if plain else "score"
 
     def _facts(self) -> list[str]:
-        if self.data is None:
+        if self.run.data is None:
             return []
-        ensemble = self.ensemble
-        return split_facts(
-            self.data, self.method, self.settings, ensemble.fisher_origins, ensemble.tasks
-        )
+        ensemble = self.run.ensemble
+        origins = ensemble.fisher_origins
+        return split_facts(self.run.data, self.run.method, self.run.settings, origins, ensemble.tasks)
 
-    def _references(self, search: Search, assembler: Assembler) -> tuple[TestTable | None, Trial | None]:
-        """Tests all that the best merge is compared with; nothing without data."""
+    def _test_baselines(
+        self, search: Search, assembler: Assembler
+    ) -> tuple[TestTable | None, Trial | None]:
+        """Tests all that the merge is compared with; nothing without data."""
         if self.evaluator is None:
             return None, None
-        table, ensemble, refit = TestTable(self.evaluator), self.ensemble, self.refitting.wanted
-        every = self.references == "all"
+        table, ensemble = TestTable(self.evaluator), self.run.ensemble
         runner_up = search.runner_up() if search.history else None
-        if every and ensemble.base is not None:
-            self._test(table, BASE, ensemble.base, True)
-        for name in ensemble.tasks:
-            table.add(EXPERTS, ensemble.bodies[name], [name])
-        if every and not isinstance(self.method, Average):
-            average = Average().merge(None, list(ensemble.bodies.values()), [])
-            self._test(table, AVERAGE, average, refit)
-        if not every or runner_up is None:
-            return table, None
-        self._test(table, RUNNER_UP, assembler.assemble(runner_up.coefficients), refit)
-        return table, runner_up
+        *baselines, _ = tested_rows(self.run, rival=runner_up is not None)
+        for row in baselines:
+            if row.name == EXPERTS:
+                for name in ensemble.tasks:
+                    table.add(EXPERTS, ensemble.bodies[name], [name])
+            elif row.name == BASE and ensemble.base is not None:
+                self._test(table, row, ensemble.base)
+            elif row.name == AVERAGE:
+                average = Average().merge(None, list(ensemble.bodies.values()), [])
+                self._test(table, row, average)
+            elif runner_up is not None:
+                self._test(table, row, assembler.assemble(runner_up.coefficients))
+        tested = any(row.name == RUNNER_UP for row in baselines)
+        return table, runner_up if tested else None
 
     def _test(
-        self, table: TestTable, name: str, body: Params, refit: bool, heads: Heads | None = None
+        self, table: TestTable, row: TestedRow, body: Params, heads: Heads | None = None
     ) -> None:
-        """Tests a body under the experts' own heads and, perhaps, under refitted ones."""
-        table.add(name, body, self.ensemble.tasks)
+        """Tests a body under the experts' own heads and, for some rows, under refitted ones."""
+        table.add(row.name, body, self.run.ensemble.tasks)
         refitter = self.refitter
-        if refit and refitter is not None:
+        if row.refitted and refitter is not None:
             fitted = refitter.fit(body) if heads is None else heads
-            table.record(name + REFITTED, lambda: refitter.score(body, "test", fitted))
+            table.record(row.name + REFITTED, lambda: refitter.score(body, "test", fitted))
 
-    def _look(self, fishers: list[FisherSummary]) -> Callable[[Mapping[str, Any]], None] | None:
-        """What measures the Fishers of a merge, where the method has any."""
-        if self.method.statistic not in {"fisher", "moving fisher"}:
+    def _summarise(
+        self, fishers: list[FisherSummary]
+    ) -> Callable[[Mapping[str, Any]], None] | None:
+        """A callback that summarises the Fishers of a merge, if the method has any."""
+        if not isinstance(statistic_of(self.run.method), Fisher):
             return None
 
-        def look(found: Mapping[str, Any]) -> None:
-            if self.trainer.is_global_zero:
+        def summarise(found: Mapping[str, Any]) -> None:
+            if self.run.trainer.is_global_zero:
                 fishers.append(summarise_fishers(found))
 
-        return look
+        return summarise
 
     def _save(self, body: Params, heads: Heads, folder: Path, report: MergeReport) -> None:
-        # precisions such as bf16-true have rounded the live weights: write them all anew
-        self.module.float()
+        # precisions such as bf16-true have rounded the live weights: write all of them again
+        self.run.module.float()
         cards = {}
-        for name, head in self.heads.items():
-            model = self.module.task_model(name)
+        for name, head in self.run.heads.items():
+            model = self.run.module.task_model(name)
             write_params(model, head | heads.get(name, {}) | body)
             cards[name] = model_card(report, loader_of(model), name if head else None)
-        if self.trainer.is_global_zero:
-            self.module.save(folder, cards)
+        if self.run.trainer.is_global_zero:
+            self.run.module.save(folder, cards)

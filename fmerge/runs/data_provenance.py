@@ -1,4 +1,4 @@
-"""Which examples a merge was made from, chosen by and scored on, in words for its report."""
+"""Sentences for a report: which examples estimated, chose and scored a merge."""
 
 from collections.abc import Mapping, Sequence
 
@@ -14,20 +14,22 @@ def split_facts(
     origins: Mapping[str, str] | None,
     tasks: Sequence[str],
 ) -> list[str]:
-    """Says where the examples of Fishers or Grams, of the choice and of the scores came from.
+    """Says which examples the Fishers or Grams, the choice and the scores come from.
 
     Args:
         data: The tasks.
         method: The formula, which may need no Fisher.
         settings: How Fishers and Grams that no file gives were estimated.
-        origins: What the files of given Fishers say of themselves, by expert.
+        origins: What the files of given Fishers say of their origin, by expert.
         tasks: The tasks whose examples are used, in order.
 
     Returns:
         Sentences.
     """
     chose, scored = (_counts(data, tasks, split) for split in ("validation", "test"))
-    facts = [f"examples that chose, validation: {chose}; that scored the table, test: {scored}"]
+    facts = [
+        f"validation examples, used to choose: {chose}; test examples, used to score: {scored}"
+    ]
     if method.statistic in {"fisher", "moving fisher"} and origins:
         told = "; ".join(f"`{name}` {origin}" for name, origin in origins.items())
         return [*facts, f"Fishers: given, {told}"]
@@ -37,12 +39,13 @@ def split_facts(
     used = _counts(data, tasks, settings.split, settings.examples)
     if settings.until is not None and what == "Fishers":
         used = f"at most {used}"
-    apart = {
-        "train": "none of them among those that chose or scored",
-        "validation": "they are AMONG THOSE THAT CHOSE; --fisher.split train keeps them apart",
-        "test": "they are AMONG THOSE THAT SCORED; choose another --fisher.split",
+    overlap = {
+        "train": "none of them used to choose or to score",
+        "validation": "ALSO USED TO CHOOSE; --fisher.split train avoids this",
+        "test": "ALSO USED TO SCORE; give another --fisher.split",
     }[settings.split]
-    return [*facts, f"{what}: estimated on examples of the {settings.split} split: {used}; {apart}"]
+    source = f"estimated on examples of the {settings.split} split"
+    return [*facts, f"{what}: {source}: {used}; {overlap}"]
 
 
 def _counts(data: MultiTask, tasks: Sequence[str], split: Split, most: int | None = None) -> str:

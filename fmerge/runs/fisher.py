@@ -18,10 +18,11 @@ from fmerge.errors import UserError
 from fmerge.evaluation.evaluator import Evaluator
 from fmerge.fisher import FisherSettings
 from fmerge.fisher import FisherEstimate
-from fmerge.fisher.summary import fisher_table
 from fmerge.system.signals import asking_to_stop
 from fmerge.modules import Saving, TaskModule
 from fmerge.params import check_finite, check_same_layout, fingerprint, params_of
+from fmerge.report.sections import layer_table
+from fmerge.report.tables import to_rich
 from fmerge.store import (
     check_fisher_path,
     check_new_file,
@@ -213,7 +214,7 @@ class FisherRun:
         write_fisher(self.output, estimate.values, provenance)
         settings, console = self.settings, Console()
         title = f"Fisher of {self.task}: {settings.estimator}, {estimate.count} {settings.split}"
-        console.print(fisher_table(estimate.values, f"{title} examples"))
+        console.print(to_rich(layer_table(estimate.values, f"{title} examples")))
         if error is not None:
             console.print(f"Standard error of the total: {shown}", highlight=False)
         console.print(f"Fisher: {self.output}", soft_wrap=True, highlight=False)

@@ -1,7 +1,7 @@
 """One ``merge`` command: checked, locked, then searched, built from a trial, or only priced."""
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,13 +21,12 @@ from fmerge.merging.optimizer import MergeOptimizer
 from fmerge.methods import MergeMethod
 from fmerge.modules import TaskModule
 from fmerge.report.merge_report import MergeReport
-from fmerge.report.pareto_front import find_trial
+from fmerge.runs.build import find_trial
 from fmerge.report.write import show
-from fmerge.runs.conclude import References
 from fmerge.runs.dry_run import show_merge_plan
 from fmerge.runs.inputs import check_merge, fingerprints, task_module, tasks_of
 from fmerge.runs.merge import MergeRun
-from fmerge.runs.pass_plan import PassPlan
+from fmerge.runs.pass_plan import Baselines, PassPlan
 from fmerge.search import Search
 from fmerge.store import RunFolder, lock_of, only_run
 from fmerge.system.signals import asking_to_stop
@@ -64,7 +63,7 @@ class MergeJob:
     method: MergeMethod
     base: str | None
     fisher: FisherSettings
-    baselines: References
+    baselines: Baselines
     refitting: Refitting
     overwrite: bool
     dry_run: bool
@@ -79,7 +78,7 @@ class MergeJob:
         """
         with only_run(lock_of(self.output, folder=True), on=self.trainer.is_global_zero):
             folder = RunFolder(self.output, self.config)
-            resuming, record, trials = self._look_into(folder)
+            resuming, records = self._look_into(folder)
             check_strategy(self.trainer)
             run, search = self._prepare()
             if self.dry_run:
@@ -87,7 +86,7 @@ class MergeJob:
                 show_merge_plan(run, search, plan, self.output)
                 return None
             if self.build is not None:
-                return self._build(run, search, folder, record, trials)
+                return self._build(run, search, folder, records)
             return self._search(run, search, folder, resuming)
 
     @cached_property
@@ -97,14 +96,13 @@ class MergeJob:
         found = [one for one in callbacks if isinstance(one, MergeOptimizer)]
         return found[0] if found else MergeOptimizer()
 
-    def _look_into(self, folder: RunFolder) -> tuple[bool, Mapping[str, Any], int]:
-        """Whether a run is resumed; or the record of the trial to build, of how many trials."""
+    def _look_into(self, folder: RunFolder) -> tuple[bool, Sequence[Mapping[str, Any]]]:
+        """Whether a run is resumed; or the records of the trials, one of which is built."""
         if not self.trainer.is_global_zero:
-            return False, {}, 0  # the first process will broadcast what it found
+            return False, []  # the first process will broadcast what it found
         if self.build is not None:
-            record, trials = find_trial(folder, self.build, self.overwrite, self.dry_run)
-            return False, record, trials
-        return folder.check(self.overwrite and not is_requeued(self.trainer)), {}, 0
+            return False, find_trial(folder, self.build, self.overwrite, self.dry_run)
+        return folder.check(self.overwrite and not is_requeued(self.trainer)), []
 
     def _prepare(self) -> tuple[MergeRun, Search]:
         """Reads the inputs and checks all that can be checked before the long part."""
@@ -142,17 +140,16 @@ class MergeJob:
         run: MergeRun,
         search: Search,
         folder: RunFolder,
-        record: Mapping[str, Any],
-        trials: int,
+        records: Sequence[Mapping[str, Any]],
     ) -> MergeReport:
-        assert self.build is not None
+        assert (index := self.build) is not None
         if self.trainer.is_global_zero:
             folder.check_inputs(fingerprints(run))
-            folder.begin_point(self.build)
+            folder.begin_point(index)
         report = self._long(
-            run, lambda: run.build(self.optimizer, search, folder, record, trials)
+            run, lambda: run.build(self.optimizer, search, folder, index, records)
         )
-        return self._shown(report, search, folder.point(self.build))
+        return self._shown(report, folder.point(index))
 
     def _search(
         self, run: MergeRun, search: Search, folder: RunFolder, resuming: bool
@@ -175,7 +172,7 @@ class MergeJob:
                     f"the same command resumes: {folder.path}\n"
                 )
             raise
-        return self._shown(report, search, folder.path)
+        return self._shown(report, folder.path)
 
     def _long(self, run: MergeRun, part: Callable[[], MergeReport]) -> MergeReport:
         """Runs the long part as Lightning runs its own, with its handling of interrupts."""
@@ -186,8 +183,8 @@ class MergeJob:
         report: MergeReport = call._call_and_handle_interrupt(trainer, part)
         return report
 
-    def _shown(self, report: MergeReport, search: Search, output: Path) -> MergeReport:
+    def _shown(self, report: MergeReport, output: Path) -> MergeReport:
         if self.trainer.is_global_zero:
-            show(report, search, output)
+            show(report, output)
         self.trainer.strategy.barrier("the merge is written")
         return report

@@ -9,7 +9,8 @@ from typing import Any
 from lightning.pytorch import Trainer
 
 from fmerge.evaluation.batch_size import check_automatic
-from fmerge.runs.conclude import Conclusion, References
+from fmerge.runs.conclude import Chosen, Conclusion
+from fmerge.runs.pass_plan import Baselines
 from fmerge.data import MultiTask, Split
 from fmerge.errors import UserError
 from fmerge.evaluation.evaluator import Evaluator, by_accuracy
@@ -55,7 +56,7 @@ class MergeRun:
     method: MergeMethod
     settings: FisherSettings
     heads: Mapping[str, Params]
-    baselines: References = "all"
+    baselines: Baselines = "all"
     refitting: Refitting = Refitting()
 
     @property
@@ -107,15 +108,16 @@ class MergeRun:
             stop,
         )
         raced = [race_facts(search.history)] if optimizer.racing else []
-        return self._conclusion().draw(search, assembler, goal, best, folder, raced)
+        chosen = Chosen(search=search, goal=goal, best=best, trials=search.history, raced=raced)
+        return self._conclusion().conclude(chosen, assembler, folder)
 
     def build(
         self,
         optimizer: MergeOptimizer,
         search: Search,
         folder: RunFolder,
-        record: Mapping[str, Any],
-        trials: int,
+        index: int,
+        records: Sequence[Mapping[str, Any]],
     ) -> MergeReport:
         """Assembles one trial of a finished run again, tests it and saves it; no trial is made.
 
@@ -123,16 +125,18 @@ class MergeRun:
             optimizer: As for ``run``.
             search: The run's search, which is not asked.
             folder: The run's folder.
-            record: The trial's record; that of the first process counts.
-            trials: How many trials the run had.
+            index: The trial's.
+            records: Those of the run's trials; those of the first process count.
 
         Returns:
             What was built, with the rows of the table: none without data.
         """
         self.trainer.strategy.setup_environment()
-        trial = Trial.from_record(self.trainer.strategy.broadcast(dict(record)))
+        known = self.trainer.strategy.broadcast(list(records))
+        trials = [Trial.from_record(record) for record in known]
         goal, assembler = self._begin(optimizer, search, folder)
-        return self._conclusion().draw(search, assembler, goal, trial, folder, [], trials)
+        chosen = Chosen(search=search, goal=goal, best=trials[index], trials=trials, built=True)
+        return self._conclusion().conclude(chosen, assembler, folder)
 
     def _begin(
         self, optimizer: MergeOptimizer, search: Search, folder: RunFolder
@@ -171,15 +175,7 @@ class MergeRun:
     def _conclusion(self) -> Conclusion:
         fits = self.refitting.wanted or (self.probed and self.can_refit)
         return Conclusion(
-            trainer=self.trainer,
-            module=self.module,
-            data=self.data,
-            ensemble=self.ensemble,
-            method=self.method,
-            settings=self.settings,
-            references=self.baselines,
-            refitting=self.refitting,
-            heads=self.heads,
+            run=self,
             evaluator=None if self.data is None else self._evaluator,
             refitter=self._refitter if fits else None,
         )

@@ -1,7 +1,7 @@
 """Which passes over data a merge makes: stated once, for the run and for its dry run."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from fmerge.data import MultiTask, Split
 from fmerge.evaluation.passes import Pass, Passes
@@ -9,6 +9,9 @@ from fmerge.report.scores import AVERAGE, BASE, EXPERTS, MERGE, RUNNER_UP
 
 if TYPE_CHECKING:
     from fmerge.runs.merge import MergeRun
+
+Baselines = Literal["all", "experts"]
+"""Which rows the table has beside the merge; see ``FMergeTrainer.merge``."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +48,8 @@ def tested_rows(run: "MergeRun", rival: bool) -> list[TestedRow]:
         rows.append(TestedRow(AVERAGE, refitted=wanted))
     if every and rival:
         rows.append(TestedRow(RUNNER_UP, refitted=wanted, assembled=True))
-    kept = AVERAGE if run.is_average else MERGE
-    return [*rows, TestedRow(kept, refitted=wanted, assembled=True)]
+    own = AVERAGE if run.is_average else MERGE
+    return [*rows, TestedRow(own, refitted=wanted, assembled=True)]
 
 
 @dataclass(frozen=True)

@@ -237,7 +237,7 @@ def test_a_merge_reloads_to_the_very_logits(zoo, tmp_path):
         base=zoo.base,
         output=tmp_path / "merge",
     )
-    assert report.trials == 1 and [row.name for row in report.rows][-1] == "this merge"
+    assert len(report.trials) == 1 and [row.name for row in report.rows][-1] == "this merge"
     module.eval()
     for task in zoo.experts:
         loaded = AutoModelForSequenceClassification.from_pretrained(

@@ -137,7 +137,7 @@ def test_a_wrong_index_names_the_front(zoo, finished, capsys):
     before = files(output)
     for index in ("8", "-1"):
         line = fails(capsys, *arguments, "--build", index)
-        assert f"--build {index}: is none of its 8 trials in {output}" in line
+        assert f"--build {index}: is not among its 8 trials in {output}" in line
         assert line.endswith(f"the front's are {', '.join(map(str, front))}")
     assert files(output) == before and not (output / "points" / "8").exists()
 

@@ -99,8 +99,8 @@ def test_the_report_tells_what_was_saved_and_which_split_did_what(both):
         "examples of all trials were not scored\n" in report
     )
     assert (
-        "- examples that chose, validation: colour 160, animal 90; "
-        "that scored the table, test: colour 11, animal 11\n" in report
+        "- validation examples, used to choose: colour 160, animal 90; "
+        "test examples, used to score: colour 11, animal 11\n" in report
     )
     assert "racing" not in (both[0] / "report.md").read_text()
     full = max(trials(both[0]), key=lambda trial: trial["objective"])
@@ -194,11 +194,11 @@ def test_racing_needs_data(zoo, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        (["--fisher.split", "train"], "the train split: colour 20, animal 20; none of them among"),
+        (["--fisher.split", "train"], "the train split: colour 20, animal 20; none of them used"),
         (
             ["--fisher.split", "validation", "--fisher.examples", "12"],
-            "the validation split: colour 12, animal 12; they are AMONG THOSE THAT CHOSE; "
-            "--fisher.split train keeps them apart",
+            "the validation split: colour 12, animal 12; ALSO USED TO CHOOSE; "
+            "--fisher.split train avoids this",
         ),
     ],
 )

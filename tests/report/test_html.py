@@ -15,6 +15,7 @@ from fmerge.report.html import html
 from fmerge.report.markdown import code, plain, sentence
 from fmerge.report.merge_report import MergeReport
 from fmerge.report.model_card import model_card, parameters_of
+from fmerge.report.parts import Provenance, SearchOutcome, Trials
 from fmerge.report.write import linked
 from fmerge.search import Fixed, SearchSpace, Trial
 from tests.made_up_report import HOSTILE, made_up
@@ -39,7 +40,7 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def page():
-    return html(*made_up(HOSTILE))
+    return html(made_up(HOSTILE))
 
 
 def test_no_name_becomes_a_tag(page):
@@ -61,7 +62,7 @@ def test_no_name_becomes_a_tag(page):
 
 
 def test_the_page_says_what_the_report_knows(page):
-    report, _ = made_up(HOSTILE)
+    report = made_up(HOSTILE)
     text = " ".join(Page(page).text.split())
     for row in report.rows:
         for one in (*row.estimates.values(), row.mean):
@@ -70,14 +71,14 @@ def test_the_page_says_what_the_report_knows(page):
     for comparison in report.comparisons:
         one = comparison.mean
         assert f"{100 * one.value:+.1f}".replace("-", "−") in text
-    for shares in report.fishers.layers.values():
+    for shares in report.provenance.fishers.layers.values():
         assert all(f"{100 * share:.1f}" in text for share in shares)
-    assert f"The runner-up is trial {report.runner_up.index}," in text
+    assert f"The runner-up is trial {report.search.runner_up.index}," in text
     assert "cdcdcdcd" in text and "efefefef" in text and "abababab" in text
 
 
 def test_decided_differences_stand_out(page):
-    report, _ = made_up(HOSTILE)
+    report = made_up(HOSTILE)
     every = [d for one in report.comparisons for d in (*one.differences.values(), one.mean)]
     decided = sum(one.decided for one in every)
     assert 0 < decided < len(every)
@@ -93,20 +94,23 @@ def test_a_merge_without_data_has_a_page_without_scores():
     search = Fixed()
     search.start(SearchSpace(["a", "b"]))
     search.tell(Trial(0, {"a": 0.25, "b": 0.75}))
-    report = MergeReport("Average", "Fixed", search.best(), 1, {"a": "x/y", "b": "z"}, None)
-    found = Page(html(report, search))
+    found = SearchOutcome(
+        method="Average", name="Fixed", best=search.best(), trials=Trials(search.history)
+    )
+    report = MergeReport(search=found, provenance=Provenance(experts={"a": "x/y", "b": "z"}))
+    found = Page(html(report))
     assert "x/y" in found.text and "0.2500" in found.text and "Test" not in found.text
     assert "img" not in {tag for tag, _ in found.tags}
-    assert "## Scores" not in model_card(report)
+    assert "Test accuracy" in model_card(made_up(["a"])) and "Test" not in model_card(report)
 
 
 def test_the_same_report_is_the_same_file(page):
-    assert html(*made_up(HOSTILE)) == page
+    assert html(made_up(HOSTILE)) == page
 
 
 @pytest.mark.parametrize("document", ["report", "card"])
 def test_no_name_gets_into_the_markdown(document):
-    report, _ = made_up(HOSTILE)
+    report = made_up(HOSTILE)
     text = report.markdown()
     if document == "card":
         text = model_card(report, "BertModel", HOSTILE[0]).split("\n---\n", 1)[1]
@@ -134,7 +138,7 @@ def test_names_in_sentences_are_code():
 def test_the_card_has_front_matter_that_hugging_face_reads():
     from huggingface_hub import ModelCard
 
-    report, _ = made_up(HOSTILE)
+    report = made_up(HOSTILE)
     text = model_card(report, "BertForSequenceClassification", HOSTILE[0])
     front = yaml.safe_load(text.split("---\n")[1])
     assert front["base_model"] == [f"base/{HOSTILE[0]}", *(f"runs/{t}/expert" for t in HOSTILE)]

@@ -1,26 +1,32 @@
 """Tables and pictures of runs."""
 
 import json
+import re
 
 import pytest
 import torch
+from markdown_it import MarkdownIt
 from rich.console import Console
 
 from fmerge.errors import UserError
-from fmerge.fisher.summary import fisher_table, layer_of
+from fmerge.fisher.summary import layer_of
 from fmerge.merging.compatibility import task_vector_facts
 from fmerge.merging.racing import race_facts
 from fmerge.report.merge_report import MergeReport
+from fmerge.report.pareto_front import Front
+from fmerge.report.parts import Provenance, SearchOutcome, TestOutcome, Trials
 from fmerge.report.plots import draw_search
-from fmerge.report.score_table import compare, score_table
+from fmerge.report.score_table import compare
 from fmerge.report.scores import Row
+from fmerge.report.sections import layer_table, score_table
+from fmerge.report.tables import to_rich
 from fmerge.search import Pick, Trial
 from fmerge.search.objective import Objective, Partial
 
 
 def text(table) -> str:
     console = Console(width=100, record=True, file=open("/dev/null", "w"))
-    console.print(table)
+    console.print(to_rich(table, notes=True))
     return console.export_text()
 
 
@@ -38,7 +44,7 @@ ROWS = [
 def test_scores_means_and_shares():
     table = score_table(ROWS, "Test accuracy, %")
     assert line(table, "experts") == ["experts", "80.0", "50.0", "65.0", "100.0"]
-    # kept: (0.6/0.8 + 0.5/0.5) / 2 of 100
+    # retained: (0.6/0.8 + 0.5/0.5) / 2 of 100
     assert line(table, "plain average") == ["plain average", "60.0", "50.0", "55.0", "87.5"]
 
 
@@ -74,8 +80,12 @@ def test_refitted_heads_side_by_side(tmp_path):
             *([Row("this merge, heads refitted", refitted)] if refit_heads != "off" else []),
         ]
         best = Trial(0, {"a": 0.5, "b": 0.5}, 0.7)
-        kinds = {"refit_heads": refit_heads, "refit_examples": examples}
-        report = MergeReport("TIES", "Grid", best, 3, {"a": "x", "b": "y"}, None, rows, **kinds)
+        report = MergeReport(
+            search=SearchOutcome(method="TIES", name="Grid", best=best, trials=Trials([best] * 3)),
+            tests=TestOutcome(rows=rows, refit_heads=refit_heads, refit_examples=examples),
+            provenance=Provenance(experts={"a": "x", "b": "y"}),
+        )
+        assert report.record()["trials"] == 3
         (tmp_path / name).mkdir()
         (tmp_path / name / "scores.json").write_text(json.dumps(report.record()))
         return report.markdown()
@@ -122,7 +132,7 @@ def test_layers_are_cut_from_names(name, layer):
 
 def test_the_fisher_by_layer():
     values = {"m.0.w": torch.full((2, 2), 0.5), "m.0.b": torch.zeros(4), "head.w": torch.ones(6)}
-    table = fisher_table(values, "Fisher")
+    table = layer_table(values, "Fisher")
     assert line(table, "m.0") == ["m.0", "8", "2.50e-01", "25.0"]
     assert line(table, "head") == ["head", "6", "1.00e+00", "75.0"]
 
@@ -197,21 +207,30 @@ def test_the_report_of_a_search_with_bounds_and_a_model():
         best = Trial(4, {"a/x": 0.25, "a/y": 0.5, "b/x": 0.75, "b/y": 1.0}, 0.7, metrics)
         goal = Objective("worst", bounds={"a": 0.72, "b": 0.4})
         experts = {"a": "path/a", "b": "path/b"}
-        return MergeReport(
-            "TIES", "AxSearch", best, 9, experts, None, ROWS, goal, ["x", "y"], pick
-        ).markdown()
+        search = SearchOutcome(
+            method="TIES",
+            name="AxSearch",
+            best=best,
+            trials=Trials([best] * 9),
+            goal=goal,
+            groups=["x", "y"],
+            pick=pick,
+        )
+        tests, provenance = TestOutcome(rows=ROWS), Provenance(experts=experts)
+        return MergeReport(search=search, tests=tests, provenance=provenance).markdown()
 
     fine = report({"a": 0.75, "b": 0.7}, Pick(Trial(6, {}, 0.69), 0.685, 0.004))
     assert "- coefficients of a: x 0.2500, y 0.5000\n- coefficients of b: x 0.7500" in fine
-    assert "the validation split chose, by the worst task's score (objective 70.0)" in fine
-    assert "- at least on validation: a 72.0, b 40.0; the best trial keeps to that" in fine
+    assert "- search: AxSearch, 9 trials; the best is trial 4\n" in fine
+    assert "chosen on the validation split by the worst task's score (objective 70.0)" in fine
+    assert "- lower bounds on validation: a 72.0, b 40.0; the best trial meets them\n" in fine
     assert (
-        "- observed best: trial 4, 70.0, which was kept; the search's model would have kept "
-        "trial 6, 68.5 ± 0.4 predicted" in fine
+        "- chosen by its observed score: trial 4, 70.0; the search's model would choose "
+        "trial 6, 68.5 ± 0.4 predicted\n" in fine
     )
     short = report({"a": 0.7, "b": 0.8}, Pick(Trial(4, {}, 0.7), 0.685, 0.004))
-    assert "NO TRIAL kept to that" in short and "falls short by least: a by 2.0\n" in short
-    assert "would have kept the same trial, 68.5" in short
+    assert "NO TRIAL meets them" in short and "the smallest shortfall: a by 2.0\n" in short
+    assert "would choose the same trial, 68.5" in short
 
 
 def test_task_vectors_are_told_by_length_and_direction():
@@ -224,3 +243,17 @@ def test_task_vectors_are_told_by_length_and_direction():
     assert task_vector_facts(base, bodies) == (
         "`x` 10.0%, `y` 28.3% of the base's norm; cosines: `y` and `x` 0.71"
     )
+
+
+def test_the_front_escapes_names_in_all_forms():
+    task = "a|<b>*c*"
+    objectives = {"mean": 0.5, task: 0.25}
+    trials = [Trial(4, {task: 0.125}, 0.5, {task: 0.25, "d|e": 0.75}, objectives=objectives)]
+    front = Front(["mean", task], trials)
+    rendered = MarkdownIt("gfm-like", {"linkify": False}).render("\n".join(front.markdown()))
+    assert re.findall("<t[hd][^>]*>(.*?)</t[hd]>", rendered) == [
+        *["trial", "mean", "a|&lt;b&gt;*c*", "d|e", "coefficients"],
+        *["4", "50.0", "25.0", "75.0", "a|&lt;b&gt;*c* 0.1250"],
+    ]
+    assert "merged/ holds trial 4, the best by mean; " in text(front.table())
+    assert line(front.table(), "0.1250") == ["4", "50.0", "25.0", "75.0", f"{task} 0.1250"]

@@ -1,0 +1,137 @@
+"""The three parts of a merge's report: the search, the tests, and where all of it comes from."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from fmerge.fisher.summary import FisherSummary
+from fmerge.report.pareto_front import Front
+from fmerge.report.scores import Comparison, Row, TaskFacts
+from fmerge.search import Pick, Trial
+from fmerge.search.objective import Objective
+
+if TYPE_CHECKING:
+    import pandas
+
+
+class Trials(list[Trial]):
+    """The trials of a search, in order."""
+
+    def to_dataframe(self) -> "pandas.DataFrame":
+        """Lays out the trials as a table.
+
+        Returns:
+            A row a trial, with the columns ``trial``, ``status`` and ``objective``,
+            ``coefficients.NAME`` for each coefficient λ and ``metrics.TASK`` for each task's
+            score; NaN where a trial has no such value.
+        """
+        import pandas
+
+        rows = [
+            {
+                "trial": trial.index,
+                "status": trial.status,
+                # not None: a column of failed trials alone would hold objects, no floats
+                "objective": float("nan") if trial.objective is None else trial.objective,
+                **{f"coefficients.{name}": value for name, value in trial.coefficients.items()},
+                **{f"metrics.{task}": score for task, score in trial.metrics.items()},
+            }
+            for trial in self
+        ]
+        # an expert and its task share a name; the prefixes are the keys of trials.jsonl
+        prefixes = ("coefficients.", "metrics.")
+        found = [dict.fromkeys(k for row in rows for k in row if k.startswith(p)) for p in prefixes]
+        columns = ["trial", "status", "objective", *found[0], *found[1]]
+        return pandas.DataFrame(rows, columns=columns)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchOutcome:
+    """What was searched, and what was chosen.
+
+    Attributes:
+        method: Name of the merging method.
+        name: Name of the search.
+        best: The trial that was chosen and saved.
+        trials: All trials.
+        goal: What the search maximised, and its bounds.
+        groups: Names of the groups that have coefficients of their own.
+        pick: The trial that the search's model would choose, if it has a model.
+        sensitivity: Coefficient to the share of the objective's variance that the search's model
+            ascribes to it, alone and together with others.
+        front: The Pareto front, if there are several objectives.
+        non_dominated: The trials whose validation scores no other trial dominates, the best
+            first.
+        runner_up: The second best trial, if it was tested.
+        built: Whether ``best`` is a trial built by its index, not the choice of the search.
+    """
+
+    method: str
+    name: str
+    best: Trial
+    trials: Trials
+    goal: Objective = Objective()
+    groups: Sequence[str] = ("",)
+    pick: Pick | None = None
+    sensitivity: Mapping[str, float] = field(default_factory=dict)
+    front: Front | None = None
+    non_dominated: Sequence[Trial] = ()
+    runner_up: Trial | None = None
+    built: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class TestOutcome:
+    """The test scores of the merge and of its baselines.
+
+    Attributes:
+        rows: Test scores of the models compared; empty if nothing was scored.
+        comparisons: Differences of the merge's scores and others'.
+        measure: What the scores are: ``accuracy``, or ``score`` where tasks have other metrics.
+        refit_heads: When heads were refitted: ``off``, ``end`` or ``trials``.
+        refit_examples: How many training examples of each task heads were refitted on; all if
+            None.
+    """
+
+    __test__: ClassVar[bool] = False  # for pytest, which takes Test* for a class of tests
+
+    rows: Sequence[Row] = ()
+    comparisons: Sequence[Comparison] = ()
+    measure: str = "accuracy"
+    refit_heads: str = "off"
+    refit_examples: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Provenance:
+    """What the merge was made of.
+
+    Attributes:
+        experts: Expert name to where it was read from.
+        base: Where the base was read from, if there is one.
+        hashes: SHA-256 of the weights of each ``expert`` and of the ``base``.
+        tasks: What the tasks were scored on.
+        facts: Sentences on the examples of the estimates, of the choice and of the test.
+        parameters: The method's parameters.
+        vectors: A sentence on the task vectors' norms and cosines; empty without a base.
+        fishers: Where the mass lies of the Fishers that the merge was made with.
+    """
+
+    experts: Mapping[str, str]
+    base: str | None = None
+    hashes: Mapping[str, Any] = field(default_factory=dict)
+    tasks: Mapping[str, TaskFacts] = field(default_factory=dict)
+    facts: Sequence[str] = ()
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    vectors: str = ""
+    fishers: FisherSummary | None = None
+
+    def models(self) -> list[tuple[str, str, str]]:
+        """Lists what was merged.
+
+        Returns:
+            Name, place and SHA-256 of each expert and of the base; an unknown hash is empty.
+        """
+        hashes = self.hashes.get("expert") or {}
+        found = [(name, path, hashes.get(name, "")) for name, path in self.experts.items()]
+        return found + ([("base", self.base, self.hashes.get("base") or "")] if self.base else [])

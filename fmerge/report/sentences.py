@@ -1,0 +1,125 @@
+"""The sentences of a report: only their backticks are Markdown."""
+
+from fmerge.report.parts import Provenance, SearchOutcome, TestOutcome
+from fmerge.report.scores import REFITTED
+from fmerge.search.objective import shortfalls
+from fmerge.search.parameter_groups import coefficient_name
+
+
+def made(search: SearchOutcome, provenance: Provenance) -> list[str]:
+    """Says what was searched and found.
+
+    Args:
+        search: The search.
+        provenance: Where the merge comes from.
+
+    Returns:
+        Sentences.
+    """
+    which = "this is trial {}, built by its index" if search.built else "the best is trial {}"
+    found = which.format(search.best.index)
+    given = ", ".join(f"{name} {value}" for name, value in provenance.parameters.items())
+    return [
+        f"search: {search.name}, {len(search.trials)} trials; {found}",
+        *([f"parameters of {search.method}: {given}"] if given else []),
+    ]
+
+
+def choice(search: SearchOutcome, provenance: Provenance) -> list[str]:
+    """Says what was chosen and why.
+
+    Args:
+        search: The search.
+        provenance: Where the merge comes from.
+
+    Returns:
+        Sentences.
+    """
+    objective = f"{100 * (search.best.objective or 0):.1f}"
+    chosen = (
+        f"chosen on the validation split by {search.goal} (objective {objective}); scored once, on "
+        "the test split"
+    )
+    if search.built:
+        chosen = f"{search.goal} is {objective} on the validation split; scored on the test split"
+    return [chosen, *bounds_met(search), *_picked(search), *provenance.facts]
+
+
+def coefficients(search: SearchOutcome, provenance: Provenance) -> list[str]:
+    """Lists the coefficients.
+
+    Args:
+        search: The search.
+        provenance: Where the merge comes from.
+
+    Returns:
+        One line, or one per expert where tensors are grouped.
+    """
+    values = search.best.coefficients
+    if list(search.groups) == [""]:
+        return [f"coefficients: {', '.join(f'{n} {v:.4f}' for n, v in values.items())}"]
+    lines = []
+    for expert in provenance.experts:
+        own = (f"{g} {values[coefficient_name(expert, g)]:.4f}" for g in search.groups)
+        lines.append(f"coefficients of {expert}: {', '.join(own)}")
+    return lines
+
+
+def bounds_met(search: SearchOutcome) -> list[str]:
+    """Says which bounds there were, and by how much they were missed.
+
+    Args:
+        search: The search.
+
+    Returns:
+        A sentence; none where there were no bounds.
+    """
+    bounds = search.goal.bounds
+    if not bounds:
+        return []
+    least = ", ".join(f"{task} {100 * bound:.1f}" for task, bound in bounds.items())
+    given = f"lower bounds on validation: {least}"
+    short = shortfalls(search.best.metrics, bounds)
+    if not short:
+        return [f"{given}; {'this' if search.built else 'the best'} trial meets them"]
+    missing = ", ".join(f"{task} by {100 * value:.1f}" for task, value in short.items())
+    if search.built:
+        return [f"{given}; this trial falls short: {missing}"]
+    return [
+        f"{given}; NO TRIAL meets them, and the best is the one with the smallest shortfall: "
+        f"{missing}"
+    ]
+
+
+def refitted(tests: TestOutcome) -> str:
+    """Says what refitted heads are.
+
+    Args:
+        tests: The test scores.
+
+    Returns:
+        A sentence; empty if no row has refitted heads.
+    """
+    if not any(row.name.endswith(REFITTED) for row in tests.rows):
+        return ""
+    examples = "all" if tests.refit_examples is None else f"at most {tests.refit_examples}"
+    where = {
+        "end": "; the merge is saved with these heads",
+        "trials": "; the search scored with such heads, and the merge is saved with them",
+    }
+    return (
+        "Heads refitted: each task's last linear layer is fitted to the body on "
+        f"{examples} of its training examples{where.get(tests.refit_heads, '')}."
+    )
+
+
+def _picked(search: SearchOutcome) -> list[str]:
+    if search.pick is None:
+        return []
+    best, pick = search.best, search.pick
+    predicted = f"{100 * pick.mean:.1f} ± {100 * pick.error:.1f} predicted"
+    same = "the same trial" if pick.trial.index == best.index else f"trial {pick.trial.index}"
+    return [
+        f"chosen by its observed score: trial {best.index}, {100 * (best.objective or 0):.1f}; "
+        f"the search's model would choose {same}, {predicted}"
+    ]
