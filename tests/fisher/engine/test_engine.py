@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from fmerge.fisher import FisherAccumulator, estimate_fisher
-from fmerge.fisher.engine.gradients import Moved, Outer, Pulled, Rows, Summed
+from fmerge.fisher.engine.gradients import Outer, Pullback, Rows, Scattered, Summed
 from fmerge.fisher.engine.sketch import Sketches
 from fmerge.fisher.engine.squares import add_squares
 from tests.compare import assert_same
@@ -252,7 +252,7 @@ SHAPES = [(3, 1, 4, 5), (3, 6, 4, 5), (2, 3, 700, 600), (5, 2, 3000, 90)]
 
 @pytest.mark.parametrize(("n", "t", "a", "b"), SHAPES)
 @pytest.mark.parametrize(
-    "uses", ["outer", "outer outer", "outer rows", "rows rows", "moved moved", "mixed"]
+    "uses", ["outer", "outer outer", "outer rows", "rows rows", "scattered scattered", "mixed"]
 )
 def test_squares_of_terms_are_those_of_explicit_gradients(n, t, a, b, uses):
     generator = torch.Generator().manual_seed(0)
@@ -264,12 +264,14 @@ def test_squares_of_terms_are_those_of_explicit_gradients(n, t, a, b, uses):
     made = {
         "outer": lambda: Outer(normal(n, t, a), normal(n, t, b)),
         "rows": lambda: Rows(torch.randint(a, (n, t), generator=generator), normal(n, t, b)),
-        "moved": lambda: Moved(torch.randint(-1, a * b, (7,), generator=generator), normal(n, 7)),
-        "mixed": lambda: Pulled(parameter.sin(), normal(n, a, b), parameter),
+        "scattered": lambda: Scattered(
+            torch.randint(-1, a * b, (7,), generator=generator), normal(n, 7)
+        ),
+        "mixed": lambda: Pullback(parameter.sin(), normal(n, a, b), parameter),
     }
     terms = [made[name]() for name in uses.split()]
     if uses == "mixed":
-        terms += [made["outer"](), made["rows"](), made["moved"](), Summed(normal(n, a * b))]
+        terms += [made["outer"](), made["rows"](), made["scattered"](), Summed(normal(n, a * b))]
     gradients = torch.zeros(n, a, b, dtype=torch.float64)
     for i in range(n):
         for term in terms:

@@ -6,10 +6,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from fmerge.fisher import estimate_fisher
-from fmerge.fisher.engine.gradients import Moved, Pulled
+from fmerge.fisher.engine.gradients import Pullback, Scattered
 from fmerge.fisher.engine.squares import add_squares
 from fmerge.fisher.engine.tracer import Tracer
-from fmerge.fisher.engine.tracked_tensor import Unbatched
+from fmerge.fisher.engine.tracked_tensor import TrackedTensor
 from tests.compare import assert_same
 from tests.fisher.cases import N, definition, padded
 
@@ -30,11 +30,11 @@ MOVES = {
 @pytest.mark.parametrize("name", MOVES)
 def test_entries_are_those_that_were_moved(name):
     parameter = nn.Parameter(torch.randn(6, 4))
-    tracing = Tracer({parameter: "table"}, 7, {})
-    with tracing.active():
+    tracer = Tracer({parameter: "table"}, 7, {})
+    with tracer.active():
         u = MOVES[name](parameter)
-        assert type(u) is Unbatched
-        entries = tracing._origins.entries(u)
+        assert type(u) is TrackedTensor
+        entries = tracer._index_map.entries(u)
     u, flat = u.detach().as_subclass(torch.Tensor).float(), parameter.detach().flatten()
     assert (entries >= 0).any() and entries.shape == u.shape
     assert torch.equal(torch.where(entries < 0, 0, flat[entries]), torch.where(entries < 0, 0, u))
@@ -46,9 +46,9 @@ def test_entries_are_those_that_were_moved(name):
 )
 def test_entries_that_were_changed_are_not_entries(change):
     parameter = nn.Parameter(torch.randn(6, 4))
-    tracing = Tracer({parameter: "table"}, 7, {})
-    with tracing.active():
-        assert tracing._origins.entries(change(parameter)) is None
+    tracer = Tracer({parameter: "table"}, 7, {})
+    with tracer.active():
+        assert tracer._index_map.entries(change(parameter)) is None
 
 
 class Biased(nn.Module):
@@ -86,16 +86,16 @@ class Alone(torch.autograd.Function):
 
 
 @pytest.mark.parametrize(
-    ("bend", "kind"), [(None, Moved), (torch.sin, Pulled), (lambda bias: 2 * bias, Pulled)]
+    ("bend", "kind"), [(None, Scattered), (torch.sin, Pullback), (lambda bias: 2 * bias, Pullback)]
 )
 def test_fisher_of_a_bias_that_all_examples_share_is_the_definition(bend, kind, monkeypatch):
     from fmerge.fisher.engine import engine
 
     kinds = set()
 
-    def seen(terms, total):
-        kinds.update(type(term) for term in terms)
-        add_squares(terms, total)
+    def seen(uses, total):
+        kinds.update(type(use) for use in uses)
+        add_squares(uses, total)
 
     monkeypatch.setattr(engine, "add_squares", seen)
     torch.manual_seed(0)
@@ -111,5 +111,5 @@ def test_a_function_that_takes_no_batches_of_gradients_is_pulled_one_by_one():
     parameter = nn.Parameter(torch.randn(4, 3, dtype=torch.float64))
     values = torch.randn(N, 4, 3, dtype=torch.float64)
     total = torch.zeros(4, 3, dtype=torch.float64)
-    add_squares([Pulled(Alone.apply(parameter), values, parameter)], total)
+    add_squares([Pullback(Alone.apply(parameter), values, parameter)], total)
     assert_same({"squares": total}, {"squares": (2 * values).square().sum(0)})
