@@ -115,13 +115,11 @@ def _add_squares(
         row_inside, column_inside = (rows < a)[:, None], (columns < b)[None, :]
         left_tile = left + rows[:, None] + tokens[None, :].to(tl.int64) * left_t
         right_tile = right + columns[None, :] + tokens[:, None].to(tl.int64) * right_t
-        # fmt: off
         squares = _tile_squares(
             left_tile, right_tile, row_inside, column_inside, first=first, count=count, t=t,
             left_n=left_n, left_t=left_t, right_n=right_n, right_t=right_t,
             SIDE=SIDE, TOKENS=TOKENS,
-        )
-        # fmt: on
+        )  # fmt: skip
         if count == n:
             place = total + rows[:, None] * b + columns[None, :]
             present = row_inside & column_inside

@@ -11,7 +11,7 @@ from fmerge.fisher.engine.squares import add_squares
 from fmerge.fisher.engine.tracer import Tracer
 from fmerge.fisher.engine.tracked_tensor import TrackedTensor
 from tests.compare import assert_same
-from tests.fisher.cases import N, definition, padded
+from tests.fisher.cases import definition, padded
 
 MASK = torch.arange(4) < 3
 MOVES = {
@@ -73,18 +73,6 @@ class Biased(nn.Module):
         return self.head(hidden.tanh().mean(1)).log_softmax(1)
 
 
-class Alone(torch.autograd.Function):
-    """Doubles; its gradient looks at numbers, so that no batch of gradients can be taken."""
-
-    @staticmethod
-    def forward(ctx, x):
-        return 2 * x
-
-    @staticmethod
-    def backward(ctx, g):
-        return 2 * g if g.sum().item() > -1e9 else g
-
-
 @pytest.mark.parametrize(
     ("bend", "kind"), [(None, Scattered), (torch.sin, Pullback), (lambda bias: 2 * bias, Pullback)]
 )
@@ -104,12 +92,3 @@ def test_fisher_of_a_bias_that_all_examples_share_is_the_definition(bend, kind, 
     found = estimate_fisher(model, [batch], model, fallback="error").values
     assert_same(found, definition(model, batch, model))
     assert kind in kinds
-
-
-def test_a_function_that_takes_no_batches_of_gradients_is_pulled_one_by_one():
-    torch.manual_seed(0)
-    parameter = nn.Parameter(torch.randn(4, 3, dtype=torch.float64))
-    values = torch.randn(N, 4, 3, dtype=torch.float64)
-    total = torch.zeros(4, 3, dtype=torch.float64)
-    add_squares([Pullback(Alone.apply(parameter), values, parameter)], total)
-    assert_same({"squares": total}, {"squares": (2 * values).square().sum(0)})
