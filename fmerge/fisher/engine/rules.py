@@ -191,33 +191,31 @@ def unregister_rule(layer_type: LayerType) -> None:
     """Removes the rule of a layer type; Fishers that are set up afterwards do not use it.
 
     Args:
-        layer_type: As it was registered, or the class that a registered name stands for.
+        layer_type: The class, or its qualified name.
 
     Raises:
         ValueError: If it has no rule.
     """
-    for key in (layer_type, _name(layer_type)):
-        if key in RULES:
-            del RULES[key]
-            return
-    raise ValueError(f"{_name(layer_type)} has no rule that could be removed")
+    key = _key(layer_type)
+    if key is None:
+        raise ValueError(f"{_name(layer_type)} has no rule to remove")
+    del RULES[key]
 
 
 def find_rule(layer_type: LayerType) -> Rule | None:
-    """Looks a layer type up, by itself and by its qualified name; None where it has no rule."""
-    if isinstance(layer_type, str):
-        return next((rule for key, rule in RULES.items() if _name(key) == layer_type), None)
-    return RULES.get(layer_type) or RULES.get(_name(layer_type))
+    """Looks up the rule of a class or of its qualified name; None where it has no rule."""
+    key = _key(layer_type)
+    return None if key is None else RULES[key]
 
 
 def rule_of(module: nn.Module) -> Rule | None:
-    """Looks a module's rule up.
+    """Looks up the rule of a module.
 
     Args:
         module: Any module.
 
     Returns:
-        The rule; None where there is none that is valid for this very module.
+        The rule; None if its type has no rule, or the rule is not valid for this module.
     """
     rule = find_rule(type(module))
     if rule is None or not rule.applies(module):
@@ -225,6 +223,17 @@ def rule_of(module: nn.Module) -> Rule | None:
     own = {name for name, _ in module.named_parameters(recurse=False)}
     # a forward function of its own computes something that the rule does not know
     return None if not own <= set(rule.gradients) or "forward" in vars(module) else rule
+
+
+def _key(layer_type: LayerType) -> LayerType | None:
+    """Finds a type in the table: a class or a name may be there as the one or as the other."""
+    if layer_type in RULES:
+        return layer_type
+    name = _name(layer_type)
+    if isinstance(layer_type, str):
+        return next((key for key in RULES if _name(key) == name), None)
+    # never by comparing names of two classes: different local classes may have the same name
+    return name if name in RULES else None
 
 
 def _name(layer_type: LayerType) -> str:

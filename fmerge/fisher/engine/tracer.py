@@ -2,7 +2,7 @@
 
 A batch-independent tensor (a position embedding, a bias of attention scores, a class token) has no
 row per example, so autograd sums its gradient over the batch. Where it meets the batch the tracer
-repeats it for every row. That changes no value, and keeps the examples' gradients apart.
+repeats it for every row. That changes no value, and gives each example a gradient of its own.
 """
 
 from collections.abc import Callable, Iterator, Mapping

@@ -14,7 +14,7 @@ from tests.compare import assert_same
 from tests.fisher.cases import definition, padded
 
 MASK = torch.arange(4) < 3
-MOVES = {
+REARRANGEMENTS = {
     "permute": lambda u: u.permute(1, 0),
     "slice and unsqueeze": lambda u: u[None, 1:, ::2],
     "reshape": lambda u: u.reshape(2, -1).transpose(0, 1),
@@ -27,12 +27,12 @@ MOVES = {
 }
 
 
-@pytest.mark.parametrize("name", MOVES)
-def test_entries_are_those_that_were_moved(name):
+@pytest.mark.parametrize("name", REARRANGEMENTS)
+def test_entries_are_those_that_were_rearranged(name):
     parameter = nn.Parameter(torch.randn(6, 4))
     tracer = Tracer({parameter: "table"}, 7, {})
     with tracer.active():
-        u = MOVES[name](parameter)
+        u = REARRANGEMENTS[name](parameter)
         assert type(u) is TrackedTensor
         entries = tracer._index_map.entries(u)
     u, flat = u.detach().as_subclass(torch.Tensor).float(), parameter.detach().flatten()

@@ -174,6 +174,11 @@ def test_registering_twice_and_removing_nothing_are_refused(registered):
             register_rule(key, GATED)
     with pytest.raises(ValueError, match=r"modules\.linear\.Linear has a rule already"):
         register_rule(nn.Linear, GATED)
+    unregister_rule(f"{__name__}.Gated")  # a name stands for the class, and a class for its name
+    assert find_rule(Gated) is None
+    register_rule(f"{__name__}.Gated", GATED)
+    unregister_rule(Gated)
+    register_rule(Gated, GATED)
     with pytest.raises(ValueError, match=r"test_rules\.Model has no rule"):
         unregister_rule(Model)
     with pytest.raises(ValueError, match=r"test_rules\.Model covers no parameter"):
