@@ -2,6 +2,7 @@
 
 from fmerge.fisher.accumulator import FisherAccumulator, FisherEstimate, estimate_fisher
 from fmerge.fisher.engine.per_example import Fallback
+from fmerge.fisher.engine.rules import Rule, register_rule, unregister_rule
 from fmerge.fisher.estimators import ESTIMATORS, Estimator, Weighting, candidate_weights, uniforms
 from fmerge.fisher.settings import MERGE_DEFAULTS, Errors, FisherSettings
 
@@ -14,8 +15,11 @@ __all__ = [
     "FisherEstimate",
     "FisherSettings",
     "MERGE_DEFAULTS",
+    "Rule",
     "Weighting",
     "candidate_weights",
     "estimate_fisher",
+    "register_rule",
     "uniforms",
+    "unregister_rule",
 ]

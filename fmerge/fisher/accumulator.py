@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from fmerge.fisher.batches import LogProbs, batch_labels, batch_size, differentiating, evaluating
+from fmerge.fisher.engine.engine import SquaredGradients
 from fmerge.fisher.engine.per_example import Fallback, square_gradients
 from fmerge.fisher.estimators import Weighting, candidate_weights, signs, uniforms
 from fmerge.fisher.settings import Errors, FisherSettings
-from fmerge.fisher.standard_error import Spread, total_of
+from fmerge.fisher.standard_error import StandardError, total_of
 from fmerge.params import Params
 
 _HALF_SCALE = 2.0**12
@@ -81,15 +82,12 @@ class FisherAccumulator:
         self.labels = labels
         self.count = 0
         self.sums = self._zeros()
-        self.spread: Spread | None = None
+        self.spread: StandardError | None = None
         if errors is not None:
-            self.spread = Spread(self._zeros() if errors == "entries" else None)
+            self.spread = StandardError(self._zeros() if errors == "entries" else None)
         self._modules = list(module.modules())
         self._scratch: Params | None = None
         self._scale = 1.0
-        # the rules name transformers' layers, whose import takes seconds that --help has not
-        from fmerge.fisher.engine.engine import SquaredGradients
-
         self._engine = SquaredGradients(module, log_probs, self._parameters(), fallback)
 
     def reset(self) -> None:
@@ -98,7 +96,7 @@ class FisherAccumulator:
         _clear(self.sums)
         if self.spread is not None:
             _clear(self.spread.squares or {})
-            self.spread = Spread(self.spread.squares)
+            self.spread = StandardError(self.spread.squares)
 
     def state(self) -> Params:
         """Gives all that a pass is made of so far, to be saved between two batches.

@@ -1,4 +1,4 @@
-"""What the Fisher engine asks of a batch and a module: size, single examples, modes, flags."""
+"""A batch's size and single examples; a module's eval mode and ``requires_grad`` flags."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -33,7 +33,7 @@ def batch_size(batch: Any) -> int:
         The first dimension of the first tensor.
 
     Raises:
-        ValueError: If there is no tensor with a dimension in it.
+        ValueError: If the batch holds no tensor that has a dimension.
     """
     for leaf in _leaves(batch):
         if isinstance(leaf, Tensor) and leaf.ndim:
@@ -42,7 +42,7 @@ def batch_size(batch: Any) -> int:
 
 
 def example(batch: Any, i: int, n: int) -> Any:
-    """Cuts one example out of a batch.
+    """Selects one example of a batch.
 
     Args:
         batch: Tensors in any nesting of mappings and sequences.
@@ -61,7 +61,7 @@ def replace(batch: Any, n: int, change: Callable[[Tensor], Tensor]) -> Any:
     Args:
         batch: Tensors in any nesting of mappings and sequences.
         n: The batch's size.
-        change: What becomes of a tensor of first dimension n.
+        change: From a tensor of first dimension n to its replacement.
 
     Returns:
         The same nesting.
@@ -77,13 +77,13 @@ def replace(batch: Any, n: int, change: Callable[[Tensor], Tensor]) -> Any:
 
 @contextmanager
 def evaluating(modules: Sequence[nn.Module]) -> Iterator[None]:
-    """Puts modules in eval mode and gives each its own mode back.
+    """Puts modules in eval mode, and restores each one's own mode afterwards.
 
     Args:
         modules: A module, and all modules inside it.
 
     Yields:
-        Nothing; no dropout inside the block.
+        Nothing; there is no dropout inside the block.
     """
     training = [module for module in modules if module.training]
     try:
@@ -99,16 +99,17 @@ def evaluating(modules: Sequence[nn.Module]) -> Iterator[None]:
 def differentiating(
     parameters: Iterable[nn.Parameter], among: Iterable[nn.Parameter]
 ) -> Iterator[None]:
-    """Lets some parameters require grad, and puts every flag back.
+    """Lets some parameters require grad, and restores every flag afterwards.
 
     Args:
         parameters: Those that require grad inside the block.
-        among: All whose flags are set; the others of them do not require grad.
+        among: All parameters whose flags are set; the others do not require grad inside.
 
     Yields:
         Nothing.
     """
     flags = [(parameter, parameter.requires_grad) for parameter in among]
+    # by id: comparing tensors compares their entries
     chosen = {id(parameter) for parameter in parameters}
     try:
         for parameter, _ in flags:

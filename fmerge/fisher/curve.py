@@ -1,4 +1,4 @@
-"""DF-Merge's moving Fishers without gradients in every trial."""
+"""Fishers as curves over a coefficient: DF-Merge without gradients in every trial."""
 
 from collections.abc import Callable, Mapping
 
@@ -10,16 +10,17 @@ from fmerge.params import Between, Params, logarithms
 class FisherCurves:
     """Each task's diagonal Fisher as a curve over its own coefficient.
 
-    In DF-Merge Fₘ is taken at θ₀ + λₘτₘ and depends on λₘ alone: it is computed at nodes of an even
-    grid over [0, 1], each when a trial first needs it, and interpolated geometrically in between,
-    entry by entry: a merge depends on the ratios of Fishers, and an entry changes by orders of
-    magnitude from node to node, as the task's answers become certain.
+    In DF-Merge Fₘ is taken at θ₀ + λₘτₘ, so it depends on λₘ alone. It is computed at the nodes of
+    an even grid over [0, 1], each when a trial first needs it, and interpolated in between, entry
+    by entry. The interpolation is geometric: a merge depends on the ratios of Fishers, and an entry
+    changes by orders of magnitude from node to node, as the task's answers become certain.
 
     Args:
         nodes: Number of grid points, both ends included.
         fisher_at: From an expert's name and λ to the Fisher there.
         scale: From a Fisher to a number ≥ 0, interpolated like its entries.
-        keep: Puts a node's logarithms where they shall stay; where they are when left out.
+        keep: From a node's logarithms to the tensors to cache, for example copies on disk; the
+            same tensors when left out.
     """
 
     def __init__(
@@ -43,11 +44,11 @@ class FisherCurves:
             coefficient: λ in [0, 1].
 
         Returns:
-            F at θ₀ + λτ by parameter name, at the nodes as it was computed, but for rounding; each
-            tensor is made when it is read. And its scale.
+            F at θ₀ + λτ by parameter name, and its scale. Each tensor is computed when it is read;
+            at a node it is the Fisher computed there, up to rounding.
         """
         place = coefficient * (self.nodes - 1)
-        left = min(int(place), self.nodes - 2)
+        left = min(int(place), self.nodes - 2)  # the last node belongs to the last interval
         share = place - left
         low, low_scale = self._node(name, left + (share == 1))
         if share in {0, 1}:

@@ -1,4 +1,4 @@
-"""How far a Fisher of some examples may be from that of all: its standard error, by batches."""
+"""The standard error of a Fisher, estimated from the variance between batches."""
 
 import math
 from dataclasses import dataclass
@@ -9,24 +9,24 @@ from torch import Tensor
 from fmerge.params import Params
 
 LEAST_BATCHES = 8
-"""A variance of fewer batches is itself too uncertain to stop by."""
+"""Fewest batches to stop after: a variance estimated from fewer is itself too uncertain."""
 
 
 @dataclass
-class Spread:
-    r"""Variance of batch means, of the total of a Fisher and, on request, of every entry.
+class StandardError:
+    r"""Standard errors of the total of a Fisher and, on request, of every entry.
 
-    With S_b the sum over the n_b examples of batch b, S = Σ S_b and N = Σ n_b, the variance of an
-    example is estimated, without bias for batches drawn independently, by
+    Let S_b be the sum over the n_b examples of batch b, S = Σ S_b and N = Σ n_b. If batches are
+    drawn independently, an unbiased estimate of the variance of one example is
 
     .. math::
         \hat\sigma^2 = \Big(\sum_b S_b^2 / n_b - S^2 / N\Big) / (B - 1),
 
-    and the standard error of S / N is √(σ̂² / N). Batches, not examples, are what is independent
-    under every estimator: `rademacher` squares whole batches.
+    and the standard error of S / N is √(σ̂² / N). It is estimated from batches, not examples, since
+    these are independent under every estimator: `rademacher` squares sums of whole batches.
 
     Attributes:
-        squares: Σ S_b² / n_b by parameter name; None where only the total is wanted.
+        squares: Σ S_b² / n_b by parameter name; None if only the total is wanted.
         total: Sum of S over all entries.
         total_square: Σ (sum of S_b over all entries)² / n_b.
         batches: B.
@@ -45,10 +45,10 @@ class Spread:
         Args:
             n: Its number of examples.
             total: Sum of its S_b over all entries.
-            sums: S_b by parameter name, where every entry is wanted.
+            sums: S_b by parameter name; needed for the errors of every entry.
 
         Raises:
-            ValueError: If they are wanted and missing.
+            ValueError: If these are wanted and missing.
         """
         self.total += total
         self.total_square += total**2 / n
@@ -60,15 +60,16 @@ class Spread:
             square.addcmul_(sums[name], sums[name], value=1 / n)
 
     def relative_error(self) -> float:
-        """Relates the standard error of the total to the total.
+        """Computes the standard error of the total, relative to the total.
 
         Returns:
-            The ratio; infinite before the second batch.
+            The relative error; infinite before the second batch.
         """
         if self.batches < 2:
             return math.inf
         if self.total == 0:
             return 0.0
+        # rounding may make the difference negative where all batches agree
         variance = max(0.0, self.total_square - self.total**2 / self.count) / (self.batches - 1)
         return math.sqrt(variance / self.count) / (self.total / self.count)
 
@@ -76,10 +77,10 @@ class Spread:
         """Says whether the total is known well enough.
 
         Args:
-            target: Relative standard error that is asked for.
+            target: The relative standard error to reach.
 
         Returns:
-            Whether it is reached, by at least ``LEAST_BATCHES``: fewer say little of a variance.
+            Whether it is reached after at least ``LEAST_BATCHES``.
         """
         return self.batches >= LEAST_BATCHES and self.relative_error() < target
 
@@ -103,7 +104,7 @@ class Spread:
         return result
 
     def numbers(self) -> Tensor:
-        """Gives what is added over processes.
+        """Gives the numbers that processes add up, or that a checkpoint stores.
 
         Returns:
             Total, total square, batches and count (4,), float64.
@@ -112,7 +113,7 @@ class Spread:
         return torch.tensor(values, dtype=torch.float64)
 
     def set_numbers(self, numbers: Tensor) -> None:
-        """Takes numbers back.
+        """Replaces the numbers, by their sum over processes or by those of a checkpoint.
 
         Args:
             numbers: As ``numbers`` gave them.
@@ -129,7 +130,7 @@ def total_of(sums: Params) -> float:
         sums: Names to tensors.
 
     Returns:
-        Their sum, in double precision from tensor to tensor.
+        Their sum: each tensor's in float32 at least, the sum over tensors in float64.
     """
     parts = [
         value.sum(dtype=torch.promote_types(value.dtype, torch.float32)) for value in sums.values()

@@ -1,4 +1,4 @@
-"""What diagonal Fishers say: where their mass lies, and how much tasks want the same weights."""
+"""Summaries of diagonal Fishers: where their mass lies, and how much those of tasks overlap."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 _CHUNK = 1 << 20
-"""Entries of a tensor that are compared at once: all pairs of tasks together fit in a cache."""
+"""Entries of a tensor that are compared at once, few enough for the cache to hold all tasks'."""
 
 
 @dataclass(frozen=True)
@@ -20,8 +20,8 @@ class FisherSummary:
         layers: Layer to the share of each expert's total that lies in it, in order.
         means: The mean entry of each expert's Fisher.
         cosines: Σᵢ FᵢGᵢ / (‖F‖ ‖G‖) of every two Fishers F and G, by row and column.
-        overlaps: Σᵢ min(Fᵢ / ΣF, Gᵢ / ΣG), likewise: 1 where their masses lie in the same entries
-            alike, 0 where in none that both have.
+        overlaps: Σᵢ min(Fᵢ / ΣF, Gᵢ / ΣG), likewise: 1 if both have the same share in every entry,
+            0 if no entry is nonzero in both.
     """
 
     names: Sequence[str]
@@ -35,11 +35,11 @@ def summarise_fishers(fishers: Mapping[str, Mapping[str, Tensor]]) -> FisherSumm
     """Measures the Fishers of several tasks.
 
     Args:
-        fishers: Expert to its Fisher by parameter name, all of one layout; only read, a tensor
-            at a time.
+        fishers: Expert to its Fisher by parameter name, all of one layout. They are read one
+            tensor at a time, and not changed.
 
     Returns:
-        What is found. A Fisher of nothing but zeros has shares, cosines and overlaps of 0.
+        The summary. A Fisher of zeros has shares, cosines and overlaps of 0.
     """
     names, count = list(fishers), len(fishers)
     first = next(iter(fishers.values()))
@@ -58,8 +58,9 @@ def summarise_fishers(fishers: Mapping[str, Mapping[str, Tensor]]) -> FisherSumm
         flat = [fishers[name][key].detach().flatten() for name in names]
         for start in range(0, len(flat[0]), _CHUNK):
             part = torch.stack([one[start : start + _CHUNK].cpu().double() for one in flat])
-            part /= safe[:, None]
+            part /= safe[:, None]  # cosines are scale-invariant, overlaps compare shares
             products += part @ part.T
+            # a tensor of all pairs would be count times as large as the chunk
             for a in range(count):
                 overlaps[a, a:] += torch.minimum(part[a], part[a:]).sum(1)
     overlaps = overlaps.triu() + overlaps.triu(1).T

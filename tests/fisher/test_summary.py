@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from fmerge.fisher import summary as summarise_fishers
-from fmerge.fisher.summary import summarise_fishers as facts
+from fmerge.fisher import summary
+from fmerge.fisher.summary import summarise_fishers
 
 
 def test_cosine_and_overlap_worked_by_hand():
-    found = facts({
+    found = summarise_fishers({
         "a": {"m.0.w": torch.tensor([[1.0]]), "m.1.w": torch.tensor([3.0])},
         "b": {"m.0.w": torch.tensor([[20.0]]), "m.1.w": torch.tensor([20.0])},
     })
@@ -21,14 +21,14 @@ def test_cosine_and_overlap_worked_by_hand():
     assert found.means == [2.0, 20.0]
 
 
-def test_pieces_add_up(monkeypatch):
+def test_chunks_add_up(monkeypatch):
     generator = torch.Generator().manual_seed(0)
     fishers = {
         name: {key: torch.rand(7, 5, generator=generator) ** 4 for key in ("l.0.w", "l.0.b", "x.w")}
         for name in "abc"
     }
-    monkeypatch.setattr(summarise_fishers, "_CHUNK", 4)
-    found = facts(fishers)
+    monkeypatch.setattr(summary, "_CHUNK", 4)
+    found = summarise_fishers(fishers)
     flat = torch.stack([torch.cat([t.flatten() for t in f.values()]).double() for f in
                         fishers.values()])  # fmt: skip
     shares = flat / flat.sum(1, keepdim=True)
@@ -47,6 +47,6 @@ def test_pieces_add_up(monkeypatch):
 
 
 def test_a_fisher_of_zeros_is_like_no_other():
-    found = facts({"a": {"w": torch.zeros(3)}, "b": {"w": torch.ones(3)}})
+    found = summarise_fishers({"a": {"w": torch.zeros(3)}, "b": {"w": torch.ones(3)}})
     assert found.cosines == [[0, 0], [0, pytest.approx(1)]]
     assert found.overlaps[0] == [0, 0] and found.layers == {"w": [0, pytest.approx(1)]}

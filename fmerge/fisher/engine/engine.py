@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from fmerge.fisher.batches import LogProbs, differentiating
-from fmerge.fisher.engine.gradients import Term
-from fmerge.fisher.engine.parameter_uses import Layout, covered_layers
+from fmerge.fisher.engine.gradients import Gradients
+from fmerge.fisher.engine.parameter_uses import RowOrder, covered_layers
 from fmerge.fisher.engine.per_example import Fallback, PerExample, square_gradients
 from fmerge.fisher.engine.recorder import Recorder
-from fmerge.fisher.engine.self_check import Check
+from fmerge.fisher.engine.self_check import SelfCheck
 from fmerge.fisher.engine.squares import add_squares
 from fmerge.params import Params
 
@@ -20,7 +20,7 @@ Weigh = Callable[[Tensor], Tensor]
 """From ℓ (n, c) to W (n, c), the weights of the squares."""
 
 _ATTEMPTS = 4
-"""A batch is recorded again after its kind was checked, but not for ever."""
+"""Most recorders of a batch after its kind was checked; then the fallback takes it."""
 
 _ROUNDS = 30
 """Each round of a check settles something; a model that never settles goes to the fallback."""
@@ -35,10 +35,10 @@ class SquaredGradients:
         sums \mathrel{+}= \sum_n \sum_c W_{nc} (\partial \ell_{nc} / \partial \theta)^2
 
     Args:
-        module: The module whose layers are recorded; they stay the same.
+        module: The module whose layers are recorded; they must stay the same.
         log_probs: From a batch to ℓ (n, c).
         parameters: The parameters to differentiate, by name.
-        fallback: What is done about parameters that no rule covers.
+        fallback: How parameters that no rule covers are differentiated.
 
     Attributes:
         uncovered: Names of the parameters that went to the fallback.
@@ -57,7 +57,7 @@ class SquaredGradients:
         self.fallback = fallback
         self.uncovered: set[str] = set()
         self._names = {parameter: name for name, parameter in parameters.items()}
-        self._layouts: dict[str, Layout] = {}
+        self._row_orders: dict[str, RowOrder] = {}
         self._checked: set[Any] = set()
         self._everything = list(module.parameters())
         self._covered = self.parameters
@@ -73,7 +73,7 @@ class SquaredGradients:
             weigh: From ℓ (n, c) to W (n, c).
             sums: What is added to, by name.
         """
-        if n == 1:  # the gradient of the batch is that of the example
+        if n == 1:  # the batch's gradient is the example's: no rule is needed
             with differentiating(self.parameters.values(), self._everything):
                 log_likelihoods = self._log_likelihoods(batch, 1)
                 seeds = candidate_seeds(log_likelihoods, weigh(log_likelihoods))
@@ -83,7 +83,7 @@ class SquaredGradients:
         while seeds_or_none is None:
             if attempts:
                 self._check(batch, n)
-            if attempts > _ATTEMPTS:  # its calls are others each time
+            if attempts > _ATTEMPTS:  # the model calls other layers each time
                 self._leave(set(self._covered))
             with differentiating(self._covered.values(), self._everything):
                 seeds_or_none = self._try(batch, n, weigh, sums)
@@ -93,26 +93,29 @@ class SquaredGradients:
             self._per_example.add(batch, seeds_or_none, uncovered, sums)
 
     def _try(self, batch: Any, n: int, weigh: Weigh, sums: Params) -> list[Tensor] | None:
-        """Adds the covered parameters' squares; None if this kind of batch was not checked."""
+        """Adds the covered parameters' squares; None, with nothing added, if not yet checked."""
 
-        def square(parameter: nn.Parameter, terms: list[Term]) -> None:
-            add_squares(terms, sums[self._names[parameter]])
+        def square(parameter: nn.Parameter, uses: list[Gradients]) -> None:
+            add_squares(uses, sums[self._names[parameter]])
 
-        recording = Recorder(self._layers, self._names, n, self._layouts)
-        with recording.record():
-            log_likelihoods = self._log_likelihoods(batch, n, recording)
-            unseen, leaves = recording.unseen(log_likelihoods)
-            if self._covered and (unseen or self._kind(recording) not in self._checked):
+        recorder = Recorder(self._layers, self._names, n, self._row_orders)
+        with recorder.record():
+            log_likelihoods = self._log_likelihoods(batch, n, recorder)
+            unseen, leaves = recorder.unseen(log_likelihoods)
+            # nothing is added before it is known that no use was missed and the rules are right
+            if self._covered and (unseen or self._kind(recorder) not in self._checked):
                 return None
             seeds = candidate_seeds(log_likelihoods, weigh(log_likelihoods))
             for k, seed in enumerate(seeds):
-                last = k + 1 == len(seeds)
-                recording.backward(log_likelihoods, leaves, seed, square, keep=not last)
+                follows = k + 1 < len(seeds)
+                recorder.backward(
+                    log_likelihoods, leaves, seed, retain_graph=follows, finish=square
+                )
         return seeds
 
     def _check(self, batch: Any, n: int) -> None:
         """Finds out how rows belong to examples and which parameters the rules cover."""
-        check = Check(n, self._layouts)
+        check = SelfCheck(n, self._row_orders)
         done, rounds = False, 0
         while not done:
             rounds += 1
@@ -121,21 +124,21 @@ class SquaredGradients:
             with differentiating(self._covered.values(), self._everything):
                 done = self._check_once(check, batch, n)
 
-    def _check_once(self, check: Check, batch: Any, n: int) -> bool:
-        """Returns False where something was learnt, so that the batch is to be checked again.
+    def _check_once(self, check: SelfCheck, batch: Any, n: int) -> bool:
+        """Returns False where something was learnt, so that the batch must be checked again.
 
-        No graph and no recording outlives it: a batch has the memory of one of them at a time.
+        No graph and no recording outlives the call: only one is in memory at a time.
         """
         values = self._log_likelihoods(batch, n)
         check.differentiate(values, list(self._covered.values()))
         values = values.detach()  # frees the graph
-        recording = Recorder(self._layers, self._names, n, self._layouts)
-        with recording.record():
-            log_likelihoods = self._log_likelihoods(batch, n, recording)
+        recorder = Recorder(self._layers, self._names, n, self._row_orders)
+        with recorder.record():
+            log_likelihoods = self._log_likelihoods(batch, n, recorder)
             check.compare_values(values, log_likelihoods)
-            kind = self._kind(recording)
-            unseen, leaves = recording.unseen(log_likelihoods)
-            learnt, differing = check.compare_gradients(recording, log_likelihoods, leaves)
+            kind = self._kind(recorder)
+            unseen, leaves = recorder.unseen(log_likelihoods)
+            learnt, differing = check.compare_gradients(recorder, log_likelihoods, leaves)
         if learnt:
             return False
         failed = unseen or differing
@@ -145,16 +148,16 @@ class SquaredGradients:
         self._checked.add(kind)
         return True
 
-    def _kind(self, recording: Recorder) -> Any:
+    def _kind(self, recorder: Recorder) -> Any:
         """What two batches must share for one check to hold for both."""
-        return recording.structure(), tuple(sorted(self.uncovered))
+        return recorder.structure(), tuple(sorted(self.uncovered))
 
-    def _log_likelihoods(self, batch: Any, n: int, recording: Recorder | None = None) -> Tensor:
-        if recording is None:
+    def _log_likelihoods(self, batch: Any, n: int, recorder: Recorder | None = None) -> Tensor:
+        if recorder is None:
             torch.clear_autocast_cache()
             result = self.log_probs(batch)
         else:
-            result = recording.forward(self.log_probs, batch)
+            result = recorder.forward(self.log_probs, batch)
         if result.ndim != 2 or len(result) != n:
             raise ValueError(
                 f"log_probs gave a tensor of shape {tuple(result.shape)} for {n} examples; "
@@ -163,7 +166,7 @@ class SquaredGradients:
         return result
 
     def _leave(self, names: set[str]) -> None:
-        """Leaves parameters to the fallback, saying so."""
+        """Leaves parameters to the fallback, and names them in the log."""
         listed = ", ".join(sorted(names))
         if self.fallback == "error":
             raise ValueError(f"no rule covers every use of the parameters {listed}")
@@ -178,6 +181,7 @@ class SquaredGradients:
 def candidate_seeds(log_likelihoods: Tensor, weights: Tensor) -> list[Tensor]:
     """Makes the seeds of the backward passes: the k-th takes each example's k-th candidate.
 
+    Candidates of weight zero are skipped, so there are as many passes as the most any example has.
     A seed is √W, so that the squares carry the weight W.
 
     Args:

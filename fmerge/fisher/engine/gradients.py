@@ -1,6 +1,9 @@
-"""A parameter's gradients, example by example, from one use of it.
+"""The forms of a parameter's per-example gradients through one of its uses.
 
-Letters: n example, t token (any position inside an example), a and b the two sides of a matrix.
+No form holds n gradients of the parameter's shape: each holds what they are made of.
+
+Letters: n example, t token (any position inside an example), a and b the two sides of a matrix,
+u an entry of a batch-independent tensor.
 """
 
 from abc import ABC, abstractmethod
@@ -13,8 +16,8 @@ from torch import Tensor
 from fmerge.fisher.engine.sketch import Sketch
 
 
-class Term(ABC):
-    """The gradients of one parameter, one per example, through one of its uses."""
+class Gradients(ABC):
+    """The gradients of one parameter through one of its uses, one for each example."""
 
     @abstractmethod
     def add_gradient(self, n: int, buffer: Tensor) -> None:
@@ -39,7 +42,7 @@ class Term(ABC):
 
 @final
 @dataclass(frozen=True)
-class Outer(Term):
+class Outer(Gradients):
     """Gradients Σₜ left[n,t,a] right[n,t,b] of a matrix (a, b).
 
     Attributes:
@@ -51,31 +54,19 @@ class Outer(Term):
     right: Tensor
 
     def add_gradient(self, n: int, buffer: Tensor) -> None:
-        """Adds Σₜ left[n,t] ⊗ right[n,t].
-
-        Args:
-            n: The example's position in the batch.
-            buffer: Of the parameter's shape.
-        """
+        """Adds Σₜ left[n,t] ⊗ right[n,t] to the buffer."""
         product = self.left[n].T @ self.right[n]
         buffer.add_(product.view(buffer.shape))
 
     def total(self, sketch: Sketch) -> Tensor:
-        """Sketches the sum over n.
-
-        Args:
-            sketch: Of the parameter's shape.
-
-        Returns:
-            The sketch (k, k).
-        """
+        """Sketches Σₙₜ left[n,t] ⊗ right[n,t], which is never formed."""
         return sketch.of_product(self.left.flatten(0, 1), self.right.flatten(0, 1))
 
 
 @final
 @dataclass(frozen=True)
-class Summed(Term):
-    """Gradients that were summed over tokens already.
+class Summed(Gradients):
+    """Gradients that are summed over tokens already, one tensor for each example.
 
     Attributes:
         values: (n, …), … of the parameter's number of entries.
@@ -84,29 +75,17 @@ class Summed(Term):
     values: Tensor
 
     def add_gradient(self, n: int, buffer: Tensor) -> None:
-        """Adds values[n].
-
-        Args:
-            n: The example's position in the batch.
-            buffer: Of the parameter's shape.
-        """
+        """Adds values[n] to the buffer."""
         buffer.add_(self.values[n].view(buffer.shape))
 
     def total(self, sketch: Sketch) -> Tensor:
-        """Sketches the sum over n.
-
-        Args:
-            sketch: Of the parameter's shape.
-
-        Returns:
-            The sketch (k, k).
-        """
+        """Sketches Σₙ values[n]."""
         return sketch.of(self.values.sum(0))
 
 
 @final
 @dataclass(frozen=True)
-class Rows(Term):
+class Rows(Gradients):
     """Gradients of a table whose row ids[n,t] receives values[n,t].
 
     Attributes:
@@ -118,33 +97,21 @@ class Rows(Term):
     values: Tensor
 
     def add_gradient(self, n: int, buffer: Tensor) -> None:
-        """Adds values[n,t] to row ids[n,t] for every t.
-
-        Args:
-            n: The example's position in the batch.
-            buffer: Of the parameter's shape.
-        """
+        """Adds values[n,t] to row ids[n,t] of the buffer, for every t."""
         buffer.index_add_(0, self.ids[n], self.values[n].to(buffer.dtype))
 
     def total(self, sketch: Sketch) -> Tensor:
-        """Sketches the sum over n.
-
-        Args:
-            sketch: Of the parameter's shape.
-
-        Returns:
-            The sketch (k, k).
-        """
+        """Sketches the sum over n, without the rows that nothing is added to."""
         return sketch.of_rows(self.ids.flatten(), self.values.flatten(0, 1))
 
 
 @final
 @dataclass(frozen=True)
-class Moved(Term):
-    """Gradients of entries that were moved, repeated or left out.
+class Scattered(Gradients):
+    """Gradients of a parameter whose entry entries[u] receives values[n,u].
 
     Attributes:
-        entries: Numbers of the entries (u,), -1 for what is none.
+        entries: Indices of the entries (u,), -1 for a value that belongs to no entry.
         values: (n, u).
     """
 
@@ -152,29 +119,17 @@ class Moved(Term):
     values: Tensor
 
     def add_gradient(self, n: int, buffer: Tensor) -> None:
-        """Adds values[n] to the entries.
-
-        Args:
-            n: The example's position in the batch.
-            buffer: Of the parameter's shape.
-        """
+        """Adds values[n,u] to entry entries[u] of the buffer, for every u."""
         own = self.values[n : n + 1].to(buffer.dtype)
-        buffer.add_(self.scattered(own, buffer.numel()).view(buffer.shape))
+        buffer.add_(self.scatter(own, buffer.numel()).view(buffer.shape))
 
     def total(self, sketch: Sketch) -> Tensor:
-        """Sketches the sum over n.
-
-        Args:
-            sketch: Of the parameter's shape.
-
-        Returns:
-            The sketch (k, k).
-        """
+        """Sketches the sum over n."""
         count = sketch.left.shape[1] * sketch.right.shape[1]
-        return sketch.of(self.scattered(self.values.sum(0, keepdim=True), count))
+        return sketch.of(self.scatter(self.values.sum(0, keepdim=True), count))
 
-    def scattered(self, values: Tensor, count: int) -> Tensor:
-        """Puts values in their places.
+    def scatter(self, values: Tensor, count: int) -> Tensor:
+        """Adds values to the entries that they belong to.
 
         Args:
             values: (k, u).
@@ -183,20 +138,21 @@ class Moved(Term):
         Returns:
             Gradients (k, count).
         """
-        gradients = values.new_zeros(len(values), count + 1)  # and one for what is none
+        # one entry more, which -1 becomes below, takes the values that belong to none
+        gradients = values.new_zeros(len(values), count + 1)
         places = self.entries.to(values.device).remainder(count + 1)
         return gradients.scatter_add_(1, places.expand(len(values), -1), values)[:, :-1]
 
 
 @final
 @dataclass(frozen=True)
-class Pulled(Term):
-    """Gradients through a tensor that is computed from parameters alone, without a batch.
+class Pullback(Gradients):
+    """Gradients (∂u/∂θ)ᵀ values[n] through a batch-independent tensor u.
 
     Attributes:
-        source: That tensor u, with its graph, or the parameter itself.
+        source: u, with its graph, or the parameter itself.
         values: ∂ℓₙ/∂u (n, …).
-        parameter: The parameter θ below it.
+        parameter: The parameter θ that u is computed from.
     """
 
     source: Tensor
@@ -204,27 +160,14 @@ class Pulled(Term):
     parameter: Tensor
 
     def add_gradient(self, n: int, buffer: Tensor) -> None:
-        """Adds (∂u/∂θ)ᵀ values[n].
-
-        Args:
-            n: The example's position in the batch.
-            buffer: Of the parameter's shape.
-        """
-        (gradient,) = torch.autograd.grad(
-            self.source, self.parameter, self.values[n], retain_graph=True
-        )
-        buffer.add_(gradient)
+        """Adds (∂u/∂θ)ᵀ values[n] to the buffer."""
+        buffer.add_(self._pull(self.values[n]))
 
     def total(self, sketch: Sketch) -> Tensor:
-        """Sketches the sum over n.
+        """Sketches (∂u/∂θ)ᵀ Σₙ values[n]."""
+        return sketch.of(self._pull(self.values.sum(0)))
 
-        Args:
-            sketch: Of the parameter's shape.
-
-        Returns:
-            The sketch (k, k).
-        """
-        (gradient,) = torch.autograd.grad(
-            self.source, self.parameter, self.values.sum(0), retain_graph=True
-        )
-        return sketch.of(gradient)
+    def _pull(self, values: Tensor) -> Tensor:
+        # the graph of u is needed again, for other examples and the next candidate
+        (gradient,) = torch.autograd.grad(self.source, self.parameter, values, retain_graph=True)
+        return gradient

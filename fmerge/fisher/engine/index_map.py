@@ -1,8 +1,9 @@
-"""Where in a parameter the entries of a rearrangement of it come from.
+"""Where the entries of a rearranged parameter come from.
 
-The gradient of a parameter through a tensor that only holds entries of it, moved, repeated or left
-out, is a sum of entries of that tensor's gradient. Their places are found by letting the functions
-that move the entries move the entries' numbers too.
+Some tensors hold only entries of one parameter: permuted, repeated, selected or masked. The
+parameter's gradient through such a tensor is scattered: every entry of the tensor's gradient is
+added to the parameter's entry that it came from. The map of these indices is found by running the
+same torch functions on a tensor of indices.
 """
 
 from collections.abc import Callable
@@ -11,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fmerge.fisher.engine.tracked_tensor import UnbatchedParameter, flat, is_unbatched
+from fmerge.fisher.engine.tracked_tensor import TrackedParameter, flatten, is_tracked
 
 NOWHERE = -1
-"""The number of an entry that comes from no parameter."""
+"""The index of an entry that comes from no parameter."""
 
-_MOVES = {
+_REARRANGEMENTS = {
     getattr(place, name)
     for name in (
         *("permute", "transpose", "t", "movedim", "unsqueeze", "squeeze", "reshape", "flatten"),
@@ -25,61 +26,68 @@ _MOVES = {
     )
     for place in (torch, Tensor)
 }
-_MOVES |= {
+_REARRANGEMENTS |= {
     getattr(Tensor, name)
     for name in ("view", "expand", "expand_as", "repeat", "view_as", "unfold", "__getitem__")
 }
-_MOVES |= {getattr(Tensor, name).__get__ for name in ("T", "mT")}
-_KEEPS = {
+_REARRANGEMENTS |= {getattr(Tensor, name).__get__ for name in ("T", "mT")}
+
+# copies and casts: every entry stays in its place
+_COPIES = {
     getattr(Tensor, name)
     for name in ("to", "type_as", "contiguous", "clone", "float", "double", "half", "bfloat16")
 } | {torch.clone}
 
+_Versioned = dict[int, tuple[Tensor, int, Tensor]]
+"""By id: a tensor, its version and its indices. The tensor is held so that no other gets its id;
+the version tells whether it was changed in place since, so that its indices are no longer true."""
 
-class Origins:
-    """Remembers numbers of entries, of tensors computed from one parameter alone."""
+
+class IndexMap:
+    """Remembers the indices of tensors that are computed from one parameter alone."""
 
     def __init__(self) -> None:
-        # each holds the tensor whose id is its key, so that no other gets that id
-        self._rows: dict[int, tuple[Tensor, int, Tensor]] = {}
-        self._entries: dict[int, tuple[Tensor, int, Tensor]] = {}
+        self._rows: _Versioned = {}
+        self._entries: _Versioned = {}
 
-    def read(self, u: Tensor, rows: Tensor) -> None:
-        """Remembers rows of a table.
+    def record_rows(self, u: Tensor, rows: Tensor) -> None:
+        """Remembers which rows of a table a tensor is.
 
         Args:
             u: The rows (…, b).
-            rows: Their numbers (…).
+            rows: Their indices (…).
         """
         self._rows[id(u)] = (u, u._version, rows)
 
-    def move(
+    def record(
         self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
     ) -> None:
-        """Remembers the entries of what a function returned, if it moves entries alone.
+        """Remembers the indices of a function's result, if the function only rearranges entries.
 
         Args:
             func: A function of torch.
             args: Its arguments.
-            kwargs: Its named arguments.
-            result: What it returned.
+            kwargs: Its keyword arguments.
+            result: Its result.
         """
-        if func not in _MOVES and func not in _KEEPS and func is not torch.where:
+        if func not in _REARRANGEMENTS and func not in _COPIES and func is not torch.where:
             return
-        sources = [value for value in flat([args, kwargs]) if is_unbatched(value)]
-        entries = self.entries(sources[0]) if len(sources) == 1 else None
+        tracked = [value for value in flatten([args, kwargs]) if is_tracked(value)]
+        entries = self.entries(tracked[0]) if len(tracked) == 1 else None
         if entries is None:
             return
         if func is torch.where:
-            if len(args) != 3 or is_unbatched(args[0]):
+            if len(args) != 3 or is_tracked(args[0]):
                 return
-            kept = (entries if is_unbatched(value) else NOWHERE for value in args[1:])
-            moved: Any = torch.where(args[0], *kept)
-        elif func in _KEEPS:
-            moved = entries
+            # what the mask takes from elsewhere has no entry in the parameter
+            chosen = (entries if is_tracked(value) else NOWHERE for value in args[1:])
+            rearranged: Any = torch.where(args[0], *chosen)
+        elif func in _COPIES:
+            rearranged = entries
         else:
-            moved = func(*(entries if value is sources[0] else value for value in args), **kwargs)
-        for u, own in zip(flat(result), flat(moved), strict=True):
+            indices = (entries if value is tracked[0] else value for value in args)
+            rearranged = func(*indices, **kwargs)
+        for u, own in zip(flatten(result), flatten(rearranged), strict=True):
             self._entries[id(u)] = (u, u._version, own)
 
     def rows(self, u: Tensor) -> Tensor | None:
@@ -89,7 +97,7 @@ class Origins:
             u: A tensor.
 
         Returns:
-            Their numbers (…), if it is rows and was not changed since.
+            Their indices (…), if u consists of rows and was not changed since; None otherwise.
         """
         return _unchanged(self._rows, u)
 
@@ -100,10 +108,10 @@ class Origins:
             u: A tensor.
 
         Returns:
-            Their numbers, of u's shape, ``NOWHERE`` for others; None if it is not known to
+            Their indices, of u's shape, ``NOWHERE`` for others; None if u is not known to
             consist of entries, or was changed since.
         """
-        if type(u) is UnbatchedParameter:
+        if type(u) is TrackedParameter:
             return torch.arange(u.numel(), device=u.device).view(u.shape)
         rows = self.rows(u)
         if rows is not None:
@@ -112,6 +120,6 @@ class Origins:
         return _unchanged(self._entries, u)
 
 
-def _unchanged(known: dict[int, tuple[Tensor, int, Tensor]], u: Tensor) -> Tensor | None:
-    _, version, numbers = known.get(id(u), (u, None, None))
-    return numbers if version == u._version else None
+def _unchanged(known: _Versioned, u: Tensor) -> Tensor | None:
+    _, version, indices = known.get(id(u), (u, None, None))
+    return indices if version == u._version else None

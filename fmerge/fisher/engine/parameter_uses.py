@@ -1,20 +1,16 @@
-"""Where parameters are used: calls of covered layers, and tensors made of parameters alone."""
+"""Where parameters are used: calls of covered layers, and batch-independent tensors."""
 
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
-from fmerge.fisher.engine.gradients import Moved, Pulled, Rows, Summed, Term
-from fmerge.fisher.engine.rules import RULES, Rule, rules_of
+from fmerge.fisher.engine.gradients import Gradients, Pullback, Rows, Scattered, Summed
+from fmerge.fisher.engine.rules import Rule, rule_of
 
-Layout = Literal["blocks", "tiles", "none"]
-"""How k·n rows belong to n examples: r // k, r % n, or not at all."""
-
-
-_CAST = (nn.Linear, Conv1D, nn.Conv2d)
+RowOrder = Literal["example-major", "interleaved", "none"]
+"""Which example row r of k·n rows belongs to: r // k, r % n, or no single one."""
 
 
 @dataclass(frozen=True)
@@ -24,53 +20,62 @@ class Layer:
     Attributes:
         name: Its name.
         module: The layer itself.
-        rules: Rules by its own parameter names.
-        parameters: Those of its parameters that are differentiated by rule, by those names.
-        cast: Whether autocast casts its input to half precision.
+        rule: The rule of its type.
+        parameters: The parameters that are differentiated by the rule, by the layer's own names.
     """
 
     name: str
     module: Any
-    rules: Mapping[str, Rule]
+    rule: Rule
     parameters: dict[str, nn.Parameter]
-    cast: bool
 
 
 @dataclass(slots=True)
-class Use:
+class LayerUse:
     """One call of a covered layer.
 
     Attributes:
         key: The layer's name and how often it was called before.
         layer: The layer.
         x: Its input (r, …).
-        layout: How its rows belong to examples.
-        version: The input's version, to notice changes in place.
+        row_order: How the rows belong to examples.
+        version: Version of x when it was read, to notice changes in place.
     """
 
     key: str
     layer: Layer
     x: Tensor
-    layout: Layout
+    row_order: RowOrder
     version: int
 
-    def terms(self, g: Tensor, n: int) -> Iterator[tuple[nn.Parameter, Term]]:
-        """Applies the rules.
+    def gradients(self, g: Tensor, n: int) -> Iterator[tuple[nn.Parameter, Gradients]]:
+        """Applies the layer's rule.
 
         Args:
             g: Gradient of the layer's output (r, …).
             n: Number of examples.
 
         Yields:
-            Each parameter and its gradients through this use.
+            Each parameter and its gradients through this call.
+
+        Raises:
+            ValueError: If the rule gives a tensor of another shape than n gradients.
         """
-        layer, x = self.layer, by_example(self.x, n, self.layout)
-        g = by_example(g, n, self.layout)
-        for role, parameter in layer.parameters.items():
-            yield parameter, layer.rules[role](layer.module, x, g, n)
+        layer, x = self.layer, example_major(self.x, n, self.row_order)
+        g = example_major(g, n, self.row_order)
+        for own_name, parameter in layer.parameters.items():
+            found = layer.rule.gradients[own_name](layer.module, x, g, n)
+            if isinstance(found, Tensor):
+                if found.shape != (n, *parameter.shape):
+                    raise ValueError(
+                        f"the rule of '{layer.name}' gave gradients of shape {tuple(found.shape)} "
+                        f"for '{own_name}'; expected {(n, *parameter.shape)}"
+                    )
+                found = Summed(found)
+            yield parameter, found
 
     def check_unchanged(self) -> None:
-        """Compares the input's version.
+        """Compares the input's version with that of the call.
 
         Raises:
             RuntimeError: If the input was changed in place after the layer read it.
@@ -83,24 +88,24 @@ class Use:
 
 
 @dataclass(slots=True)
-class Source:
-    """A tensor computed from parameters alone, at the place where it meets the batch.
+class TensorUse:
+    """A batch-independent tensor u at the place where it meets the batch.
 
     Attributes:
         key: Its number in the forward pass.
         tensor: u, with the graph down to its parameters.
-        leaf: u repeated for every row (r, …), cut off from that graph.
-        layout: How the rows belong to examples.
-        parameters: Those that u is computed from.
-        rows: Numbers of the rows of the one table that u is, if it is rows.
-        entries: Numbers of the entries of the one parameter that u is, if it is entries.
+        leaf: u repeated for every row (r, …), a leaf that is detached from that graph.
+        row_order: How the rows belong to examples.
+        parameters: The parameters that u is computed from.
+        rows: Indices of the rows of the one table that u consists of; None if it does not.
+        entries: Indices of the entries of the one parameter that u consists of; None likewise.
         version: Version of u, to notice changes in place.
     """
 
     key: str
     tensor: Tensor
     leaf: Tensor
-    layout: Layout
+    row_order: RowOrder
     parameters: list[nn.Parameter]
     rows: Tensor | None = None
     entries: Tensor | None = None
@@ -109,7 +114,7 @@ class Source:
     def __post_init__(self) -> None:
         self.version = self.tensor._version
 
-    def terms(self, g: Tensor, n: int) -> Iterator[tuple[nn.Parameter, Term]]:
+    def gradients(self, g: Tensor, n: int) -> Iterator[tuple[nn.Parameter, Gradients]]:
         """Sums the gradient over each example's rows and over what u was broadcast to.
 
         Args:
@@ -117,7 +122,7 @@ class Source:
             n: Number of examples.
 
         Yields:
-            Each parameter and its gradients through this source.
+            Each parameter and its gradients through u.
 
         Raises:
             RuntimeError: If u was changed in place after it met the batch.
@@ -127,27 +132,31 @@ class Source:
                 f"a tensor computed from parameters was changed in place after its use "
                 f"('{self.key}'): its gradients cannot be formed"
             )
-        own = by_example(g, n, self.layout).reshape(n, -1, *g.shape[1:]).sum(1)
+        own = example_major(g, n, self.row_order).reshape(n, -1, *g.shape[1:]).sum(1)
         inner = inner_shape(self.tensor, g.ndim)
         values = own.sum_to_size(n, *[1] * (g.ndim - 1 - len(inner)), *inner)
         values = values.reshape(n, *self.tensor.shape)
         for parameter in self.parameters:
+            # from the cheapest form to the one that is always right
             if self.rows is not None:
                 ids = self.rows.reshape(1, -1).expand(n, -1)
                 yield parameter, Rows(ids, values.reshape(n, ids.shape[1], -1))
             elif parameter is self.tensor:
                 yield parameter, Summed(values)
             elif self.entries is not None:
-                yield parameter, Moved(self.entries.flatten(), values.flatten(1))
+                yield parameter, Scattered(self.entries.flatten(), values.flatten(1))
             else:
-                yield parameter, Pulled(self.tensor, values, parameter)
+                yield parameter, Pullback(self.tensor, values, parameter)
 
 
-Receiver = Callable[[Use, Tensor], None]
-"""What is called with a use and its output gradient, in a backward pass."""
+ParameterUse = LayerUse | TensorUse
+"""Whatever receives an output gradient (r, …) and turns it into gradients of parameters."""
 
-Finish = Callable[[nn.Parameter, list[Term]], None]
-"""What is called with a parameter and its gradients through all its uses."""
+Receiver = Callable[[LayerUse, Tensor], None]
+"""Called with a layer's use and its output gradient, in a backward pass."""
+
+Finish = Callable[[nn.Parameter, list[Gradients]], None]
+"""Called with a parameter and its gradients through all its uses."""
 
 
 def covered_layers(module: nn.Module, parameters: Container[nn.Parameter]) -> list[Layer]:
@@ -155,42 +164,44 @@ def covered_layers(module: nn.Module, parameters: Container[nn.Parameter]) -> li
 
     Args:
         module: Any module.
-        parameters: Those that are to be differentiated by rule.
+        parameters: The parameters that are to be differentiated by rule.
 
     Returns:
-        Those layers that have any of them.
+        The layers that have any of them.
     """
     layers = []
     for name, layer in module.named_modules():
-        rules = rules_of(layer) if type(layer) in RULES else {}
-        own = dict(layer.named_parameters(recurse=False)) if rules else {}
-        chosen = {role: parameter for role, parameter in own.items() if parameter in parameters}
+        rule = rule_of(layer)
+        if rule is None:
+            continue
+        own = layer.named_parameters(recurse=False)
+        chosen = {own_name: parameter for own_name, parameter in own if parameter in parameters}
         if chosen:
-            layers.append(Layer(name, layer, rules, chosen, type(layer) in _CAST))
+            layers.append(Layer(name, layer, rule, chosen))
     return layers
 
 
-def by_example(rows: Tensor, n: int, layout: Layout) -> Tensor:
-    """Sorts rows by example.
+def example_major(rows: Tensor, n: int, order: RowOrder) -> Tensor:
+    """Puts each example's rows together.
 
     Args:
         rows: (k·n, …).
         n: Number of examples.
-        layout: The order they are in.
+        order: The order they are in.
 
     Returns:
-        The same rows, those of each example together.
+        The same rows in example-major order.
     """
-    if layout == "tiles" and len(rows) != n:
+    if order == "interleaved" and len(rows) != n:
         return rows.reshape(-1, n, *rows.shape[1:]).transpose(0, 1).flatten(0, 1)
     return rows
 
 
 def inner_shape(u: Tensor, ndim: int) -> tuple[int, ...]:
-    """Gives the shape of u without the dimension, of size one, that stands where rows come.
+    """Gives the shape of u without the dimension of size one that stands for the batch's rows.
 
     Args:
-        u: A tensor without rows of the batch.
+        u: A batch-independent tensor.
         ndim: Number of dimensions of what it meets.
 
     Returns:
@@ -209,12 +220,12 @@ def graph_leaves(tensors: list[Tensor]) -> list[Tensor]:
         Every leaf once.
 
     Raises:
-        RuntimeError: If a part of the graph is hidden by reentrant checkpointing.
+        RuntimeError: If reentrant checkpointing hides a part of the graph.
     """
     leaves = [t for t in tensors if t.grad_fn is None and t.requires_grad]
     stack: list[Any] = [tensor.grad_fn for tensor in tensors if tensor.grad_fn is not None]
     seen = set(stack)
-    ends: dict[type, bool] = {}  # of a few kinds of nodes, there are thousands
+    ends: dict[type, bool] = {}  # names are compared once for each type: nodes come in thousands
     while stack:
         node = stack.pop()
         kind = type(node)

@@ -1,4 +1,4 @@
-"""Exact per-example differentiation of whatever no rule covers: slow, and always right."""
+"""The fallback: exact differentiation, example by example, of what no rule covers."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -11,11 +11,11 @@ from fmerge.fisher.batches import LogProbs, differentiating, example, replace
 from fmerge.params import Params
 
 Fallback = Literal["vmap", "loop", "error"]
-"""What is done about parameters that no rule covers: ``vmap`` over examples and, where a model
-does not allow that, a ``loop`` over them; the loop at once; or an error that names them."""
+"""How parameters that no rule covers are differentiated: by ``vmap`` over examples, or by a loop
+where a model does not allow that; always by a ``loop``; or not at all: an ``error`` names them."""
 
 _CHUNK_BYTES = 2**26
-"""Per-example gradients that vmap holds at once."""
+"""Memory of the per-example gradients that vmap makes at once."""
 
 _LOG = logging.getLogger(__name__)
 
@@ -78,7 +78,7 @@ def square_gradients(
 
 
 def fit(seed: Tensor, log_likelihoods: Tensor) -> Tensor:
-    """Gives a seed the width of ℓ: an example by itself may have fewer candidates.
+    """Cuts a seed to the width of ℓ: an example by itself may have fewer candidates.
 
     Args:
         seed: (n, c).
@@ -141,13 +141,13 @@ class PerExample:
         with differentiating(parameters.values(), among):
             for i in range(n):
                 row = [seed[i : i + 1] for seed in seeds]
-                kept = [seed for seed in row if bool(seed.any())]
-                plain_squares(self.log_probs, example(batch, i, n), kept, parameters, sums)
+                nonzero = [seed for seed in row if bool(seed.any())]
+                plain_squares(self.log_probs, example(batch, i, n), nonzero, parameters, sums)
 
     def _by_vmap(
         self, batch: Any, seeds: Sequence[Tensor], parameters: Mapping[str, nn.Parameter]
     ) -> Params | None:
-        """None where it fails; it is compared with the loop before it is first believed."""
+        """Returns None where vmap fails; its first result is compared with the loop's."""
         try:
             if not set(parameters) <= self._compared:
                 one, row = example(batch, 0, len(seeds[0])), [seed[:1] for seed in seeds]
@@ -159,8 +159,8 @@ class PerExample:
                     _check_close(name, value, expected[name])
                 self._compared |= set(parameters)
             return self._vmap(batch, seeds, parameters)
-        except Exception as error:  # whatever a model's operations raise under vmap
-            _LOG.warning("vmap over examples failed, a loop is used instead: %s", error)
+        except Exception as error:  # any kind: whatever a model's operations raise under vmap
+            _LOG.warning("vmap over examples failed; a loop is used instead: %s", error)
             self.vectorized = False
             return None
 
@@ -183,17 +183,17 @@ class PerExample:
             pull = torch.func.vjp(log_likelihoods, weights)[1]
             return dict(pull(seed)[0])
 
-        size = sum(value.numel() * value.element_size() for value in values.values())
-        chunk = max(1, _CHUNK_BYTES // size)
+        bytes_each = sum(value.numel() * value.element_size() for value in values.values())
+        size = max(1, _CHUNK_BYTES // bytes_each)
         squares = {
             name: torch.zeros(p.shape, dtype=_wide(p), device=p.device)
             for name, p in parameters.items()
         }
         for seed in seeds:
-            for start in range(0, n, chunk):
-                part = slice(start, start + chunk)
-                rows = [column[part] for column in columns]
-                found = torch.func.vmap(gradients, in_dims=(None, 0, 0))(values, rows, seed[part])
+            for start in range(0, n, size):
+                chunk = slice(start, start + size)
+                rows = [column[chunk] for column in columns]
+                found = torch.func.vmap(gradients, in_dims=(None, 0, 0))(values, rows, seed[chunk])
                 for name in squares:
                     squares[name] += found[f"module.{name}"].to(squares[name]).square().sum(0)
         return squares
@@ -205,8 +205,8 @@ class _Function(nn.Module):
     def __init__(self, module: nn.Module, log_probs: LogProbs) -> None:
         super().__init__()
         self.module = module
-        # not an attribute of its own: if it is the module, its weights would be swapped twice
-        # by functional_call, and only once be given back
+        # in a tuple, since modules register attributes that are modules: if log_probs is the
+        # module, functional_call would swap its weights twice and restore them once
         self._log_probs = (log_probs,)
 
     def forward(self, batch: Any) -> Tensor:

@@ -1,7 +1,8 @@
 """One forward pass in which the uses of parameters are recorded, and backward passes over it.
 
-A covered layer's weights do not require grad while the layer runs and do require it elsewhere.
-So a use that no rule saw leaves an edge in the graph, where it is found: see `Recorder.unseen`.
+A covered layer's parameters do not require grad while the layer runs, and do everywhere else. That
+saves autograd the weight gradients, and it makes every other use visible: a use that no rule saw
+leaves an edge to the parameter in the graph, which `Recorder.unseen` finds.
 """
 
 from collections import Counter
@@ -12,12 +13,22 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from fmerge.fisher.engine.gradients import Term
-from fmerge.fisher.engine.parameter_uses import Finish, Layer, Layout, Source, Use, graph_leaves
+from fmerge.fisher.engine.gradients import Gradients
+from fmerge.fisher.engine.parameter_uses import (
+    Finish,
+    Layer,
+    LayerUse,
+    ParameterUse,
+    RowOrder,
+    graph_leaves,
+)
 from fmerge.fisher.engine.tracer import Tracer
-from fmerge.fisher.engine.tracked_tensor import hide, show
+from fmerge.fisher.engine.tracked_tensor import track, untrack
 
-_CAST = (torch.float32, torch.bfloat16, torch.float16)  # not float64
+_CAST = (torch.float32, torch.bfloat16, torch.float16)  # autocast leaves float64 as it is
+
+Observe = Callable[[str, Tensor], None]
+"""Called with the key of a use and its gradient (r, …)."""
 
 
 @final
@@ -28,11 +39,11 @@ class Recorder:
         layers: The covered layers.
         names: Names of the trainable parameters.
         n: Number of examples.
-        layouts: What is known of uses and sources by key; "blocks" is supposed otherwise.
+        row_orders: What is known of uses by key; example-major order is assumed of the others.
 
     Attributes:
-        uses: Calls of covered layers.
-        sources: Where tensors without a batch dimension met the batch.
+        layer_uses: Calls of covered layers.
+        tensor_uses: Where batch-independent tensors met the batch.
     """
 
     def __init__(
@@ -40,14 +51,14 @@ class Recorder:
         layers: Sequence[Layer],
         names: Mapping[nn.Parameter, str],
         n: int,
-        layouts: Mapping[str, Layout],
+        row_orders: Mapping[str, RowOrder],
     ) -> None:
         self._layers = layers
         self.names = names
         self.n = n
-        self._tracing = Tracer(names, n, layouts)
-        self.uses = self._tracing.uses
-        self.sources = self._tracing.sources
+        self._tracer = Tracer(names, n, row_orders)
+        self.layer_uses = self._tracer.layer_uses
+        self.tensor_uses = self._tracer.tensor_uses
         self._recording = False
 
     @contextmanager
@@ -55,11 +66,12 @@ class Recorder:
         """Replaces the layers' forward functions for one forward pass and its backward passes.
 
         Yields:
-            Nothing. The layers have their own again whatever happens.
+            Nothing. Afterwards the layers have their own again, whatever happens.
         """
         with ExitStack() as stack:
             for layer in self._layers:
-                # cheaper than hooks, and the user's own see the same as ever
+                # an attribute of the instance is cheaper than hooks, inside which it runs: the
+                # user's own hooks see the layer as ever
                 vars(layer.module)["forward"] = self._recorded(layer)
                 stack.callback(vars(layer.module).pop, "forward")
             yield
@@ -74,18 +86,18 @@ class Recorder:
         Returns:
             ℓ (n, c).
         """
-        # a cast that autocast kept from an earlier pass would be an unseen use
+        # a weight that autocast cast in an earlier pass has an edge to it: an unseen use
         torch.clear_autocast_cache()
         self._recording = True
         try:
-            with self._tracing.active():
+            with self._tracer.active():
                 return log_probs(batch)
         finally:
             self._recording = False
 
     def _recorded(self, layer: Layer) -> Callable[..., Any]:
         """Makes the forward function of a covered layer that records its calls."""
-        forward, tracing = layer.module.forward, self._tracing
+        forward, tracer = layer.module.forward, self._tracer
         parameters = list(layer.parameters.values())
 
         def recorded(*args: Any, **kwargs: Any) -> Any:
@@ -96,11 +108,12 @@ class Recorder:
                 )
             use = None
             if len(args) == 1 and not kwargs and torch.is_grad_enabled():
-                x = _cast(args[0]) if layer.cast else args[0]
-                use = tracing.use(layer, x)
+                x = _cast(args[0]) if layer.rule.cast_input else args[0]
+                use = tracer.use(layer, x)
             if use is None:
+                # the parameters require grad: autograd sees this call, and `unseen` finds it
                 return forward(*args, **kwargs)
-            hide(parameters)
+            untrack(parameters)
             for parameter in parameters:
                 parameter.requires_grad = False
             try:
@@ -108,8 +121,13 @@ class Recorder:
             finally:
                 for parameter in parameters:
                     parameter.requires_grad = True
-                show(parameters)
-            tracing.register(use, output)
+                track(parameters)
+            if not isinstance(output, Tensor):
+                raise TypeError(
+                    f"layer '{layer.name}' returned {type(output).__name__}; a layer that has a "
+                    f"rule must return one tensor"
+                )
+            tracer.register(use, output)
             return output
 
         return recorded
@@ -118,11 +136,11 @@ class Recorder:
         """Gives what two batches must share for one check to hold for both.
 
         Returns:
-            Key, layout, rows per example and number of dimensions of all uses and sources.
+            Key, row order, rows per example and number of dimensions of all uses.
         """
-        forms = [(use.key, use.layout, use.x) for use in self.uses]
-        forms += [(source.key, source.layout, source.leaf) for source in self.sources]
-        return tuple((key, layout, x.shape[0] // self.n, x.ndim) for key, layout, x in forms)
+        forms = [(use.key, use.row_order, use.x) for use in self.layer_uses]
+        forms += [(use.key, use.row_order, use.leaf) for use in self.tensor_uses]
+        return tuple((key, order, x.shape[0] // self.n, x.ndim) for key, order, x in forms)
 
     def unseen(self, log_likelihoods: Tensor) -> tuple[list[nn.Parameter], list[Tensor]]:
         """Walks the graph of ℓ.
@@ -142,9 +160,10 @@ class Recorder:
         log_likelihoods: Tensor,
         leaves: list[Tensor],
         seed: Tensor,
-        finish: Finish | None,
-        keep: bool,
-        watch: Callable[[str, Tensor], None] | None = None,
+        *,
+        retain_graph: bool,
+        finish: Finish | None = None,
+        observe: Observe | None = None,
     ) -> None:
         """Runs one backward pass over the recorded forward pass.
 
@@ -152,51 +171,71 @@ class Recorder:
             log_likelihoods: ℓ (n, c).
             leaves: All leaves of its graph.
             seed: Gradient of ℓ (n, c).
+            retain_graph: Whether another backward pass follows.
             finish: Called with each parameter once its uses have all been met; without it,
-                gradients are watched alone.
-            keep: Whether another backward pass follows.
-            watch: Called with the key and the gradient (r, …) of every use and source.
+                gradients are only observed.
+            observe: Called with the key and the gradient (r, …) of every use.
         """
         if not leaves:
             return
-        expected = Counter(p for use in self.uses for p in use.layer.parameters.values())
-        expected.update(p for source in self.sources for p in source.parameters)
-        pending: dict[nn.Parameter, list[Term]] = {}
+        collector = _Collector(self, finish, observe)
 
-        def collect(site: Use | Source, g: Tensor) -> None:
-            if watch is not None:
-                watch(site.key, g)
-            if finish is None:
-                return
-            for parameter, term in site.terms(g, self.n):
-                pending.setdefault(parameter, []).append(term)
-                if len(pending[parameter]) == expected[parameter]:
-                    finish(parameter, pending.pop(parameter))
+        def receive(use: LayerUse, g: Tensor) -> None:
+            collector.add(use, g)
+            if not retain_graph:
+                use.x = use.x.new_empty(0)  # frees the input while the pass goes on
 
-        def receive(use: Use, g: Tensor) -> None:
-            collect(use, g)
-            if not keep:
-                use.x = use.x.new_empty(0)  # not needed any more
-
-        self._tracing.receiver = receive
-        # autocast would round the products to half precision, and belongs to forward passes
+        self._tracer.receiver = receive
+        # autocast would round the rules' products to half precision: it is for forward passes
         with torch.autocast(log_likelihoods.device.type, enabled=False):
             gradients = torch.autograd.grad(
-                log_likelihoods, leaves, seed, retain_graph=keep, allow_unused=True
+                log_likelihoods, leaves, seed, retain_graph=retain_graph, allow_unused=True
             )
-            self._tracing.receiver = None
+            self._tracer.receiver = None
             by_leaf = {id(leaf): g for leaf, g in zip(leaves, gradients, strict=True)}
-            for source in self.sources:
-                g = by_leaf.get(id(source.leaf))
+            for use in self.tensor_uses:
+                g = by_leaf.get(id(use.leaf))
                 if g is not None:
-                    collect(source, g)
-            if finish is not None:
-                for parameter, terms in pending.items():
-                    finish(parameter, terms)  # another use of it had no part in this ℓ
+                    collector.add(use, g)
+            collector.finish_rest()
+
+
+class _Collector:
+    """Gathers each parameter's gradients in one backward pass, until its last use was met.
+
+    The square is of the sum over uses, so the first use of a shared parameter waits for the last.
+    """
+
+    def __init__(self, recorder: Recorder, finish: Finish | None, observe: Observe | None) -> None:
+        self._n = recorder.n
+        self._finish = finish
+        self._observe = observe
+        self._expected = Counter(
+            parameter for use in recorder.layer_uses for parameter in use.layer.parameters.values()
+        )
+        self._expected.update(p for use in recorder.tensor_uses for p in use.parameters)
+        self._pending: dict[nn.Parameter, list[Gradients]] = {}
+
+    def add(self, use: ParameterUse, g: Tensor) -> None:
+        """Adds the gradients of a use, whose output gradient is g (r, …)."""
+        if self._observe is not None:
+            self._observe(use.key, g)
+        if self._finish is None:
+            return
+        for parameter, gradients in use.gradients(g, self._n):
+            self._pending.setdefault(parameter, []).append(gradients)
+            if len(self._pending[parameter]) == self._expected[parameter]:
+                self._finish(parameter, self._pending.pop(parameter))
+
+    def finish_rest(self) -> None:
+        """Finishes the parameters with a use that ℓ does not depend on: it has no gradient."""
+        if self._finish is not None:
+            for parameter, gradients in self._pending.items():
+                self._finish(parameter, gradients)
 
 
 def _cast(x: Any) -> Any:
-    """Casts a layer's input as autocast would inside the layer, so that it is kept once."""
+    """Casts a layer's input as autocast would inside the layer, so that it is stored once."""
     if not isinstance(x, Tensor) or not torch.is_autocast_enabled(x.device.type):
         return x
     dtype = torch.get_autocast_dtype(x.device.type)

@@ -1,11 +1,12 @@
-"""Random sketches: few numbers by which two gradients are compared without either being held.
+"""Random sketches: a few numbers by which two gradients are compared without holding either.
 
-Of a gradient D (a, b), b all its dimensions but the first, S = L D Rᵀ (k, k) is kept; L (k, a) and
-R (k, b) hold independent normal numbers of variance 1/k, so that E‖S‖² = ‖D‖². S is linear in D,
-and zero for a D ≠ 0 with probability zero. A side of at most k entries is kept as it is.
+A gradient D (a, b), b the product of all dimensions but the first, has the sketch S = L D Rᵀ of
+shape (k, k). L (k, a) and R (k, b) hold independent normal numbers of variance 1/k, so that
+E‖S‖² = ‖D‖². S is linear in D, and zero for D ≠ 0 with probability zero. A side of at most k
+entries is not reduced.
 
-A difference of 10, 100 or 1000 times what is tolerated looks tolerable with probability 6e-6, 3e-13
-or 5e-21 (k = 8): D of rank one is the worst, whose ‖S‖²/‖D‖² is a product of two independent χ²/k.
+A difference of 10, 100 or 1000 times the tolerance passes with probability 6e-6, 3e-13 or 5e-21
+(k = 8). The worst D has rank one: its ‖S‖²/‖D‖² is a product of two independent χ²/k.
 """
 
 from dataclasses import dataclass, field
@@ -14,12 +15,12 @@ import torch
 from torch import Tensor
 
 SIDE = 8
-"""k, rows and columns of a sketch."""
+"""k, the number of rows and columns of a sketch."""
 
 
 @dataclass(frozen=True)
 class Sketch:
-    """What gradients of one shape are multiplied by.
+    """The matrices L and R that sketch gradients of one shape.
 
     Attributes:
         left: L (k, a).
@@ -50,7 +51,7 @@ class Sketch:
         return self.left @ matrix.to(self.left.dtype) @ self.right.T
 
     def of_product(self, left: Tensor, right: Tensor) -> Tensor:
-        """Sketches Σᵢ left[i] ⊗ right[i], which is never formed.
+        """Sketches Σᵢ left[i] ⊗ right[i] without forming it.
 
         Args:
             left: (i, a).
@@ -77,10 +78,10 @@ class Sketch:
 
 @dataclass
 class Sketches:
-    """Draws L and R, once for each length of a side.
+    """Draws L and R once for each length of a side, so that sketches can be compared.
 
     Attributes:
-        generator: Where the numbers come from.
+        generator: Source of the random numbers.
     """
 
     generator: torch.Generator
@@ -106,6 +107,6 @@ class Sketches:
             if length > SIDE:
                 drawn = torch.randn(SIDE, length, generator=self.generator, dtype=dtype)
                 self._sides[key] = drawn.div_(SIDE**0.5).to(like.device)
-            else:
+            else:  # nothing to save: the identity loses nothing
                 self._sides[key] = torch.eye(length, dtype=dtype, device=like.device)
         return self._sides[key]

@@ -1,4 +1,4 @@
-"""Sums of the squares of a parameter's gradients, by whichever exact form is cheapest.
+"""Sums of a parameter's squared per-example gradients, by whichever exact way is cheapest.
 
 Letters: n example, t token (any position inside an example), a and b the two sides of a matrix.
 """
@@ -12,88 +12,87 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fmerge.fisher.engine.gradients import Moved, Outer, Pulled, Rows, Summed, Term
+from fmerge.fisher.engine.gradients import Gradients, Outer, Pullback, Rows, Scattered, Summed
 
 CACHE_BYTES = 2**20
-"""The buffer of one CPU thread: with the sum it is added to, a second-level cache of 2 MiB."""
+"""Scratch buffer of one CPU thread: with the sum it is added to, it fits a second-level cache of
+2 MiB."""
 
 DEVICE_BYTES = 2**28
-"""The buffer on an accelerator, where few large kernels beat many small ones."""
+"""Scratch buffer on an accelerator, where few large kernels are faster than many small ones."""
 
 TALL = 2**10
-"""Most rows of the buffer: products with more columns than rows are slower on a CPU."""
+"""Most rows of the scratch buffer: products with more columns than rows are slower on a CPU."""
 
 SMALL_ENTRIES = 2**13
-"""Matrices up to here cost a CPU less as one batched product than as one product each."""
+"""On a CPU, matrices of at most so many entries take one batched product, not one product each."""
 
 
-def add_squares(terms: Sequence[Term], total: Tensor) -> None:
+def add_squares(uses: Sequence[Gradients], total: Tensor) -> None:
     r"""Adds the squared gradients of one parameter, its uses summed before the square.
 
     .. math::
         total \mathrel{+}= \sum_n \Big(\sum_{u} gradient_u[n]\Big)^2
 
     Args:
-        terms: All uses of the parameter in one backward pass.
+        uses: The parameter's gradients through all its uses in one backward pass.
         total: Of the parameter's shape, contiguous, at least float32.
     """
-    kinds = {type(term) for term in terms}
-    every: Any = terms
-    if kinds == {Outer}:
+    forms = {type(use) for use in uses}
+    every: Any = uses
+    if forms == {Outer}:
         _outer_squares(every, total.view(every[0].left.shape[2], -1))
-    elif kinds == {Summed}:
-        values = every[0].values if len(terms) == 1 else sum(term.values for term in every)
+    elif forms == {Summed}:
+        values = every[0].values if len(uses) == 1 else sum(use.values for use in every)
         total.add_(values.to(total.dtype).square().sum(0).view(total.shape))
-    elif kinds == {Rows}:
+    elif forms == {Rows}:
         ids, values = _combined(every, total)
         total.index_add_(0, ids.flatten(), values.flatten(0, 1).square_())
-    elif kinds == {Outer, Rows}:
-        outers = [term for term in terms if isinstance(term, Outer)]
-        _tied_squares(outers, [term for term in terms if isinstance(term, Rows)], total)
-    elif kinds == {Moved}:
-        _moved_squares(every, total)
-    elif kinds != {Pulled} or not _pulled_squares(every, total):
-        _general_squares(terms, total)
+    elif forms == {Outer, Rows}:
+        outers = [use for use in uses if isinstance(use, Outer)]
+        _tied_squares(outers, [use for use in uses if isinstance(use, Rows)], total)
+    elif forms == {Scattered}:
+        _scattered_squares(every, total)
+    elif forms != {Pullback} or not _pullback_squares(every, total):
+        _general_squares(uses, total)
 
 
-def _outer_squares(terms: Sequence[Outer], total: Tensor) -> None:
-    """Chooses the cheapest exact form; the README of this folder states the rule."""
-    n, _, a = terms[0].left.shape
-    b = terms[0].right.shape[2]
-    if sum(term.left.shape[1] for term in terms) == 1:
+def _outer_squares(uses: Sequence[Outer], total: Tensor) -> None:
+    """Chooses the cheapest exact way; the README of fmerge/fisher states the cost rule."""
+    n, _, a = uses[0].left.shape
+    b = uses[0].right.shape[2]
+    if sum(use.left.shape[1] for use in uses) == 1:
         # one position per example: (gx)² = g²x², so the whole batch is one product
         left, right = (
-            side[:, 0].to(total.dtype).square() for side in (terms[0].left, terms[0].right)
+            side[:, 0].to(total.dtype).square() for side in (uses[0].left, uses[0].right)
         )
         total.addmm_(left.T, right)
         return
     if total.is_cuda and _has_triton():
-        from fmerge.fisher.engine.triton_kernel import (
-            add_if_faster,  # here, since it imports Triton
-        )
+        from fmerge.fisher.engine.triton_kernel import add_if_faster  # imports Triton
 
-        if add_if_faster([term.left for term in terms], [term.right for term in terms], total):
+        if add_if_faster([use.left for use in uses], [use.right for use in uses], total):
             return
-    entries = max(1, _buffer_bytes(total) // terms[0].left.element_size())
+    entries = max(1, _buffer_bytes(total) // uses[0].left.element_size())
     if total.is_cuda or a * b <= SMALL_ENTRIES:
         size = max(1, entries // (a * b))
         for start in range(0, n, size):
-            part = slice(start, start + size)
-            products = terms[0].left[part].transpose(1, 2) @ terms[0].right[part]
-            for term in terms[1:]:
-                products.baddbmm_(term.left[part].transpose(1, 2), term.right[part])
+            chunk = slice(start, start + size)
+            products = uses[0].left[chunk].transpose(1, 2) @ uses[0].right[chunk]
+            for use in uses[1:]:
+                products.baddbmm_(use.left[chunk].transpose(1, 2), use.right[chunk])
             total.add_(products.to(total.dtype).square_().sum(0))
         return
     height = _even(a, TALL)
     width = _even(b, max(1, entries // height))
-    buffer = terms[0].left.new_empty(height * width)
+    buffer = uses[0].left.new_empty(height * width)
     for rows, columns in itertools.product(_slices(a, height), _slices(b, width)):
-        # small enough that buffer and sum stay in the cache for all examples
+        # a block so small that buffer and sum stay in the cache for all examples
         accumulated = total[rows, columns]
         product = buffer[: accumulated.numel()].view(accumulated.shape)
         sides = [
-            (term.left[..., rows].transpose(1, 2).unbind(), term.right[..., columns].unbind())
-            for term in terms
+            (use.left[..., rows].transpose(1, 2).unbind(), use.right[..., columns].unbind())
+            for use in uses
         ]
         for i in range(n):
             torch.mm(sides[0][0][i], sides[0][1][i], out=product)
@@ -103,7 +102,7 @@ def _outer_squares(terms: Sequence[Outer], total: Tensor) -> None:
 
 
 def _even(length: int, most: int) -> int:
-    """The length of slices of about the same, at most that many."""
+    """Gives the length of slices of about equal length, at most ``most``."""
     return -(-length // -(-length // most))
 
 
@@ -116,21 +115,22 @@ def _has_triton() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
-def _combined(terms: Sequence[Rows], total: Tensor) -> tuple[Tensor, Tensor]:
-    """Adds up what one example gives to one row.
+def _combined(uses: Sequence[Rows], total: Tensor) -> tuple[Tensor, Tensor]:
+    """Sums the values that an example adds to the same row.
 
-    Nothing waits for a device: sizes are those of the input, whatever it repeats.
+    Sizes are those of the input, however many rows repeat: nothing waits for a device to count.
 
     Returns:
-        Rows (n, t) and values (n, t, b): each row of an example once with its value, then any of
-        its rows with zeros.
+        Rows (n, t) and values (n, t, b): each row of an example once with its sum, then any of its
+        rows with zeros.
     """
-    ids = torch.cat([term.ids for term in terms], dim=1)
-    values = torch.cat([term.values for term in terms], dim=1)
+    ids = torch.cat([use.ids for use in uses], dim=1)
+    values = torch.cat([use.values for use in uses], dim=1)
     n, t = ids.shape
     ordered, order = ids.sort(dim=1)
+    # (n, t): equal ids stand side by side, and get the same place among the example's rows
     place = (ordered[:, 1:] != ordered[:, :-1]).cumsum(1)
-    place = torch.cat([place.new_zeros(n, min(1, t)), place], dim=1)  # (n, t): which row it is
+    place = torch.cat([place.new_zeros(n, min(1, t)), place], dim=1)
     rows = ordered[:, :1].repeat(1, t).scatter_(1, place, ordered)
     place += torch.arange(n, device=ids.device)[:, None] * t
     place = torch.empty_like(place).scatter_(1, order, place)
@@ -140,21 +140,22 @@ def _combined(terms: Sequence[Rows], total: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _tied_squares(outers: Sequence[Outer], rows: Sequence[Rows], total: Tensor) -> None:
-    """A table that is read by row and multiplied by: (A + R)², R in few rows of each example.
+    """A table that is read by row and multiplied by: (A + R)², R in few rows for each example.
 
-    Rows with both parts are left out of the products and added for themselves, so that nothing
-    is ever subtracted from a sum of squares.
+    Rows with both parts are left out of the products and squared separately. So nothing is ever
+    subtracted from a sum of squares, and nothing cancels.
     """
     ids, sums = _combined(rows, total)
     first = torch.ones_like(ids, dtype=torch.bool)
     first[:, 1:] = ids[:, 1:] != ids[:, :1]
     masked = []
-    for term in outers:
-        places = ids[:, None].expand(-1, term.left.shape[1], -1)
-        sums += term.left.gather(2, places).to(sums.dtype).mT @ term.right.to(sums.dtype)
-        masked.append(Outer(term.left.scatter(2, places, 0), term.right))
+    for use in outers:
+        places = ids[:, None].expand(-1, use.left.shape[1], -1)
+        sums += use.left.gather(2, places).to(sums.dtype).mT @ use.right.to(sums.dtype)
+        masked.append(Outer(use.left.scatter(2, places, 0), use.right))
     _outer_squares(masked, total)
-    sums.square_().mul_(first[..., None])  # the first row again, in places beyond the last
+    # places beyond an example's last row hold its first row again, which counts once
+    sums.square_().mul_(first[..., None])
     total.index_add_(0, ids.flatten(), sums.flatten(0, 1))
 
 
@@ -162,49 +163,50 @@ def _buffer_bytes(total: Tensor) -> int:
     return DEVICE_BYTES if total.is_cuda else CACHE_BYTES * torch.get_num_threads()
 
 
-def _parts(n: int, entries: int, total: Tensor) -> Iterator[slice]:
-    """Parts of n examples, as large as the buffer allows."""
+def _chunks(n: int, entries: int, total: Tensor) -> Iterator[slice]:
+    """Splits n examples into chunks as large as the scratch buffer allows."""
     size = max(1, _buffer_bytes(total) // (entries * total.element_size()))
     for start in range(0, n, size):
         yield slice(start, start + size)
 
 
-def _moved_squares(terms: Sequence[Moved], total: Tensor) -> None:
-    for part in _parts(len(terms[0].values), total.numel(), total):
+def _scattered_squares(uses: Sequence[Scattered], total: Tensor) -> None:
+    for chunk in _chunks(len(uses[0].values), total.numel(), total):
         gradients = sum(
-            term.scattered(term.values[part].to(total.dtype), total.numel()) for term in terms
+            use.scatter(use.values[chunk].to(total.dtype), total.numel()) for use in uses
         )
         total.add_(gradients.square().sum(0).view(total.shape))  # type: ignore[union-attr]
 
 
-def _pulled_squares(terms: Sequence[Pulled], total: Tensor) -> bool:
-    """Pulls many examples' gradients at once; returns False, with nothing done, if it cannot."""
-    sources = [term.source for term in terms]
+def _pullback_squares(uses: Sequence[Pullback], total: Tensor) -> bool:
+    """Pulls back many examples at once; returns False, with nothing added, if it cannot."""
+    sources = [use.source for use in uses]
     entries = max(total.numel(), *(source.numel() for source in sources))
     squares = torch.zeros_like(total)
-    for part in _parts(len(terms[0].values), entries, total):
-        values = [term.values[part] for term in terms]
+    for chunk in _chunks(len(uses[0].values), entries, total):
+        values = [use.values[chunk] for use in uses]
         try:
             (gradients,) = torch.autograd.grad(
-                sources, terms[0].parameter, values, retain_graph=True, is_grads_batched=True
+                sources, uses[0].parameter, values, retain_graph=True, is_grads_batched=True
             )
         except torch.OutOfMemoryError:
             raise
-        except RuntimeError:  # a function below u that does not know batches of gradients
+        except RuntimeError:  # a function in the graph of u that takes no batch of gradients
             return False
         squares += gradients.to(total.dtype).square_().sum(0)
     total += squares
     return True
 
 
-def _general_squares(terms: Sequence[Term], total: Tensor) -> None:
+def _general_squares(uses: Sequence[Gradients], total: Tensor) -> None:
+    """Adds example by example: right for any mixture of forms."""
     buffer = torch.empty_like(total)
     examples = next(
-        len(term.left if isinstance(term, Outer) else term.values)  # type: ignore[attr-defined]
-        for term in terms
+        len(use.left if isinstance(use, Outer) else use.values)  # type: ignore[attr-defined]
+        for use in uses
     )
     for i in range(examples):
         buffer.zero_()
-        for term in terms:
-            term.add_gradient(i, buffer)
+        for use in uses:
+            use.add_gradient(i, buffer)
         total.addcmul_(buffer, buffer)

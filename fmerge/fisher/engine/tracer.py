@@ -1,8 +1,8 @@
-"""Follows tensors that are computed from parameters alone during a forward pass.
+"""Traces a forward pass: calls of covered layers, and batch-independent tensors.
 
-Such a tensor (a position embedding, a bias of attention scores, a class token) has no row per
-example, and autograd sums its gradient over the batch. Where it meets the batch it is repeated for
-every row, which changes no value, and keeps the examples' gradients apart.
+A batch-independent tensor (a position embedding, a bias of attention scores, a class token) has no
+row per example, so autograd sums its gradient over the batch. Where it meets the batch the tracer
+repeats it for every row. That changes no value, and gives each example a gradient of its own.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -14,19 +14,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fmerge.fisher.engine.index_map import Origins
+from fmerge.fisher.engine.index_map import IndexMap
 from fmerge.fisher.engine.parameter_uses import (
     Layer,
-    Layout,
+    LayerUse,
     Receiver,
-    Source,
-    Use,
+    RowOrder,
+    TensorUse,
     graph_leaves,
     inner_shape,
 )
 from fmerge.fisher.engine.rules import RULES
-from fmerge.fisher.engine.tracked_tensor import Unbatched, flat, following, is_unbatched
+from fmerge.fisher.engine.tracked_tensor import TrackedTensor, flatten, is_tracked, tracking
 
+# elementwise functions that broadcast a batch-independent argument over the batch's rows
 _BROADCASTS = (
     {torch.where, torch.Tensor.where}
     | {
@@ -45,91 +46,93 @@ _BROADCASTS = (
     }
 )
 
+_EMBEDDING_ARGUMENTS = (
+    *("input", "weight", "padding_idx", "max_norm"),
+    *("norm_type", "scale_grad_by_freq", "sparse"),
+)
+
 
 @dataclass(frozen=True)
 class Lookup:
-    """The layer of a bare ``F.embedding``."""
+    """What the rule of embeddings reads of a layer, for a bare ``F.embedding``."""
 
     padding_idx: int | None
 
 
 class Tracer:
-    """Follows tensors while it is active, and keeps the uses of parameters.
+    """Records the uses of parameters in a forward pass.
 
     Args:
         names: Names of the trainable parameters.
         n: Number of examples.
-        layouts: What is known of uses and sources by key; "blocks" is supposed otherwise.
+        row_orders: What is known of uses by key; example-major order is assumed of the others.
 
     Attributes:
-        uses: Calls of covered layers.
-        sources: Where tensors without a batch dimension met the batch.
-        receiver: Called with each use's output gradient in a backward pass.
+        layer_uses: Calls of covered layers.
+        tensor_uses: Where batch-independent tensors met the batch.
+        receiver: Called with each layer's use and output gradient in a backward pass.
     """
 
     def __init__(
-        self, names: Mapping[nn.Parameter, str], n: int, layouts: Mapping[str, Layout]
+        self, names: Mapping[nn.Parameter, str], n: int, row_orders: Mapping[str, RowOrder]
     ) -> None:
         self.names = names
         self.n = n
-        self.layouts = layouts
-        self.uses: list[Use] = []
-        self.sources: list[Source] = []
+        self.row_orders = row_orders
+        self.layer_uses: list[LayerUse] = []
+        self.tensor_uses: list[TensorUse] = []
         self.receiver: Receiver | None = None
         # each holds the tensor whose id is in its key, so that no other gets that id
         self._leaves: dict[tuple[int, int, tuple[int, ...]], tuple[Tensor, Tensor | None]] = {}
-        self._origins = Origins()
+        self._index_map = IndexMap()
         self._calls: dict[str, int] = {}
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """Follows the parameters.
+        """Tracks the parameters.
 
         Yields:
             Nothing.
         """
-        with following(self.names, self.follow):
+        with tracking(self.names, self.call):
             yield
 
-    def use(self, layer: Layer, x: Any) -> Use | None:
-        """Makes the use of a call whose input has rows of the batch.
+    def use(self, layer: Layer, x: Any) -> LayerUse | None:
+        """Describes a call of a covered layer whose input has rows of the batch.
 
         Args:
             layer: The layer.
             x: Its input.
 
         Returns:
-            The use; None for a call that the rules do not cover.
+            The use; None for a call that the rule does not cover.
         """
+        # counted even if not covered: a layer's k-th call has the same key in every pass
         key = self._key(layer.name)
-        if not isinstance(x, Tensor):
+        if not isinstance(x, Tensor) or not layer.rule.covers(x):
             return None
-        ndim, rows = x.ndim, x.shape[0] if x.ndim else 0
-        if rows == 0 or rows % self.n:
+        if len(x) == 0 or len(x) % self.n:
             return None
-        if ndim < 2 and isinstance(layer.module, nn.Linear | nn.LayerNorm):
-            return None
-        if ndim != 4 and isinstance(layer.module, nn.Conv2d):
-            return None
-        layout = self.layouts.get(key, "blocks")
-        return None if layout == "none" else Use(key, layer, x.detach(), layout, x._version)
+        order = self.row_orders.get(key, "example-major")
+        return None if order == "none" else LayerUse(key, layer, x.detach(), order, x._version)
 
     def _key(self, name: str) -> str:
         self._calls[name] = self._calls.get(name, 0) + 1
         return f"{name}#{self._calls[name]}"
 
-    def register(self, use: Use, output: Tensor) -> None:
-        """Keeps a use, and lets the gradient of its output be received.
+    def register(self, use: LayerUse, output: Tensor) -> None:
+        """Keeps a use, and lets the receiver have the gradient of its output.
 
         Args:
             use: The use.
-            output: What the layer gave.
+            output: The layer's output.
         """
         if not output.requires_grad:
-            output.requires_grad_()  # the graph starts here
-        if type(output) is Unbatched:  # as long as its rows are supposed to be examples'
+            output.requires_grad_()  # the graph starts here: neither input nor weight needs one
+        if type(output) is TrackedTensor:
+            # computed from parameters alone, but its rows are assumed to belong to examples
             output.__class__ = Tensor  # type: ignore[assignment]
-        self.uses.append(use)
+        self.layer_uses.append(use)
 
         def receive(g: Tensor | None) -> None:
             if g is not None and self.receiver is not None:
@@ -138,76 +141,77 @@ class Tracer:
 
         output.register_hook(receive)  # type: ignore[no-untyped-call]
 
-    def follow(
-        self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
-        """Follows tensors computed from parameters alone up to where they meet the batch.
+    def call(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Runs a torch function that has a batch-independent argument.
+
+        The result is batch-independent if all arguments with a graph are. Where such a tensor
+        meets the batch, rows are repeated first. Functions that are not known here see the tensor
+        as it is: the edge that this leaves in the graph is found by ``Recorder.unseen``.
 
         Args:
-            func: A function of torch.
+            func: The function.
             args: Its arguments.
-            kwargs: Its named arguments.
+            kwargs: Its keyword arguments.
 
         Returns:
-            What it returns.
+            Its result.
         """
-        if func is F.embedding and len(args) > 1 and is_unbatched(args[1]):
+        if func is F.embedding and len(args) > 1 and is_tracked(args[1]):
             return self._embedding(func, args, kwargs)
         if func in _BROADCASTS:
             args = self._broadcast(args)
         elif func is F.scaled_dot_product_attention:
             args, kwargs = self._attention(args, kwargs)
-        elif func is torch.Tensor.expand and is_unbatched(args[0]):
+        elif func is torch.Tensor.expand and is_tracked(args[0]):
             repeated = self._expand(args[0], func(*args, **kwargs))
             if repeated is not None:
                 return repeated
-        elif func is torch.Tensor.repeat and is_unbatched(args[0]):
+        elif func is torch.Tensor.repeat and is_tracked(args[0]):
             repeated = self._repeat(args[0], func(*args, **kwargs))
             if repeated is not None:
                 return repeated
         result = func(*args, **kwargs)
-        unbatched = all(is_unbatched(t) for t in flat([args, kwargs]) if _has_graph(t))
-        for leaf in flat(result):
-            if type(leaf) is Tensor and unbatched and leaf.requires_grad:
-                leaf.__class__ = Unbatched
-            elif type(leaf) is Unbatched and not unbatched:
-                leaf.__class__ = Tensor  # type: ignore[assignment]  # the batch was added in place
-        if unbatched:
-            self._origins.move(func, args, kwargs, result)
+        independent = all(is_tracked(t) for t in flatten([args, kwargs]) if _has_graph(t))
+        for tensor in flatten(result):
+            if type(tensor) is Tensor and independent and tensor.requires_grad:
+                tensor.__class__ = TrackedTensor
+            elif type(tensor) is TrackedTensor and not independent:
+                tensor.__class__ = Tensor  # type: ignore[assignment]  # the batch was added in place
+        if independent:
+            self._index_map.record(func, args, kwargs, result)
         return result
 
     def _embedding(
         self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        names = ["input", "weight", "padding_idx", "max_norm", "norm_type"]
-        names += ["scale_grad_by_freq", "sparse"]
-        given = dict(zip(names, args, strict=False)) | kwargs
+        """A table that is read without its layer: by the rule if the ids have the batch's rows."""
+        given = dict(zip(_EMBEDDING_ARGUMENTS, args, strict=False)) | kwargs
         ids, table = given["input"], given["weight"]
         use = None
-        if table in self.names and not (
-            given.get("max_norm") or given.get("scale_grad_by_freq") or given.get("sparse")
-        ):
+        rule = RULES.get(nn.Embedding)
+        changed = any(given.get(name) for name in ("max_norm", "scale_grad_by_freq", "sparse"))
+        if rule is not None and table in self.names and not changed:
             lookup = Lookup(given.get("padding_idx"))
             name = f"F.embedding({self.names[table]})"
-            layer = Layer(name, lookup, RULES[nn.Embedding], {"weight": table}, cast=False)
-            use = self.use(layer, ids)
+            use = self.use(Layer(name, lookup, rule, {"weight": table}), ids)
         if use is None:
+            # ids without rows of the batch (positions): the rows read are batch-independent
             result = func(*args, **kwargs)
-            result.__class__ = Unbatched
+            result.__class__ = TrackedTensor
             if given.get("padding_idx") is None:
-                self._origins.read(result, ids)
+                self._index_map.record_rows(result, ids)
             return result
         output: Tensor = func(ids, table.detach(), *args[2:], **kwargs)
         self.register(use, output)
         return output
 
     def _broadcast(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        others = [a for a in args if isinstance(a, Tensor) and not is_unbatched(a)]
+        others = [a for a in args if isinstance(a, Tensor) and not is_tracked(a)]
         if not others:
             return args
         ndim = max(a.ndim for a in args if isinstance(a, Tensor))
         rows = max((len(a) for a in others if a.ndim == ndim > 0), default=0)
-        return tuple(self._meet(a, rows, ndim) if is_unbatched(a) else a for a in args)
+        return tuple(self._per_row(a, rows, ndim) if is_tracked(a) else a for a in args)
 
     def _attention(
         self, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -215,15 +219,15 @@ class Tracer:
         """A bias of attention scores that all examples share."""
         query = args[0] if args else kwargs["query"]
         bias = args[3] if len(args) > 3 else kwargs.get("attn_mask")
-        if bias is None or not is_unbatched(bias) or is_unbatched(query):
+        if bias is None or not is_tracked(bias) or is_tracked(query):
             return args, kwargs
-        bias = self._meet(bias, len(query), query.ndim)
+        bias = self._per_row(bias, len(query), query.ndim)
         if len(args) > 3:
             return (*args[:3], bias, *args[4:]), kwargs
         return args, kwargs | {"attn_mask": bias}
 
-    def _meet(self, u: Tensor, rows: int, ndim: int) -> Tensor:
-        """Gives u a row for each of the batch's, if it lacks them."""
+    def _per_row(self, u: Tensor, rows: int, ndim: int) -> Tensor:
+        """Repeats u for each row of the batch, if it lacks rows; otherwise returns it as it is."""
         lacks_rows = u.ndim < ndim or (u.ndim == ndim and len(u) == 1)
         if not lacks_rows or rows < 2 or rows % self.n:
             return u
@@ -238,7 +242,7 @@ class Tracer:
         return None
 
     def _repeat(self, u: Tensor, result: Tensor) -> Tensor | None:
-        """A source of shape (h, …) repeated k·n times along its first dimension."""
+        """A tensor of shape (h, …) that is repeated k·n times along its first dimension."""
         if u.ndim != result.ndim or u.shape[1:] != result.shape[1:] or len(result) % self.n:
             return None
         rows = len(result) // max(1, len(u))
@@ -248,18 +252,22 @@ class Tracer:
         return None if leaf is None else leaf.flatten(0, 1)
 
     def _leaf(self, u: Tensor, shape: tuple[int, ...]) -> Tensor | None:
+        """Makes u a leaf with the batch's rows; None where those are known to be no examples'."""
+        # one leaf for all uses of the same shape: layers often share a mask or a bias
         name = (id(u), u._version, shape)
         if name in self._leaves:
             return self._leaves[name][1]
         key = self._key("source")
-        layout = self.layouts.get(key, "blocks")
+        order = self.row_orders.get(key, "example-major")
         leaf = None
-        if layout != "none":
+        if order != "none":
+            # detached, since autograd would sum over rows below; u's own graph is walked later
             leaf = u.detach().expand(shape).requires_grad_()
-            below = [v for v in graph_leaves([u]) if v in self.names]
-            rows = self._origins.rows(u)
-            entries = self._origins.entries(u) if rows is None else None
-            self.sources.append(Source(key, u, leaf, layout, below, rows, entries))  # type: ignore[arg-type]
+            below: list[Any] = [v for v in graph_leaves([u]) if v in self.names]
+            use = TensorUse(key, u, leaf, order, below)
+            use.rows = self._index_map.rows(u)
+            use.entries = self._index_map.entries(u) if use.rows is None else None
+            self.tensor_uses.append(use)
         self._leaves[name] = (u, leaf)
         return leaf
 

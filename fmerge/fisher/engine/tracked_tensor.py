@@ -1,6 +1,8 @@
-"""Tensors computed from parameters alone, as a class whose functions are followed.
+"""Batch-independent tensors: computed from parameters alone, and tracked through a model.
 
-Only they are of that class: functions of all other tensors cost nothing.
+PyTorch calls ``__torch_function__`` for every function that has an argument of a subclass. Batch-
+independent tensors are of such a subclass, and all others are plain tensors, so the batch's own
+operations, nearly all of a forward pass, cost nothing extra.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -11,13 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-Follow = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
-"""From a function of torch, its arguments and named arguments to what it returns."""
+Handler = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
+"""From a function of torch, its arguments and keyword arguments to its result."""
 
-_FOLLOW: ContextVar[Follow | None] = ContextVar("follow", default=None)
+# of the present context alone: a model that another thread runs at the same time is not tracked
+_HANDLER: ContextVar[Handler | None] = ContextVar("handler", default=None)
 
 
-class Unbatched(Tensor):
+class TrackedTensor(Tensor):
     """A tensor computed from parameters alone."""
 
     @classmethod
@@ -28,97 +31,103 @@ class Unbatched(Tensor):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        """Lets a function of torch be followed.
+        """Passes a call of a torch function on to the handler.
 
         Args:
             func: The function.
-            types: Not used.
-            args: Its arguments.
-            kwargs: Its named arguments.
+            types: The arguments' classes; required by PyTorch.
+            args: The function's arguments.
+            kwargs: Its keyword arguments.
 
         Returns:
-            What it returns.
+            The function's result.
         """
-        follow = _FOLLOW.get()
+        handler = _HANDLER.get()
+        # the handler calls torch functions with the same tensors: without this it would never end
         with torch._C.DisableTorchFunctionSubclass():
-            if follow is None or not torch.is_grad_enabled():
+            # without a graph there is no gradient to attribute
+            if handler is None or not torch.is_grad_enabled():
                 return func(*args, **(kwargs or {}))
-            return follow(func, args, kwargs or {})
+            return handler(func, args, kwargs or {})
 
 
-class UnbatchedParameter(nn.Parameter):
-    """A parameter outside its covered layers."""
+class TrackedParameter(nn.Parameter):
+    """A parameter that is tracked, everywhere but inside its covered layers."""
 
-    __torch_function__ = Unbatched.__torch_function__
+    __torch_function__ = TrackedTensor.__torch_function__
 
 
 @contextmanager
-def following(parameters: Iterable[nn.Parameter], follow: Follow) -> Iterator[None]:
-    """Follows parameters and what is computed from them alone.
+def tracking(parameters: Iterable[nn.Parameter], handler: Handler) -> Iterator[None]:
+    """Tracks parameters and what is computed from them alone.
 
     Args:
         parameters: The parameters.
-        follow: What is called in place of each function of torch that has such an argument.
+        handler: Called in place of each torch function that has a tracked argument.
 
     Yields:
-        Nothing. The parameters have their own class again whatever happens.
+        Nothing. Afterwards the parameters have their own class again, whatever happens.
     """
-    token = _FOLLOW.set(follow)
-    show(parameters)
+    token = _HANDLER.set(handler)
+    track(parameters)
     try:
         yield
     finally:
-        hide(parameters)
-        _FOLLOW.reset(token)
+        untrack(parameters)
+        _HANDLER.reset(token)
 
 
-def show(parameters: Iterable[nn.Parameter]) -> None:
-    """Lets parameters be followed.
+def track(parameters: Iterable[nn.Parameter]) -> None:
+    """Makes parameters tracked.
+
+    The class of the very object is changed. A view of another class (``as_subclass``) would be
+    another object, which no module, hook or tied layer holds.
 
     Args:
-        parameters: Any; what another class than torch's own does is its own affair.
+        parameters: The parameters; subclasses of ``nn.Parameter`` have a dispatch of their own and
+            stay as they are.
     """
     for parameter in parameters:
         if type(parameter) is nn.Parameter:
-            parameter.__class__ = UnbatchedParameter
+            parameter.__class__ = TrackedParameter
 
 
-def hide(parameters: Iterable[nn.Parameter]) -> None:
-    """Undoes ``show``.
+def untrack(parameters: Iterable[nn.Parameter]) -> None:
+    """Undoes ``track``.
 
     Args:
         parameters: The same.
     """
     for parameter in parameters:
-        if type(parameter) is UnbatchedParameter:
+        if type(parameter) is TrackedParameter:
             parameter.__class__ = nn.Parameter  # type: ignore[assignment]  # as torch does with its own
 
 
-def is_unbatched(value: Any) -> bool:
-    """Says whether a value is a tensor computed from parameters alone.
+def is_tracked(value: Any) -> bool:
+    """Says whether a value is a batch-independent tensor.
 
     Args:
         value: Anything.
 
     Returns:
-        Whether it is; not so for a parameter that does not require grad.
+        Whether it is tracked; False for a parameter that does not require grad.
     """
-    return type(value) is Unbatched or (type(value) is UnbatchedParameter and value.requires_grad)
+    return type(value) is TrackedTensor or (type(value) is TrackedParameter and value.requires_grad)
 
 
-def flat(value: Any) -> Iterator[Any]:
-    """Walks through what a function of torch takes or returns.
+def flatten(value: Any) -> Iterator[Any]:
+    """Walks through the arguments or the result of a torch function.
 
     Args:
         value: Dictionaries, lists and tuples in any nesting.
 
     Yields:
-        What they hold.
+        Their items, those of inner collections in place.
     """
     if isinstance(value, dict):
         value = list(value.values())
     if isinstance(value, list | tuple):
         for item in value:
-            yield from flat(item)
+            yield from flatten(item)
     else:
         yield value

@@ -1,6 +1,6 @@
 """Inputs of the Triton kernel, and a program that runs it on them in Triton's interpreter.
 
-The interpreter is chosen before Triton is imported, and for good: hence a process of its own.
+Triton reads the choice of its interpreter once, when it is imported: hence a process of its own.
 """
 
 import os

@@ -9,9 +9,6 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from fmerge.fisher import FisherAccumulator, estimate_fisher
-from fmerge.fisher.engine.gradients import Moved, Outer, Pulled, Rows, Summed
-from fmerge.fisher.engine.sketch import Sketches
-from fmerge.fisher.engine.squares import add_squares
 from tests.compare import assert_same
 from tests.fisher.cases import (
     CASES,
@@ -245,41 +242,6 @@ def test_autocast_sums_in_single():
     expected = definition(model.double(), batch, model)
     worst = max(float((found[k] - expected[k]).norm() / expected[k].norm()) for k in expected)
     assert worst < 0.1
-
-
-SHAPES = [(3, 1, 4, 5), (3, 6, 4, 5), (2, 3, 700, 600), (5, 2, 3000, 90)]
-
-
-@pytest.mark.parametrize(("n", "t", "a", "b"), SHAPES)
-@pytest.mark.parametrize(
-    "uses", ["outer", "outer outer", "outer rows", "rows rows", "moved moved", "mixed"]
-)
-def test_squares_of_terms_are_those_of_explicit_gradients(n, t, a, b, uses):
-    generator = torch.Generator().manual_seed(0)
-
-    def normal(*shape):
-        return torch.randn(*shape, generator=generator, dtype=torch.float64)
-
-    parameter = normal(a, b).requires_grad_()
-    made = {
-        "outer": lambda: Outer(normal(n, t, a), normal(n, t, b)),
-        "rows": lambda: Rows(torch.randint(a, (n, t), generator=generator), normal(n, t, b)),
-        "moved": lambda: Moved(torch.randint(-1, a * b, (7,), generator=generator), normal(n, 7)),
-        "mixed": lambda: Pulled(parameter.sin(), normal(n, a, b), parameter),
-    }
-    terms = [made[name]() for name in uses.split()]
-    if uses == "mixed":
-        terms += [made["outer"](), made["rows"](), made["moved"](), Summed(normal(n, a * b))]
-    gradients = torch.zeros(n, a, b, dtype=torch.float64)
-    for i in range(n):
-        for term in terms:
-            term.add_gradient(i, gradients[i])
-    total, sketch = torch.zeros(a, b, dtype=torch.float64), Sketches(generator).like(parameter)
-    add_squares(terms, total)
-    assert_same(
-        {"squares": total, "sum": sum(term.total(sketch) for term in terms)},
-        {"squares": (gradients**2).sum(0), "sum": sketch.left @ gradients.sum(0) @ sketch.right.T},
-    )
 
 
 def test_a_model_whose_calls_change_each_time_ends_in_the_fallback():

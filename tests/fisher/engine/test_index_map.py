@@ -6,15 +6,15 @@ from torch import nn
 from torch.nn import functional as F
 
 from fmerge.fisher import estimate_fisher
-from fmerge.fisher.engine.gradients import Moved, Pulled
+from fmerge.fisher.engine.gradients import Pullback, Scattered
 from fmerge.fisher.engine.squares import add_squares
 from fmerge.fisher.engine.tracer import Tracer
-from fmerge.fisher.engine.tracked_tensor import Unbatched
+from fmerge.fisher.engine.tracked_tensor import TrackedTensor
 from tests.compare import assert_same
-from tests.fisher.cases import N, definition, padded
+from tests.fisher.cases import definition, padded
 
 MASK = torch.arange(4) < 3
-MOVES = {
+REARRANGEMENTS = {
     "permute": lambda u: u.permute(1, 0),
     "slice and unsqueeze": lambda u: u[None, 1:, ::2],
     "reshape": lambda u: u.reshape(2, -1).transpose(0, 1),
@@ -27,14 +27,14 @@ MOVES = {
 }
 
 
-@pytest.mark.parametrize("name", MOVES)
-def test_entries_are_those_that_were_moved(name):
+@pytest.mark.parametrize("name", REARRANGEMENTS)
+def test_entries_are_those_that_were_rearranged(name):
     parameter = nn.Parameter(torch.randn(6, 4))
-    tracing = Tracer({parameter: "table"}, 7, {})
-    with tracing.active():
-        u = MOVES[name](parameter)
-        assert type(u) is Unbatched
-        entries = tracing._origins.entries(u)
+    tracer = Tracer({parameter: "table"}, 7, {})
+    with tracer.active():
+        u = REARRANGEMENTS[name](parameter)
+        assert type(u) is TrackedTensor
+        entries = tracer._index_map.entries(u)
     u, flat = u.detach().as_subclass(torch.Tensor).float(), parameter.detach().flatten()
     assert (entries >= 0).any() and entries.shape == u.shape
     assert torch.equal(torch.where(entries < 0, 0, flat[entries]), torch.where(entries < 0, 0, u))
@@ -46,9 +46,9 @@ def test_entries_are_those_that_were_moved(name):
 )
 def test_entries_that_were_changed_are_not_entries(change):
     parameter = nn.Parameter(torch.randn(6, 4))
-    tracing = Tracer({parameter: "table"}, 7, {})
-    with tracing.active():
-        assert tracing._origins.entries(change(parameter)) is None
+    tracer = Tracer({parameter: "table"}, 7, {})
+    with tracer.active():
+        assert tracer._index_map.entries(change(parameter)) is None
 
 
 class Biased(nn.Module):
@@ -73,29 +73,17 @@ class Biased(nn.Module):
         return self.head(hidden.tanh().mean(1)).log_softmax(1)
 
 
-class Alone(torch.autograd.Function):
-    """Doubles; its gradient looks at numbers, so that no batch of gradients can be taken."""
-
-    @staticmethod
-    def forward(ctx, x):
-        return 2 * x
-
-    @staticmethod
-    def backward(ctx, g):
-        return 2 * g if g.sum().item() > -1e9 else g
-
-
 @pytest.mark.parametrize(
-    ("bend", "kind"), [(None, Moved), (torch.sin, Pulled), (lambda bias: 2 * bias, Pulled)]
+    ("bend", "kind"), [(None, Scattered), (torch.sin, Pullback), (lambda bias: 2 * bias, Pullback)]
 )
 def test_fisher_of_a_bias_that_all_examples_share_is_the_definition(bend, kind, monkeypatch):
     from fmerge.fisher.engine import engine
 
     kinds = set()
 
-    def seen(terms, total):
-        kinds.update(type(term) for term in terms)
-        add_squares(terms, total)
+    def seen(uses, total):
+        kinds.update(type(use) for use in uses)
+        add_squares(uses, total)
 
     monkeypatch.setattr(engine, "add_squares", seen)
     torch.manual_seed(0)
@@ -104,12 +92,3 @@ def test_fisher_of_a_bias_that_all_examples_share_is_the_definition(bend, kind, 
     found = estimate_fisher(model, [batch], model, fallback="error").values
     assert_same(found, definition(model, batch, model))
     assert kind in kinds
-
-
-def test_a_function_that_takes_no_batches_of_gradients_is_pulled_one_by_one():
-    torch.manual_seed(0)
-    parameter = nn.Parameter(torch.randn(4, 3, dtype=torch.float64))
-    values = torch.randn(N, 4, 3, dtype=torch.float64)
-    total = torch.zeros(4, 3, dtype=torch.float64)
-    add_squares([Pulled(Alone.apply(parameter), values, parameter)], total)
-    assert_same({"squares": total}, {"squares": (2 * values).square().sum(0)})

@@ -166,14 +166,14 @@ def test_kernel_that_does_not_start_or_gives_wrong_numbers_is_named_and_left(cap
         raise RuntimeError("Failed to find C compiler")
 
     for launch, message in [(missing, "C compiler"), (lambda *arguments: None, "wrong numbers")]:
-        kernel._proved.cache_clear()
+        kernel._verified.cache_clear()
         monkeypatch.setattr(kernel, "add_squares", launch)
         with caplog.at_level(logging.WARNING):
             for _ in range(2):
                 assert not kernel.add_if_faster([left], [right], total)
         assert [message in record.getMessage() for record in caplog.records] == [True]
         caplog.clear()
-    kernel._proved.cache_clear()
+    kernel._verified.cache_clear()
     assert torch.equal(total, before)
 
 
