@@ -1,6 +1,5 @@
 """What diagonal Fishers say: where their mass lies, and how much tasks want the same weights."""
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -8,6 +7,7 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
+from fmerge import params
 from fmerge.params import Params
 
 _CHUNK = 1 << 20
@@ -112,7 +112,4 @@ def layer_of(name: str) -> str:
     Returns:
         Up to the first number (``bert.encoder.layer.0``), else up to two parts.
     """
-    numbered = re.match(r"(.*?\.\d+)\.", name)
-    if numbered:
-        return numbered.group(1)
-    return ".".join(name.split(".")[:-1][:2]) or name
+    return params.layer_of(name) or ".".join(name.split(".")[:-1][:2]) or name

@@ -4,11 +4,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from fmerge.fisher.curve import FisherCurves
 from fmerge.methods import MergeMethod
-from fmerge.methods.elementwise import Elementwise
+from fmerge.methods.roles import places_of
 from fmerge.params import Params, check_finite, empty_like
 from fmerge.search.parameter_groups import coefficient_name
 
@@ -50,11 +49,13 @@ class Assembler:
         self.experts = experts
         self.fisher_of = fisher_of
         self.statistics = statistics
-        self.order = list(next(iter(experts.values())))
+        first = next(iter(experts.values()))
+        self.order = list(first)
+        self.places = places_of(first)  # a group alone does not tell how deep the model is
         self.parts = {"": self.order} if parts is None else parts
         self._curves = None
         if curve_nodes:
-            self._curves = FisherCurves(curve_nodes, self._fisher_at, self._scale, keep)
+            self._curves = FisherCurves(curve_nodes, self._fisher_at, method.statistic_scale, keep)
         self._scales: dict[tuple[str, str], float] = {}
         self._merged: Params = {}
         self._merged_at: dict[str, float] | None = None
@@ -81,10 +82,10 @@ class Assembler:
         if self._merged_at == coefficients and look is None:
             return self._merged
         self._merged_at = None
-        if not isinstance(self.method, Elementwise):
-            self._merged = {}  # frees the last merge
+        if not self.method.writes_into_out:
+            self._merged = {}  # frees the last merge before the next is allocated
         elif not self._merged:
-            self._merged = empty_like(self.experts[next(iter(self.experts))])
+            self._merged = empty_like(next(iter(self.experts.values())))
         statistics = self._statistics_at(coefficients)
         if look is not None and statistics is not None:
             look(statistics)
@@ -105,20 +106,16 @@ class Assembler:
         base = None if self.base is None else _only(self.base, names)
         experts = [_only(expert, names) for expert in self.experts.values()]
         weights = [coefficients[coefficient_name(name, group)] for name in self.experts]
-        if not isinstance(self.method, Elementwise):
-            given = (
-                None if statistics is None else [_of(names, statistics[m]) for m in self.experts]
-            )
-            self._merged |= self.method.merge(base, experts, weights, given)
-            return
+        given, scales = None, None
+        if statistics is not None:
+            given = [statistics[name] for name in self.experts]
+            scales = [
+                self._scale_at(name, group, coefficients, statistics) for name in self.experts
+            ]
         # over the last merge: the pages of new tensors would cost more than the sums
-        out = _only(self._merged, names)
-        if statistics is None:
-            self.method.merge(base, experts, weights, out=out)
-            return
-        scales = [self._scale_at(name, group, coefficients, statistics) for name in self.experts]
-        self.method.merge(
-            base, experts, weights, [statistics[m] for m in self.experts], scales, out
+        out = _only(self._merged, names) if self.method.writes_into_out else None
+        self._merged |= self.method.merge(
+            base, experts, weights, given, scales=scales, places=self.places, out=out
         )
 
     def _statistics_at(
@@ -137,18 +134,16 @@ class Assembler:
         name: str,
         group: str,
         coefficients: Mapping[str, float],
-        fishers: Mapping[str, Mapping[str, Tensor]],
+        statistics: Mapping[str, Mapping[str, Any]],
     ) -> float:
-        """A group's scale of a Fisher: measured once where the Fisher does not move."""
+        """A group's scale of a statistic: measured once where the statistic does not move."""
         if self._curves is not None:
             return self._curves.at(name, coefficients[name])[1]
         key = name, group
         if self.method.statistic == "moving fisher" or key not in self._scales:
-            self._scales[key] = self._scale(_only(fishers[name], self.parts[group]))
+            part = _only(statistics[name], self.parts[group])
+            self._scales[key] = self.method.statistic_scale(part)
         return self._scales[key]
-
-    def _scale(self, fisher: Params) -> float:
-        return self.method.scale(fisher) if isinstance(self.method, Elementwise) else 1.0
 
     def _fisher_at(self, name: str, coefficient: float) -> Params:
         return self.fisher_of(name, self._scaled(name, {name: coefficient}))
@@ -167,10 +162,6 @@ class Assembler:
         }
 
 
-def _of(names: Sequence[str], statistic: Mapping[str, Any]) -> dict[str, Any]:
-    """A group's part of a statistic, which need not say something of every tensor."""
-    return {name: statistic[name] for name in names if name in statistic}
-
-
-def _only(tensors: Mapping[str, Tensor], names: Sequence[str]) -> Params:
-    return {name: tensors[name] for name in names}
+def _only(tensors: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """A group's part; of linear layers' Grams, those that are there."""
+    return {name: tensors[name] for name in names if name in tensors}

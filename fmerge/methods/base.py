@@ -1,16 +1,26 @@
 """What every merging method is: a pure formula over named tensors."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
+from fmerge.methods.inputs import MergeInputs
+from fmerge.methods.roles import Place
 from fmerge.params import Params
 
 Statistic = Literal["fisher", "moving fisher", "gram"]
 """What a formula may know of an expert beside its weights; see ``MergeMethod.statistic``."""
+
+TensorFormula = Callable[[str], Tensor]
+"""From a tensor's name to the merged tensor, in float32 at least."""
+
+_NEEDED = {
+    "fisher": "one diagonal Fisher per expert",
+    "moving fisher": "one diagonal Fisher per expert",
+    "gram": "the Gram matrices of each expert",
+}
 
 
 class MergeMethod(ABC):
@@ -22,19 +32,22 @@ class MergeMethod(ABC):
     Attributes:
         statistic: What is needed of each expert: ``"fisher"``, its diagonal Fisher at θₘ, once;
             ``"moving fisher"``, that at θ₀ + λₘτₘ, anew for every λ; ``"gram"``, a ``Gram`` of
-            what enters each linear layer at θₘ, once; ``None``: nothing.
+            the inputs of each linear layer at θₘ, once; ``None``: nothing.
         needs_base: Whether the formula uses θ₀.
         uses_coefficients: Whether λ changes the result, so that a search makes sense.
-        scale_invariant: Whether it does so by their ratios alone, so that c·λ is the same merge.
+        scale_invariant: Whether only the ratios of the λₘ matter, so that c·λ is the same merge.
+        writes_into_out: Whether ``merge`` fills the tensors given as ``out``, so that a caller
+            can allocate them once for many merges.
     """
 
-    statistic: ClassVar[Statistic | None] = None
-    needs_base: ClassVar[bool] = False
-    uses_coefficients: ClassVar[bool] = True
+    statistic: Statistic | None = None
+    needs_base: bool = False
+    uses_coefficients: bool = True
     scale_invariant: bool = False
+    writes_into_out: bool = False
 
     def check_count(self, count: int) -> None:  # noqa: B027  # most take any number
-        """Proves that the formula takes that many experts.
+        """Checks that the formula takes that many experts.
 
         Args:
             count: M.
@@ -43,16 +56,32 @@ class MergeMethod(ABC):
             UserError: If it does not.
         """
 
-    @abstractmethod
+    def statistic_scale(self, statistic: Mapping[str, Any]) -> float:
+        """Measures a statistic by the one number over all its tensors that the formula needs.
+
+        Along a curve of Fishers it is interpolated as their entries are.
+
+        Args:
+            statistic: What ``statistic`` names, for one expert.
+
+        Returns:
+            The number; 1, without reading the statistic, where the formula needs none.
+        """
+        return 1.0
+
     def merge(
         self,
         base: Params | None,
         experts: Sequence[Params],
         coefficients: Sequence[float],
-        statistics: Sequence[Any] | None = None,
+        statistics: Sequence[Mapping[str, Any]] | None = None,
         /,
+        *,
+        scales: Sequence[float] | None = None,
+        places: Mapping[str, Place] | None = None,
+        out: Params | None = None,
     ) -> Params:
-        """Computes the merged tensors.
+        """Checks the inputs and computes the merged tensors.
 
         Args:
             base: θ₀, of the experts' layout; None where ``needs_base`` is False.
@@ -60,26 +89,90 @@ class MergeMethod(ABC):
             coefficients: λₘ, M numbers in [0, 1].
             statistics: M of what ``statistic`` names, by tensor: Fₘ ≥ 0 of that layout, or a
                 ``Gram`` where there is one; None where ``statistic`` is None.
+            scales: ``statistic_scale`` of each statistic, where it is known already.
+            places: The tensors' places, where the experts are part of a larger model; read from
+                the experts' names when left out.
+            out: Contiguous tensors of the experts' layout, dtypes and device to write to; used
+                where ``writes_into_out`` is True.
+
+        Returns:
+            ``out`` where it was written to, else new tensors of the experts' layout and dtype.
+
+        Raises:
+            ValueError: If an input is missing, or does not fit the experts.
+        """
+        name = type(self).__name__
+        self.check_count(len(experts))
+        if self.needs_base and base is None:
+            raise ValueError(f"{name} needs the base model")
+        if self.statistic is None:
+            statistics, scales = (), ()
+        elif statistics is None:
+            raise ValueError(f"{name} needs {_NEEDED[self.statistic]}")
+        if coefficients or self.uses_coefficients:
+            _check_number(f"{name}: coefficients", len(coefficients), len(experts))
+        if self.statistic is not None:
+            _check_number(f"{name}: statistics", len(statistics), len(experts))
+        sources: dict[str, Mapping[str, Any]] = {
+            f"expert {m}": one for m, one in enumerate(experts, 1)
+        }
+        if self.needs_base and base is not None:
+            sources["the base"] = base
+        if self.statistic != "gram":  # tensors without a Gram are averaged
+            sources |= {f"the Fisher of expert {m}": one for m, one in enumerate(statistics, 1)}
+        _check_names(name, experts[0], sources)
+        if scales is None:
+            scales = [self.statistic_scale(one) for one in statistics]
+        return self.compute(
+            MergeInputs(base, experts, coefficients, statistics, scales, given_places=places), out
+        )
+
+    @abstractmethod
+    def compute(self, inputs: MergeInputs, out: Params | None = None) -> Params:
+        """Computes the formula on inputs that fit it.
+
+        Args:
+            inputs: The inputs, checked.
+            out: See ``merge``.
+
+        Returns:
+            See ``merge``.
+        """
+
+
+class Tensorwise(MergeMethod):
+    """A method that merges one tensor after the other, each as a whole.
+
+    What it needs to know of all tensors together, it finds before the first.
+    """
+
+    @abstractmethod
+    def tensor_formula(self, inputs: MergeInputs) -> TensorFormula:
+        """Prepares the computation of single tensors.
+
+        Args:
+            inputs: The inputs, checked.
+
+        Returns:
+            The formula of one tensor; it must not depend on the order of its calls.
+        """
+
+    def compute(self, inputs: MergeInputs, out: Params | None = None) -> Params:
+        """Merges tensor by tensor and rounds once.
+
+        Args:
+            inputs: The inputs, checked.
+            out: Not written to.
 
         Returns:
             New tensors of the experts' layout and dtype.
         """
-
-
-def wide(tensor: Tensor) -> Tensor:
-    """Raises a tensor to the precision that formulas are computed in: float32 at least.
-
-    Args:
-        tensor: Weights or a Fisher, of any floating dtype.
-
-    Returns:
-        The tensor itself where it is float32 or float64, else a float32 copy.
-    """
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+        formula = self.tensor_formula(inputs)
+        return {name: formula(name).to(tensor) for name, tensor in inputs.experts[0].items()}
 
 
 def check_positive_sum(coefficients: Sequence[float]) -> None:
-    """Proves that a method which divides by Σₘ λₘ can do so.
+    """Checks that a method which divides by Σₘ λₘ can do so.
 
     Args:
         coefficients: λₘ.
@@ -89,3 +182,17 @@ def check_positive_sum(coefficients: Sequence[float]) -> None:
     """
     if not sum(coefficients) > 0:
         raise ValueError(f"the coefficients {list(coefficients)} must have a positive sum")
+
+
+def _check_number(what: str, found: int, experts: int) -> None:
+    if found != experts:
+        raise ValueError(f"{what}: there are {found} for {experts} experts; give one per expert")
+
+
+def _check_names(
+    method: str, names: Iterable[str], sources: Mapping[str, Mapping[str, Any]]
+) -> None:
+    for source, tensors in sources.items():
+        if missing := [name for name in names if name not in tensors]:
+            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+            raise ValueError(f"{method}: {source} lacks tensor '{missing[0]}'{more}")
