@@ -1,5 +1,6 @@
 """What every merging method is: a pure formula over named tensors."""
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
@@ -45,6 +46,9 @@ class MergeMethod(ABC):
     uses_coefficients: bool = True
     scale_invariant: bool = False
     writes_into_out: bool = False
+
+    def __repr__(self) -> str:
+        return constructor_call(self)
 
     def check_count(self, count: int) -> None:  # noqa: B027  # most take any number
         """Checks that the formula takes that many experts.
@@ -169,6 +173,20 @@ class Tensorwise(MergeMethod):
         """
         formula = self.tensor_formula(inputs)
         return {name: formula(name).to(tensor) for name, tensor in inputs.experts[0].items()}
+
+
+def constructor_call(made: object) -> str:
+    """Writes how an object was made, for reports of methods that hold other objects.
+
+    Args:
+        made: An object that holds its constructor's arguments under their names.
+
+    Returns:
+        For instance ``Trim(density=0.2, per_tensor=False)``.
+    """
+    names = [name for name in inspect.signature(type(made)).parameters if hasattr(made, name)]
+    arguments = ", ".join(f"{name}={getattr(made, name)!r}" for name in names)
+    return f"{type(made).__name__}({arguments})"
 
 
 def check_positive_sum(coefficients: Sequence[float]) -> None:

@@ -4,13 +4,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
-from fmerge.methods.base import MergeMethod
+from fmerge.methods.base import MergeMethod, constructor_call
 from fmerge.methods.inputs import MergeInputs, VectorMap
 from fmerge.params import Params
 
 
 class Transform(ABC):
     """A map of task vectors, τ̂ₘ = T(τₘ), that a method can be composed with."""
+
+    def __repr__(self) -> str:
+        return constructor_call(self)
 
     @abstractmethod
     def prepare(self, inputs: MergeInputs) -> VectorMap:
@@ -34,8 +37,8 @@ class Transformed(MergeMethod):
     Statistics are those of the experts as they are given.
 
     Args:
-        transform: T.
-        method: The method that merges.
+        transform: T, applied to every task vector.
+        method: The method that merges the transformed task vectors.
     """
 
     needs_base = True  # a task vector is τ = θ − θ₀

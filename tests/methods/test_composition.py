@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from jsonargparse import ArgumentParser
 
 from fmerge.errors import UserError
 from fmerge.merging.assembler import Assembler
@@ -18,6 +19,7 @@ from fmerge.methods import (
     FisherMerge,
     Gram,
     Isotropic,
+    MergeMethod,
     RegMean,
     TaskArithmetic,
 )
@@ -210,3 +212,23 @@ def test_a_composition_over_an_elementwise_method_writes_over_the_last_merge():
     second = assembler.assemble({"a": 0.5, "b": 0.5})
     assert second["layer.1.w"].data_ptr() == first
     assert_same(second, method.merge(BASE, EXPERTS, [0.5, 0.5]), rtol=0, atol=0)
+
+
+def test_a_composition_can_be_written_on_the_command_line():
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(MergeMethod, "method")
+    given = [
+        "--method=fmerge.methods.composition.Transformed",
+        "--method.transform=fmerge.methods.transforms.MaskOutliers",
+        *("--method.transform.bottom=0", "--method.transform.top=0.01"),
+        *("--method.method=TSVM", "--method.method.scale=0.5"),
+    ]
+    method = parser.instantiate(parser.parse_args(given)).method
+    expected = Transformed(MaskOutliers(0.0, 0.01), TSVM(0.5))
+    assert (
+        repr(method)
+        == repr(expected)
+        == ("Transformed(transform=MaskOutliers(bottom=0.0, top=0.01), method=TSVM(scale=0.5))")
+    )
+    merged, wanted = (one.merge(BASE, EXPERTS, [0.5, 0.25]) for one in (method, expected))
+    assert_same(merged, wanted, rtol=0, atol=0)
