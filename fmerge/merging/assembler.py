@@ -15,22 +15,22 @@ from fmerge.search.parameter_groups import coefficient_name
 class Assembler:
     """Assembles a merge for given coefficients.
 
-    The merged tensors are the Assembler's own: a merge stays as it is until the next is assembled,
-    which is written over it. Experts, base and given Fishers must not change in its life.
+    The merged tensors belong to the Assembler: the next merge is written over the last one. The
+    experts, the base and the given statistics must not change while it is used.
 
     Args:
         method: The formula.
         base: The base's body θ₀, or None.
         experts: Bodies θₘ by name.
         fisher_of: From an expert's name and a body to that task's diagonal Fisher there;
-            called only for methods that move the Fisher with the coefficients.
+            called only for methods whose Fisher moves with the coefficients.
         statistics: What the method needs of the experts beside their bodies, by name: diagonal
-            Fishers Fₘ at the experts, or Grams; None if nothing.
-        parts: Group name to the names of its tensors: each group is a merge of its own, with its
+            Fishers Fₘ at the experts, or Grams; None if it needs nothing.
+        parts: Group name to the names of its tensors: each group is merged on its own, with its
             own coefficients. One group of all tensors when left out.
-        curve_nodes: At how many λ a Fisher that moves with it is computed, to be interpolated in
+        curve_nodes: Number of λ at which a moving Fisher is computed, to be interpolated in
             between; 0 computes it anew in every trial, as Lee et al. do.
-        keep: Puts the tensors of such a Fisher where they shall stay; see FisherCurves.
+        keep: Stores the tensors of such a Fisher; see FisherCurves.
     """
 
     def __init__(
@@ -69,11 +69,11 @@ class Assembler:
 
         Args:
             coefficients: λ by expert, or by ``expert/group``.
-            look: Is shown the statistics that enter, if there are any; the merge is then computed
-                anew, even if it was the last.
+            look: Called with the statistics of the merge, if there are any; the merge is then
+                computed anew, even if it was the last.
 
         Returns:
-            The merged tensors, to be read and not changed, and only until the next call.
+            The merged tensors: only to be read, and valid until the next call.
 
         Raises:
             ValueError: If the method cannot merge with these coefficients.
@@ -112,7 +112,7 @@ class Assembler:
             scales = [
                 self._scale_at(name, group, coefficients, statistics) for name in self.experts
             ]
-        # over the last merge: the pages of new tensors would cost more than the sums
+        # over the last merge: to map the pages of new tensors would cost more than the sums
         out = _only(self._merged, names) if self.method.writes_into_out else None
         self._merged |= self.method.merge(
             base, experts, weights, given, scales=scales, places=self.places, out=out

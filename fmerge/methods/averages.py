@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from fmerge.methods.base import Statistic, check_positive_sum
+from fmerge.methods.base import check_positive_sum
 from fmerge.methods.elementwise import Chunk, Elementwise, Formula
 
 
@@ -72,7 +72,7 @@ class FisherMerge(Elementwise):
             scale weigh the same.
     """
 
-    statistic: Statistic | None = "fisher"
+    statistic = "fisher"
     scale_invariant = True
 
     def __init__(

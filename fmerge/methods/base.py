@@ -2,7 +2,8 @@
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 from torch import Tensor
@@ -105,31 +106,16 @@ class MergeMethod(ABC):
         Raises:
             ValueError: If an input is missing, or does not fit the experts.
         """
-        name = type(self).__name__
         self.check_count(len(experts))
-        if self.needs_base and base is None:
-            raise ValueError(f"{name} needs the base model")
         if self.statistic is None:
-            statistics, scales = (), ()
+            statistics = ()
         elif statistics is None:
-            raise ValueError(f"{name} needs {_NEEDED[self.statistic]}")
-        if coefficients or self.uses_coefficients:
-            _check_number(f"{name}: coefficients", len(coefficients), len(experts))
-        if self.statistic is not None:
-            _check_number(f"{name}: statistics", len(statistics), len(experts))
-        sources: dict[str, Mapping[str, Any]] = {
-            f"expert {m}": one for m, one in enumerate(experts, 1)
-        }
-        if self.needs_base and base is not None:
-            sources["the base"] = base
-        if self.statistic != "gram":  # tensors without a Gram are averaged
-            sources |= {f"the Fisher of expert {m}": one for m, one in enumerate(statistics, 1)}
-        _check_names(name, experts[0], sources)
+            raise ValueError(f"{type(self).__name__} needs {_NEEDED[self.statistic]}")
+        inputs = MergeInputs(base, experts, coefficients, statistics, given_places=places)
+        _check_inputs(self, inputs)
         if scales is None:
             scales = [self.statistic_scale(one) for one in statistics]
-        return self.compute(
-            MergeInputs(base, experts, coefficients, statistics, scales, given_places=places), out
-        )
+        return self.compute(replace(inputs, scales=scales), out)
 
     @abstractmethod
     def compute(self, inputs: MergeInputs, out: Params | None = None) -> Params:
@@ -202,15 +188,27 @@ def check_positive_sum(coefficients: Sequence[float]) -> None:
         raise ValueError(f"the coefficients {list(coefficients)} must have a positive sum")
 
 
-def _check_number(what: str, found: int, experts: int) -> None:
-    if found != experts:
-        raise ValueError(f"{what}: there are {found} for {experts} experts; give one per expert")
-
-
-def _check_names(
-    method: str, names: Iterable[str], sources: Mapping[str, Mapping[str, Any]]
-) -> None:
+def _check_inputs(method: MergeMethod, inputs: MergeInputs) -> None:
+    """Checks in one place what every formula assumes: counts and names that fit the experts."""
+    name, count = type(method).__name__, len(inputs.experts)
+    if method.needs_base and inputs.base is None:
+        raise ValueError(f"{name} needs the base model")
+    numbers = {"coefficients": len(inputs.coefficients), "statistics": len(inputs.statistics)}
+    if not method.uses_coefficients and not inputs.coefficients:
+        del numbers["coefficients"]
+    if method.statistic is None:
+        del numbers["statistics"]
+    for what, found in numbers.items():
+        if found != count:
+            raise ValueError(
+                f"{name}: {what}: there are {found} for {count} experts; give one per expert"
+            )
+    sources = {f"expert {m}": one for m, one in enumerate(inputs.experts, 1)}
+    if inputs.base is not None:
+        sources["the base"] = inputs.base
+    if method.statistic != "gram":  # which only linear layers have; all else is averaged
+        sources |= {f"the Fisher of expert {m}": one for m, one in enumerate(inputs.statistics, 1)}
     for source, tensors in sources.items():
-        if missing := [name for name in names if name not in tensors]:
+        if missing := [key for key in inputs.experts[0] if key not in tensors]:
             more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-            raise ValueError(f"{method}: {source} lacks tensor '{missing[0]}'{more}")
+            raise ValueError(f"{name}: {source} lacks tensor '{missing[0]}'{more}")

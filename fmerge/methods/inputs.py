@@ -32,12 +32,12 @@ class MergeInputs:
 
     Attributes:
         base: θ₀; None where the method does not need it.
-        experts: θₘ as they were given: layout, dtype and device of the result are those of θ₁.
+        experts: θₘ as they are given. The result has the layout, dtype and device of θ₁.
         coefficients: λₘ.
         statistics: What the method's ``statistic`` names, for each expert; empty where it is None.
-        scales: What ``statistic_scale`` says of each of them.
-        given_places: The tensors' places, where the experts are part of a larger model.
-        maps: What the task vectors go through, the first first.
+        scales: ``statistic_scale`` of each statistic.
+        given_places: The tensors' places, where the experts are only a part of their models.
+        maps: The maps that the task vectors go through, in this order.
     """
 
     base: Mapping[str, Tensor] | None
@@ -60,9 +60,9 @@ class MergeInputs:
 
     @property
     def weights(self) -> Sequence[Mapping[str, Tensor]]:
-        """θₘ for formulas on weights: the experts, or θ₀ + τ̂ₘ where task vectors are transformed.
+        """θₘ for formulas on weights; θ₀ + τ̂ₘ where the task vectors are transformed.
 
-        The latter are in float32 at least, and each tensor is made when it is read.
+        Transformed weights are in float32 at least, and each tensor is made when it is read.
         """
         if not self.maps:
             return self.experts
@@ -76,18 +76,19 @@ class MergeInputs:
             name: The tensor.
 
         Returns:
-            τₘ = θₘ − θ₀ in float32 at least, transformed where the task vectors are.
+            τₘ = θₘ − θ₀ in float32 at least, after all maps.
         """
+        # a difference of near bfloat16 weights would lose most of its digits
         vector = self.experts[m][name] - wide(self.origin[name])
         for transform in self.maps:
             vector = transform(m, name, vector)
         return vector
 
     def transformed(self, transform: VectorMap) -> "MergeInputs":
-        """Lets the task vectors go through one more map.
+        """Adds a map that the task vectors go through.
 
         Args:
-            transform: The map, applied after those that are there.
+            transform: The map, applied after the present ones.
 
         Returns:
             The new inputs.

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fmerge.methods.base import Statistic, TensorFormula, Tensorwise, check_positive_sum
+from fmerge.methods.base import TensorFormula, Tensorwise, check_positive_sum
 from fmerge.methods.inputs import MergeInputs, wide
 
 
@@ -17,7 +17,7 @@ class FisherMedian(Tensorwise):
     expert far from the others moves it less. Where Σₘ λₘFₘ = 0 the weights are λₘ.
     """
 
-    statistic: Statistic | None = "fisher"
+    statistic = "fisher"
     scale_invariant = True
 
     def tensor_formula(self, inputs: MergeInputs) -> TensorFormula:

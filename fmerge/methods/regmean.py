@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fmerge.errors import check_within
-from fmerge.methods.base import Statistic, TensorFormula, Tensorwise, check_positive_sum
+from fmerge.methods.base import TensorFormula, Tensorwise, check_positive_sum
 from fmerge.methods.inputs import MergeInputs, wide
 
 RIDGE = 1e-6
@@ -50,7 +50,7 @@ class RegMean(Tensorwise):
             regression; 0 weighs every input of a layer on its own.
     """
 
-    statistic: Statistic | None = "gram"
+    statistic = "gram"
     scale_invariant = True
 
     def __init__(self, off_diagonal: float = 0.9) -> None:

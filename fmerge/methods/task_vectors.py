@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fmerge.errors import check_within
-from fmerge.methods.base import Statistic, TensorFormula, Tensorwise
+from fmerge.methods.base import TensorFormula, Tensorwise
 from fmerge.methods.elementwise import Chunk, Elementwise, Formula
 from fmerge.methods.inputs import MergeInputs, wide
 
@@ -95,6 +95,7 @@ class SignElection(TaskVectorMethod):
         elected = _sum(vectors, coefficients).sign()
         total, weight = torch.zeros_like(elected), torch.zeros_like(elected)
         for vector, coefficient in zip(vectors, coefficients, strict=True):
+            # where the sum is 0 only zeros agree, so that the mean is 0 there
             agrees = (vector.sign() == elected).to(elected)
             total.addcmul_(vector, agrees, value=coefficient)
             weight.add_(agrees, alpha=coefficient)
@@ -144,7 +145,7 @@ class DFMerge(Elementwise):
             weigh the same.
     """
 
-    statistic: Statistic | None = "moving fisher"
+    statistic = "moving fisher"
     needs_base = True
 
     def __init__(
