@@ -1,7 +1,8 @@
-"""Named tensors: the layout that a merge rests on, and running a module on other weights."""
+"""Named tensors: their layout and names, and running a module on other weights."""
 
 import hashlib
 import math
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from fmerge.errors import UserError
 
 Params = dict[str, Tensor]
-"""Parameter names to tensors; a tied parameter stands in it once, under its first name."""
+"""Parameter names to tensors; a tied parameter is listed once, under its first name."""
 
 
 def logarithms(params: Mapping[str, Tensor]) -> Params:
@@ -22,8 +23,8 @@ def logarithms(params: Mapping[str, Tensor]) -> Params:
         params: Names to tensors ≥ 0.
 
     Returns:
-        The names to logarithms to the base 2, which a processor inverts faster. They are finite:
-        in the place of 0 stands that of the largest power of two that rounds to 0.
+        The names to logarithms to the base 2, which a processor inverts faster than natural ones.
+        They are finite: 0 gets the logarithm of the largest power of two that rounds to 0.
     """
     return {name: t.log2().clamp_min_(_log2_of_zero(t.dtype)) for name, t in params.items()}
 
@@ -35,12 +36,12 @@ def _log2_of_zero(dtype: torch.dtype) -> float:
 
 @dataclass(frozen=True)
 class Between(Mapping[str, Tensor]):
-    """Tensors between two others, low^(1 − share) · high^share: each made when it is asked for.
+    """Geometric interpolation of two sets of tensors, low^(1 − share) · high^share, on demand.
 
     Attributes:
-        low: Logarithms, to the base 2, of the tensors where ``share`` is 0.
-        high: Those where it is 1, of the same layout.
-        share: In [0, 1].
+        low: Logarithms to the base 2 of the tensors at ``share`` 0.
+        high: Logarithms of the tensors at ``share`` 1, of the same layout.
+        share: The position between the two, in [0, 1].
     """
 
     low: Params
@@ -48,11 +49,15 @@ class Between(Mapping[str, Tensor]):
     share: float
 
     def __getitem__(self, name: str) -> Tensor:
-        """Interpolates one tensor, whole."""
+        """Interpolates one whole tensor."""
         return self.of(self.low[name], self.high[name])
 
+    def __contains__(self, name: object) -> bool:
+        """Looks a name up; Mapping's own would interpolate the tensor for it."""
+        return name in self.low
+
     def __iter__(self) -> Iterator[str]:
-        """Goes through the names."""
+        """Iterates over the names."""
         return iter(self.low)
 
     def __len__(self) -> int:
@@ -63,12 +68,12 @@ class Between(Mapping[str, Tensor]):
         """Interpolates a part of a tensor.
 
         Args:
-            low: Of ``self.low``.
-            high: Of ``self.high``, the same part.
-            out: Where it is written to; a new tensor when left out.
+            low: A part of a tensor of ``self.low``.
+            high: The same part of that tensor of ``self.high``.
+            out: The tensor to write to; a new tensor when left out.
 
         Returns:
-            The part; 0 where both ends are.
+            The interpolated part; it is 0 where both ends are 0.
         """
         return torch.lerp(low, high, self.share, out=out).exp2_()
 
@@ -85,8 +90,21 @@ def params_of(module: nn.Module) -> Params:
     return {name: parameter.detach() for name, parameter in module.named_parameters()}
 
 
+def layer_of(name: str) -> str:
+    """Cuts a parameter's name after the number of its layer.
+
+    Args:
+        name: For instance ``bert.encoder.layer.0.output.dense.weight``.
+
+    Returns:
+        The name up to its first number (``bert.encoder.layer.0``); empty where it has none.
+    """
+    numbered = re.match(r"(.*?\.\d+)\.", name)
+    return numbered.group(1) if numbered else ""
+
+
 def select(params: Mapping[str, Tensor], prefix: str) -> Params:
-    """Keeps the entries whose names start with a prefix, under their full names.
+    """Selects the entries whose names start with a prefix, under their full names.
 
     Args:
         params: Names to tensors.
@@ -101,11 +119,11 @@ def select(params: Mapping[str, Tensor], prefix: str) -> Params:
 def check_same_layout(
     reference: Mapping[str, Tensor], other: Mapping[str, Tensor], reference_name: str, name: str
 ) -> None:
-    """Proves that two sets of tensors have the same names and shapes.
+    """Checks that two sets of tensors have the same names and shapes.
 
     Args:
-        reference: What is expected.
-        other: What was found.
+        reference: The expected tensors.
+        other: The tensors to check.
         reference_name: Where ``reference`` comes from, for the message.
         name: Where ``other`` comes from, for the message.
 
@@ -133,14 +151,14 @@ def check_same_layout(
 
 
 def check_finite(params: Mapping[str, Tensor], name: str) -> None:
-    """Proves that no tensor holds a NaN or an infinity.
+    """Checks that no tensor holds a NaN or an infinity.
 
     Args:
         params: Names to tensors.
         name: Where they come from, for the message.
 
     Raises:
-        UserError: If one does; the message names the tensor and counts its bad entries.
+        UserError: If one does; the message names the tensor and counts the bad entries.
     """
     for key, tensor in params.items():
         # the sum of finite floats is finite but for overflow: the full scan runs only then
@@ -167,13 +185,13 @@ def task_vector(expert: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> Par
 
 
 def empty_like(params: Mapping[str, Tensor]) -> Params:
-    """Makes contiguous tensors of a layout, to be written to.
+    """Allocates contiguous tensors of a layout.
 
     Args:
         params: Names to tensors.
 
     Returns:
-        The names to new tensors of the same shapes, dtypes and devices, of any values.
+        The names to uninitialised tensors of the same shapes, dtypes and devices.
     """
     return {
         name: torch.empty_like(tensor, memory_format=torch.contiguous_format)
@@ -218,7 +236,7 @@ def write_params(module: nn.Module, params: Mapping[str, Tensor]) -> None:
 
 @contextmanager
 def using_params(module: nn.Module, params: Mapping[str, Tensor]) -> Iterator[None]:
-    """Runs a module on other weights and gives its own back, whatever happens inside.
+    """Runs a module on other weights; restores its own on exit, also after an error.
 
     Args:
         module: The live module.

@@ -6,9 +6,12 @@ from torch import nn
 
 from fmerge.errors import UserError
 from fmerge.params import (
+    Between,
     check_finite,
     check_same_layout,
     fingerprint,
+    layer_of,
+    logarithms,
     params_of,
     select,
     task_vector,
@@ -91,3 +94,25 @@ def test_weights_are_given_back_whatever_happens():
 def test_writing_an_unknown_name_is_refused():
     with pytest.raises(KeyError, match="no parameter 'nope'"):
         write_params(nn.Linear(2, 1), {"nope": torch.zeros(1)})
+
+
+@pytest.mark.parametrize(
+    ("name", "layer"),
+    [
+        ("bert.encoder.layer.11.output.dense.weight", "bert.encoder.layer.11"),
+        ("encoder.block.3.layer.0.SelfAttention.q.weight", "encoder.block.3"),
+        ("h.0.attn.c_attn.weight", "h.0"),
+        ("bert.pooler.dense.bias", ""),
+        ("scale", ""),
+        ("blocks.7", ""),
+    ],
+)
+def test_a_layer_is_a_name_up_to_its_first_number(name, layer):
+    assert layer_of(name) == layer
+
+
+def test_interpolated_tensors_lie_geometrically_between_the_ends():
+    ends = [{"w": torch.tensor([1.0, 4.0, 0.0])}, {"w": torch.tensor([16.0, 9.0, 0.0])}]
+    between = Between(*(logarithms(one) for one in ends), 0.5)
+    assert_same(dict(between), {"w": torch.tensor([4.0, 6.0, 0.0])})
+    assert "w" in between and "v" not in between and len(between) == 1

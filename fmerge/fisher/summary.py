@@ -1,11 +1,12 @@
 """Summaries of diagonal Fishers: where their mass lies, and how much those of tasks overlap."""
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from fmerge import params
 
 _CHUNK = 1 << 20
 """Entries of a tensor that are compared at once, few enough for the cache to hold all tasks'."""
@@ -84,7 +85,4 @@ def layer_of(name: str) -> str:
     Returns:
         Up to the first number (``bert.encoder.layer.0``), else up to two parts.
     """
-    numbered = re.match(r"(.*?\.\d+)\.", name)
-    if numbered:
-        return numbered.group(1)
-    return ".".join(name.split(".")[:-1][:2]) or name
+    return params.layer_of(name) or ".".join(name.split(".")[:-1][:2]) or name

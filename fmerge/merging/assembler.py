@@ -4,11 +4,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 
+from fmerge.evaluation.statistics import statistic_of
 from fmerge.fisher.curve import FisherCurves
 from fmerge.methods import MergeMethod
-from fmerge.methods.elementwise import Elementwise
+from fmerge.methods.roles import places_of
 from fmerge.params import Params, check_finite, empty_like
 from fmerge.search.parameter_groups import coefficient_name
 
@@ -16,22 +16,22 @@ from fmerge.search.parameter_groups import coefficient_name
 class Assembler:
     """Assembles a merge for given coefficients.
 
-    The merged tensors are the Assembler's own: a merge stays as it is until the next is assembled,
-    which is written over it. Experts, base and given Fishers must not change in its life.
+    The merged tensors belong to the Assembler: the next merge is written over the last one. The
+    experts, the base and the given statistics must not change while it is used.
 
     Args:
         method: The formula.
         base: The base's body θ₀, or None.
         experts: Bodies θₘ by name.
         fisher_of: From an expert's name and a body to that task's diagonal Fisher there;
-            called only for methods that move the Fisher with the coefficients.
+            called only for methods whose Fisher moves with the coefficients.
         statistics: What the method needs of the experts beside their bodies, by name: diagonal
-            Fishers Fₘ at the experts, or Grams; None if nothing.
-        parts: Group name to the names of its tensors: each group is a merge of its own, with its
+            Fishers Fₘ at the experts, or Grams; None if it needs nothing.
+        parts: Group name to the names of its tensors: each group is merged on its own, with its
             own coefficients. One group of all tensors when left out.
-        curve_nodes: At how many λ a Fisher that moves with it is computed, to be interpolated in
+        curve_nodes: Number of λ at which a moving Fisher is computed, to be interpolated in
             between; 0 computes it anew in every trial, as Lee et al. do.
-        keep: Puts the tensors of such a Fisher where they shall stay; see FisherCurves.
+        keep: Stores the tensors of such a Fisher; see FisherCurves.
     """
 
     def __init__(
@@ -50,11 +50,15 @@ class Assembler:
         self.experts = experts
         self.fisher_of = fisher_of
         self.statistics = statistics
-        self.order = list(next(iter(experts.values())))
+        needed = statistic_of(method)
+        self._moves = needed is not None and needed.moves
+        first = next(iter(experts.values()))
+        self.order = list(first)
+        self.places = places_of(first)  # a group alone does not tell how deep the model is
         self.parts = {"": self.order} if parts is None else parts
         self._curves = None
         if curve_nodes:
-            self._curves = FisherCurves(curve_nodes, self._fisher_at, self._scale, keep)
+            self._curves = FisherCurves(curve_nodes, self._fisher_at, method.statistic_scale, keep)
         self._scales: dict[tuple[str, str], float] = {}
         self._merged: Params = {}
         self._merged_at: dict[str, float] | None = None
@@ -68,11 +72,11 @@ class Assembler:
 
         Args:
             coefficients: λ by expert, or by ``expert/group``.
-            look: Is shown the statistics that enter, if there are any; the merge is then computed
-                anew, even if it was the last.
+            look: Called with the statistics of the merge, if there are any; the merge is then
+                computed anew, even if it was the last.
 
         Returns:
-            The merged tensors, to be read and not changed, and only until the next call.
+            The merged tensors: only to be read, and valid until the next call.
 
         Raises:
             ValueError: If the method cannot merge with these coefficients.
@@ -81,10 +85,10 @@ class Assembler:
         if self._merged_at == coefficients and look is None:
             return self._merged
         self._merged_at = None
-        if not isinstance(self.method, Elementwise):
-            self._merged = {}  # frees the last merge
+        if not self.method.writes_into_out:
+            self._merged = {}  # frees the last merge before the next is allocated
         elif not self._merged:
-            self._merged = empty_like(self.experts[next(iter(self.experts))])
+            self._merged = empty_like(next(iter(self.experts.values())))
         statistics = self._statistics_at(coefficients)
         if look is not None and statistics is not None:
             look(statistics)
@@ -105,26 +109,22 @@ class Assembler:
         base = None if self.base is None else _only(self.base, names)
         experts = [_only(expert, names) for expert in self.experts.values()]
         weights = [coefficients[coefficient_name(name, group)] for name in self.experts]
-        if not isinstance(self.method, Elementwise):
-            given = (
-                None if statistics is None else [_of(names, statistics[m]) for m in self.experts]
-            )
-            self._merged |= self.method.merge(base, experts, weights, given)
-            return
-        # over the last merge: the pages of new tensors would cost more than the sums
-        out = _only(self._merged, names)
-        if statistics is None:
-            self.method.merge(base, experts, weights, out=out)
-            return
-        scales = [self._scale_at(name, group, coefficients, statistics) for name in self.experts]
-        self.method.merge(
-            base, experts, weights, [statistics[m] for m in self.experts], scales, out
+        given, scales = None, None
+        if statistics is not None:
+            given = [statistics[name] for name in self.experts]
+            scales = [
+                self._scale_at(name, group, coefficients, statistics) for name in self.experts
+            ]
+        # over the last merge: to map the pages of new tensors would cost more than the sums
+        out = _only(self._merged, names) if self.method.writes_into_out else None
+        self._merged |= self.method.merge(
+            base, experts, weights, given, scales=scales, places=self.places, out=out
         )
 
     def _statistics_at(
         self, coefficients: Mapping[str, float]
     ) -> Mapping[str, Mapping[str, Any]] | None:
-        if self.method.statistic != "moving fisher":
+        if not self._moves:
             return self.statistics
         if self._curves is not None:
             return {name: self._curves.at(name, coefficients[name])[0] for name in self.experts}
@@ -137,18 +137,16 @@ class Assembler:
         name: str,
         group: str,
         coefficients: Mapping[str, float],
-        fishers: Mapping[str, Mapping[str, Tensor]],
+        statistics: Mapping[str, Mapping[str, Any]],
     ) -> float:
-        """A group's scale of a Fisher: measured once where the Fisher does not move."""
+        """A group's scale of a statistic: measured once where the statistic does not move."""
         if self._curves is not None:
             return self._curves.at(name, coefficients[name])[1]
         key = name, group
-        if self.method.statistic == "moving fisher" or key not in self._scales:
-            self._scales[key] = self._scale(_only(fishers[name], self.parts[group]))
+        if self._moves or key not in self._scales:
+            part = _only(statistics[name], self.parts[group])
+            self._scales[key] = self.method.statistic_scale(part)
         return self._scales[key]
-
-    def _scale(self, fisher: Mapping[str, Tensor]) -> float:
-        return self.method.scale(fisher) if isinstance(self.method, Elementwise) else 1.0
 
     def _fisher_at(self, name: str, coefficient: float) -> Mapping[str, Any]:
         return self.fisher_of(name, self._scaled(name, {name: coefficient}))
@@ -167,10 +165,6 @@ class Assembler:
         }
 
 
-def _of(names: Sequence[str], statistic: Mapping[str, Any]) -> dict[str, Any]:
-    """A group's part of a statistic, which need not say something of every tensor."""
-    return {name: statistic[name] for name in names if name in statistic}
-
-
-def _only(tensors: Mapping[str, Tensor], names: Sequence[str]) -> Params:
-    return {name: tensors[name] for name in names}
+def _only(tensors: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """A group's part; of linear layers' Grams, those that are there."""
+    return {name: tensors[name] for name in names if name in tensors}

@@ -1,12 +1,11 @@
 """Weighted averages of experts: plain, isotropic, and weighted by the diagonal Fisher."""
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from fmerge.methods.base import Statistic, check_positive_sum
+from fmerge.methods.base import check_positive_sum
 from fmerge.methods.elementwise import Chunk, Elementwise, Formula
 
 
@@ -19,8 +18,8 @@ class Average(Elementwise):
         """Prepares θ = Σₘ θₘ / M.
 
         Args:
-            coefficients: Not used.
-            scales: Not used.
+            coefficients: λₘ; this formula does not use them.
+            scales: Empty; this formula needs no Fishers.
 
         Returns:
             The formula.
@@ -45,7 +44,7 @@ class Isotropic(Elementwise):
 
         Args:
             coefficients: λₘ ≥ 0; only their ratios matter.
-            scales: Not used.
+            scales: Empty; this formula needs no Fishers.
 
         Returns:
             The formula; the coefficients must not sum to zero.
@@ -62,17 +61,18 @@ class FisherMerge(Elementwise):
     """Average weighted by the diagonal Fishers: θ = Σₘ λₘF̂ₘθₘ / Σₘ λₘF̂ₘ, elementwise.
 
     Matena & Raffel 2022, equation 4 for a diagonal Fisher, with the reference's three options.
-    Where Σₘ λₘF̂ₘ = 0 the base is kept; without one, or with ``favor_target``, the first expert.
+    Where Σₘ λₘF̂ₘ = 0 the result is the base; without a base, or with ``favor_target``, it is the
+    first expert.
 
     Args:
-        floor: F̂ = max(F, floor): the least information an entry is given.
+        floor: Lower bound of a Fisher's entries: F̂ = max(F, floor).
         favor_target: Raise only the first expert's Fisher to the floor, so that an entry about
             which no expert has information keeps the target's value.
-        normalize: Divide λₘ by ‖Fₘ‖₂ over all parameters, so that experts whose Fishers are of
-            another scale weigh the same.
+        normalize: Divide λₘ by ‖Fₘ‖₂ over all parameters, so that experts whose Fishers differ in
+            scale weigh the same.
     """
 
-    statistic: ClassVar[Statistic | None] = "fisher"
+    statistic = "fisher"
     scale_invariant = True
 
     def __init__(
@@ -82,18 +82,18 @@ class FisherMerge(Elementwise):
         self.favor_target = favor_target
         self.normalize = normalize
 
-    def scale(self, fisher: Mapping[str, Tensor]) -> float:
+    def statistic_scale(self, statistic: Mapping[str, Tensor]) -> float:
         """Computes ‖F‖₂ over all parameters, where it is needed.
 
         Args:
-            fisher: Fₘ.
+            statistic: Fₘ.
 
         Returns:
             The norm; 1 for an all-zero Fisher, which then weighs nothing anyway.
         """
         if not self.normalize:
             return 1.0
-        norms = [torch.linalg.vector_norm(tensor).double() for tensor in fisher.values()]
+        norms = [torch.linalg.vector_norm(tensor).double() for tensor in statistic.values()]
         return float(torch.linalg.vector_norm(torch.stack(norms))) or 1.0
 
     def formula(self, coefficients: Sequence[float], scales: Sequence[float]) -> Formula:
@@ -122,7 +122,7 @@ class FisherMerge(Elementwise):
                     continue
                 merged.addcmul_(information, expert, value=weight)
                 total.add_(information, alpha=weight)
-            if total.min() > 0:  # much faster than a mask, which is hardly ever needed
+            if total.min() > 0:  # the usual case, much faster than a mask
                 merged.div_(total)
                 return
             otherwise = experts[0] if self.favor_target else base

@@ -1,16 +1,28 @@
 """What every merging method is: a pure formula over named tensors."""
 
+import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
+from fmerge.methods.inputs import MergeInputs
+from fmerge.methods.roles import Place
 from fmerge.params import Params
 
 Statistic = Literal["fisher", "moving fisher", "gram"]
 """What a formula may know of an expert beside its weights; see ``MergeMethod.statistic``."""
+
+TensorFormula = Callable[[str], Tensor]
+"""From a tensor's name to the merged tensor, in float32 at least."""
+
+_NEEDED = {
+    "fisher": "one diagonal Fisher per expert",
+    "moving fisher": "one diagonal Fisher per expert",
+    "gram": "the Gram matrices of each expert",
+}
 
 
 class MergeMethod(ABC):
@@ -22,19 +34,25 @@ class MergeMethod(ABC):
     Attributes:
         statistic: What is needed of each expert: ``"fisher"``, its diagonal Fisher at θₘ, once;
             ``"moving fisher"``, that at θ₀ + λₘτₘ, anew for every λ; ``"gram"``, a ``Gram`` of
-            what enters each linear layer at θₘ, once; ``None``: nothing.
+            the inputs of each linear layer at θₘ, once; ``None``: nothing.
         needs_base: Whether the formula uses θ₀.
         uses_coefficients: Whether λ changes the result, so that a search makes sense.
-        scale_invariant: Whether it does so by their ratios alone, so that c·λ is the same merge.
+        scale_invariant: Whether only the ratios of the λₘ matter, so that c·λ is the same merge.
+        writes_into_out: Whether ``merge`` fills the tensors given as ``out``, so that a caller
+            can allocate them once for many merges.
     """
 
-    statistic: ClassVar[Statistic | None] = None
-    needs_base: ClassVar[bool] = False
-    uses_coefficients: ClassVar[bool] = True
+    statistic: Statistic | None = None
+    needs_base: bool = False
+    uses_coefficients: bool = True
     scale_invariant: bool = False
+    writes_into_out: bool = False
+
+    def __repr__(self) -> str:
+        return constructor_call(self)
 
     def check_count(self, count: int) -> None:  # noqa: B027  # most take any number
-        """Proves that the formula takes that many experts.
+        """Checks that the formula takes that many experts.
 
         Args:
             count: M.
@@ -43,16 +61,32 @@ class MergeMethod(ABC):
             UserError: If it does not.
         """
 
-    @abstractmethod
+    def statistic_scale(self, statistic: Mapping[str, Any]) -> float:
+        """Measures a statistic by the one number over all its tensors that the formula needs.
+
+        Along a curve of Fishers it is interpolated as their entries are.
+
+        Args:
+            statistic: What ``statistic`` names, for one expert.
+
+        Returns:
+            The number; 1, without reading the statistic, where the formula needs none.
+        """
+        return 1.0
+
     def merge(
         self,
         base: Params | None,
         experts: Sequence[Params],
         coefficients: Sequence[float],
-        statistics: Sequence[Any] | None = None,
+        statistics: Sequence[Mapping[str, Any]] | None = None,
         /,
+        *,
+        scales: Sequence[float] | None = None,
+        places: Mapping[str, Place] | None = None,
+        out: Params | None = None,
     ) -> Params:
-        """Computes the merged tensors.
+        """Checks the inputs and computes the merged tensors.
 
         Args:
             base: θ₀, of the experts' layout; None where ``needs_base`` is False.
@@ -60,26 +94,89 @@ class MergeMethod(ABC):
             coefficients: λₘ, M numbers in [0, 1].
             statistics: M of what ``statistic`` names, by tensor: Fₘ ≥ 0 of that layout, or a
                 ``Gram`` where there is one; None where ``statistic`` is None.
+            scales: ``statistic_scale`` of each statistic, where it is known already.
+            places: The tensors' places, where the experts are part of a larger model; read from
+                the experts' names when left out.
+            out: Contiguous tensors of the experts' layout, dtypes and device to write to; used
+                where ``writes_into_out`` is True.
+
+        Returns:
+            ``out`` where it was written to, else new tensors of the experts' layout and dtype.
+
+        Raises:
+            ValueError: If an input is missing, or does not fit the experts.
+        """
+        self.check_count(len(experts))
+        if self.statistic is None:
+            statistics = ()
+        elif statistics is None:
+            raise ValueError(f"{type(self).__name__} needs {_NEEDED[self.statistic]}")
+        inputs = MergeInputs(base, experts, coefficients, statistics, given_places=places)
+        _check_inputs(self, inputs)
+        if scales is None:
+            scales = [self.statistic_scale(one) for one in statistics]
+        return self.compute(replace(inputs, scales=scales), out)
+
+    @abstractmethod
+    def compute(self, inputs: MergeInputs, out: Params | None = None) -> Params:
+        """Computes the formula on inputs that fit it.
+
+        Args:
+            inputs: The inputs, checked.
+            out: See ``merge``.
+
+        Returns:
+            See ``merge``.
+        """
+
+
+class Tensorwise(MergeMethod):
+    """A method that merges one tensor after the other, each as a whole.
+
+    What it needs to know of all tensors together, it finds before the first.
+    """
+
+    @abstractmethod
+    def tensor_formula(self, inputs: MergeInputs) -> TensorFormula:
+        """Prepares the computation of single tensors.
+
+        Args:
+            inputs: The inputs, checked.
+
+        Returns:
+            The formula of one tensor; it must not depend on the order of its calls.
+        """
+
+    def compute(self, inputs: MergeInputs, out: Params | None = None) -> Params:
+        """Merges tensor by tensor and rounds once.
+
+        Args:
+            inputs: The inputs, checked.
+            out: Not written to.
 
         Returns:
             New tensors of the experts' layout and dtype.
         """
+        formula = self.tensor_formula(inputs)
+        return {name: formula(name).to(tensor) for name, tensor in inputs.experts[0].items()}
 
 
-def wide(tensor: Tensor) -> Tensor:
-    """Raises a tensor to the precision that formulas are computed in: float32 at least.
+def constructor_call(made: object) -> str:
+    """Writes how an object was made, for reports of methods that hold other objects.
 
     Args:
-        tensor: Weights or a Fisher, of any floating dtype.
+        made: An object that holds its constructor's arguments under their names.
 
     Returns:
-        The tensor itself where it is float32 or float64, else a float32 copy.
+        For instance ``Trim(density=0.2, per_tensor=False)``.
     """
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+    names = [name for name in inspect.signature(type(made)).parameters if hasattr(made, name)]
+    arguments = ", ".join(f"{name}={getattr(made, name)!r}" for name in names)
+    return f"{type(made).__name__}({arguments})"
 
 
 def check_positive_sum(coefficients: Sequence[float]) -> None:
-    """Proves that a method which divides by Σₘ λₘ can do so.
+    """Checks that a method which divides by Σₘ λₘ can do so.
 
     Args:
         coefficients: λₘ.
@@ -89,3 +186,29 @@ def check_positive_sum(coefficients: Sequence[float]) -> None:
     """
     if not sum(coefficients) > 0:
         raise ValueError(f"the coefficients {list(coefficients)} must have a positive sum")
+
+
+def _check_inputs(method: MergeMethod, inputs: MergeInputs) -> None:
+    """Checks in one place what every formula assumes: counts and names that fit the experts."""
+    name, count = type(method).__name__, len(inputs.experts)
+    if method.needs_base and inputs.base is None:
+        raise ValueError(f"{name} needs the base model")
+    numbers = {"coefficients": len(inputs.coefficients), "statistics": len(inputs.statistics)}
+    if not method.uses_coefficients and not inputs.coefficients:
+        del numbers["coefficients"]
+    if method.statistic is None:
+        del numbers["statistics"]
+    for what, found in numbers.items():
+        if found != count:
+            raise ValueError(
+                f"{name}: {what}: there are {found} for {count} experts; give one per expert"
+            )
+    sources = {f"expert {m}": one for m, one in enumerate(inputs.experts, 1)}
+    if inputs.base is not None:
+        sources["the base"] = inputs.base
+    if method.statistic != "gram":  # which only linear layers have; all else is averaged
+        sources |= {f"the Fisher of expert {m}": one for m, one in enumerate(inputs.statistics, 1)}
+    for source, tensors in sources.items():
+        if missing := [key for key in inputs.experts[0] if key not in tensors]:
+            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+            raise ValueError(f"{name}: {source} lacks tensor '{missing[0]}'{more}")

@@ -1,7 +1,8 @@
-"""Formulas entry by entry, computed in chunks that stay in the processor's cache."""
+"""Elementwise formulas, computed in chunks that stay in the processor's cache."""
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache, partial
 from typing import NamedTuple
 
@@ -9,29 +10,28 @@ import torch
 from torch import Tensor
 
 from fmerge.methods.base import MergeMethod
+from fmerge.methods.inputs import MergeInputs
 from fmerge.params import Between, Params, empty_like
 
 CHUNK = 1 << 17
-"""Entries a thread takes at a time: what a formula holds of them fits into its cache."""
+"""Entries of a chunk for each CPU thread: all that a formula holds of them fits in its cache."""
 
 _SMALL = 1 << 13
-"""Tensors up to this size are joined, up to 64 at a time: a call costs more than they do."""
+"""Tensors up to this size are joined, up to 64 at a time: a call costs more than their entries."""
 
-_ON_DEVICE = 1 << 24  # elsewhere there is no such cache, and few launches are better
-
-Sources = Sequence[Mapping[str, Tensor]]
+_ON_DEVICE = 1 << 24  # a GPU has no such cache, and few launches are faster
 
 
 class Chunk(NamedTuple):
-    """A few entries of every model, flat and in float32 at least, for a formula to merge.
+    """Some entries of every model, flat and in float32 at least, for a formula to merge.
 
     Attributes:
         merged: To be filled with the result; the models are only read.
         origin: θ₀, or θ₁ where there is no base.
         experts: θₘ.
-        fishers: Fₘ, each as it is only until the next is taken.
-        scratch: Three more such tensors of any values, to work with: what is made anew costs
-            more than a sum.
+        fishers: Fₘ; each is valid until the next is taken.
+        scratch: Three more such tensors of any values, to work in: allocating one costs more than
+            a sum.
     """
 
     merged: Tensor
@@ -42,98 +42,66 @@ class Chunk(NamedTuple):
 
 
 Formula = Callable[[Chunk], None]
+ChunkReader = Callable[[int, Tensor], Tensor]
+"""From a chunk's number and a scratch buffer of its size to the chunk, perhaps in that buffer."""
 
 
 class Elementwise(MergeMethod):
     """A method whose every entry depends on that entry of its inputs and on a few numbers.
 
     Its formula runs over chunks of the tensors, so that each input is read from memory once and
-    nothing of a model's size is made but the result. A tensor that is not contiguous is copied
-    for as long as its turn takes.
+    nothing of a model's size is allocated but the result. A tensor that is not contiguous is
+    copied while it is merged.
     """
 
-    def scale(self, fisher: Mapping[str, Tensor]) -> float:
-        """Measures a Fisher by the one number over all its tensors that the formula needs.
-
-        Along a curve of Fishers it is interpolated as their entries are.
-
-        Args:
-            fisher: Fₘ.
-
-        Returns:
-            The number; 1 where none is needed, without reading the Fisher.
-        """
-        return 1.0
+    writes_into_out = True
 
     @abstractmethod
     def formula(self, coefficients: Sequence[float], scales: Sequence[float]) -> Formula:
-        """Prepares what computes a chunk.
+        """Prepares the computation of a chunk.
 
         Args:
             coefficients: λₘ.
-            scales: What ``scale`` says of each Fₘ; empty where there are no Fishers.
+            scales: ``statistic_scale`` of each Fₘ; empty where there are no Fishers.
 
         Returns:
-            The formula, which keeps nothing between its calls.
+            The formula; it must not depend on the order of its calls.
         """
 
     @torch.no_grad()
-    def merge(
-        self,
-        base: Params | None,
-        experts: Sequence[Params],
-        coefficients: Sequence[float],
-        fishers: Sources | None = None,
-        scales: Sequence[float] | None = None,
-        out: Params | None = None,
-    ) -> Params:
-        """Computes the class's formula; see the base class.
+    def compute(self, inputs: MergeInputs, out: Params | None = None) -> Params:
+        """Merges chunk by chunk.
 
         Args:
-            base: θ₀, where the formula uses it.
-            experts: θₘ, of one layout.
-            coefficients: λₘ.
-            fishers: Fₘ ≥ 0, of that layout, where the formula uses them; also interpolated ones.
-            scales: What ``scale`` says of each Fₘ, where that is known already.
+            inputs: The inputs, checked.
             out: Contiguous tensors of the experts' layout, dtypes and device to write to.
 
         Returns:
             ``out``, or new tensors where it is None.
-
-        Raises:
-            ValueError: If what the formula needs is missing, or the coefficients do not fit it.
         """
-        name = type(self).__name__
-        if self.needs_base and base is None:
-            raise ValueError(f"{name} needs the base model")
-        if self.statistic is None:
-            fishers, scales = [], []
-        elif fishers is None:
-            raise ValueError(f"{name} needs one diagonal Fisher per expert")
-        elif scales is None:
-            scales = [self.scale(fisher) for fisher in fishers]
-        formula = self.formula(coefficients, scales)
-        origin = experts[0] if base is None else base
-        merged = empty_like(experts[0]) if out is None else out
+        formula = self.formula(inputs.coefficients, inputs.scales)
+        sources = _Sources([inputs.origin, *inputs.weights], inputs.statistics)
+        merged = empty_like(inputs.experts[0]) if out is None else out
         batches = [(names, _flat(merged, names)) for names in _batches(merged)]
         largest = max((len(target) for _, target in batches), default=0)
-        room = cache(partial(_room, largest))
+        # one set of buffers for each precision and device, for all tensors
+        buffers = cache(partial(_buffers, largest))
         for names, target in batches:
-            wide = torch.promote_types(target.dtype, torch.float32)
-            _stream(formula, names, target, origin, experts, fishers, room(wide, target.device))
+            precision = torch.promote_types(target.dtype, torch.float32)
+            sources.merge(formula, names, target, buffers(precision, target.device))
             if len(names) > 1:
                 _scatter(target, [merged[name] for name in names])
         return merged
 
 
-def _room(largest: int, dtype: torch.dtype, device: torch.device) -> list[Tensor]:
-    """What every chunk has to work with: a result, an interpolated Fisher, and the last three."""
+def _buffers(largest: int, dtype: torch.dtype, device: torch.device) -> list[Tensor]:
+    """Scratch buffers of a chunk: a result, an interpolated Fisher, and the formula's three."""
     size = CHUNK * torch.get_num_threads() if device.type == "cpu" else _ON_DEVICE
     return [torch.empty(min(size, largest), dtype=dtype, device=device) for _ in range(5)]
 
 
 def _batches(params: Params) -> Iterator[list[str]]:
-    """The tensors that are computed as one: each alone, but for the small ones of a kind."""
+    """Groups tensors to be merged as one: large ones alone, small ones of a dtype together."""
     small: dict[tuple[torch.dtype, torch.device], list[str]] = {}
     for name, tensor in params.items():
         if tensor.numel() > _SMALL:
@@ -144,34 +112,33 @@ def _batches(params: Params) -> Iterator[list[str]]:
         yield from (names[i : i + 64] for i in range(0, len(names), 64))
 
 
-def _stream(
-    formula: Formula,
-    names: Sequence[str],
-    target: Tensor,
-    origin: Mapping[str, Tensor],
-    experts: Sources,
-    fishers: Sources,
-    room: Sequence[Tensor],
-) -> None:
-    """Fills one tensor, chunk by chunk, in its own precision or in float32 if that is finer."""
-    size = len(room[0])
-    models = [_split(_flat(one, names), size) for one in (origin, *experts)]
-    measures = [_ends(one, names, size) for one in fishers]
-    for i, chunk in enumerate(_split(target, size)):
-        result, between, *scratch = (one[: len(chunk)] for one in room)
-        if chunk.dtype == result.dtype:
-            result = chunk
-        first, *rest = (model[i].to(result) for model in models)
-        measured = (one(i, between) for one in measures)
-        formula(Chunk(result, first, rest, measured, scratch))
-        if result is not chunk:
-            chunk.copy_(result)
+@dataclass(frozen=True)
+class _Sources:
+    """What the chunks are read from: θ₀ and the θₘ, and the Fₘ."""
+
+    models: Sequence[Mapping[str, Tensor]]
+    fishers: Sequence[Mapping[str, Tensor]]
+
+    def merge(
+        self, formula: Formula, names: Sequence[str], target: Tensor, buffers: Sequence[Tensor]
+    ) -> None:
+        """Fills one flat tensor, chunk by chunk, in its own precision or in float32 if finer."""
+        size = len(buffers[0])
+        models = [_split(_flat(one, names), size) for one in self.models]
+        fishers = [_chunk_reader(one, names, size) for one in self.fishers]
+        for i, chunk in enumerate(_split(target, size)):
+            result, interpolated, *scratch = (one[: len(chunk)] for one in buffers)
+            if chunk.dtype == result.dtype:
+                result = chunk  # no rounding: the formula can write to the target itself
+            origin, *experts = (model[i].to(result) for model in models)
+            # lazily, since all interpolated Fishers share one buffer
+            read = (reader(i, interpolated) for reader in fishers)
+            formula(Chunk(result, origin, experts, read, scratch))
+            if result is not chunk:
+                chunk.copy_(result)
 
 
-def _ends(
-    source: Mapping[str, Tensor], names: Sequence[str], size: int
-) -> Callable[[int, Tensor], Tensor]:
-    """A tensor's chunks by number; one that is made is written to the second argument."""
+def _chunk_reader(source: Mapping[str, Tensor], names: Sequence[str], size: int) -> ChunkReader:
     if not isinstance(source, Between):
         chunks = _split(_flat(source, names), size)
         return lambda i, out: chunks[i].to(out)

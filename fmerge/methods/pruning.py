@@ -1,4 +1,4 @@
-"""Ranks and thresholds of magnitudes, and draws that depend on a key alone."""
+"""Ranks and thresholds of magnitudes, and draws that depend only on a key."""
 
 import hashlib
 from collections.abc import Callable, Iterable
@@ -6,19 +6,19 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
-_HALF = 16  # bits of a float32 that one histogram sorts by
+_HALF = 16  # bits of a float32 that one histogram counts by
 
 
 def threshold(vectors: Callable[[], Iterable[Tensor]], density: float) -> float:
     """Finds the smallest magnitude among the largest ``density`` of all entries, exactly.
 
     The bits of float32 numbers ≥ 0, read as integers, are in the numbers' order. A histogram of
-    the upper half of the bits finds the bucket of the number sought, one of the lower half
-    inside that bucket finds the number: two passes and no copy of all entries.
+    the upper half of the bits finds the bucket of the number, and one of the lower half inside
+    that bucket finds the number itself: two passes and no copy of all entries.
 
     Args:
-        vectors: Gives the tensors, of any shapes, anew on each call.
-        density: Share in (0, 1] of the entries; at least one is taken.
+        vectors: Returns the tensors, of any shapes; called once for each pass.
+        density: Share in (0, 1] of the entries; at least one is counted.
 
     Returns:
         The k-th largest magnitude in float32, k = round(density · entries), at least 1.
@@ -42,7 +42,7 @@ def trim(vector: Tensor, smallest: float) -> Tensor:
 
     Args:
         vector: Any shape.
-        smallest: What ``threshold`` gave: entries of that float32 magnitude are kept.
+        smallest: The result of ``threshold``: entries of that float32 magnitude stay.
 
     Returns:
         A new tensor of that shape.
@@ -65,17 +65,17 @@ def ranks(magnitudes: Tensor) -> Tensor:
 
 
 def sample(vector: Tensor, keep: Tensor, key: str) -> Tensor:
-    """Keeps entries at random and divides them by their probability: unbiased.
+    """Keeps entries at random and divides them by their probability, so that the mean is unbiased.
 
     Args:
         vector: Any shape.
         keep: Probabilities in (0, 1] of that shape, or one for all.
-        key: What the draws depend on, beside the shape.
+        key: Seed of the draws, which depend on it and on the shape only.
 
     Returns:
         A new tensor of that shape.
     """
-    # hash() differs between processes; the CPU draws the same for every device
+    # hash() differs between processes, and a GPU's generator from the CPU's
     seed = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big")
     generator = torch.Generator().manual_seed(seed)
     draws = torch.rand(vector.shape, generator=generator).to(vector.device)

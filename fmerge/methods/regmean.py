@@ -1,23 +1,22 @@
-"""Regression mean: linear layers merged so that their outputs on the experts' inputs stay."""
+"""Regression mean: linear layers whose outputs stay close to each expert's on its own inputs."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from fmerge.errors import check_within
-from fmerge.methods.base import MergeMethod, Statistic, check_positive_sum, wide
-from fmerge.params import Params
+from fmerge.methods.base import TensorFormula, Tensorwise, check_positive_sum
+from fmerge.methods.inputs import MergeInputs, wide
 
 RIDGE = 1e-6
-"""Of the mean diagonal entry of Σₘ λₘG̃ₘ: above float32's rounding of a Gram, below what matters."""
+"""Ridge, as a share of the mean diagonal entry of Σₘ λₘG̃ₘ: just above a Gram's float32 rounding."""
 
 
 @dataclass(frozen=True)
 class Gram:
-    """Gram matrix of what enters a linear layer.
+    """Gram matrix of the inputs of a linear layer.
 
     Attributes:
         matrix: G = Σ x xᵀ (in, in) over the positions that an expert sees on its own task.
@@ -29,69 +28,55 @@ class Gram:
 
 
 Grams = Mapping[str, Gram]
-"""Names of linear layers' weights to what enters the layers."""
+"""Names of linear layers' weights to the Grams of the layers' inputs."""
 
 
-class RegMean(MergeMethod):
+class RegMean(Tensorwise):
     r"""Regression mean (Jin et al., ICLR 2023, equation 1 and section 3.2).
 
     .. math::
         W = \Big(\sum_m \lambda_m W_m \tilde G_m\Big) \Big(\sum_m \lambda_m \tilde G_m\Big)^{-1}
 
-    for a weight W (out, in) of a linear layer, where Gₘ = XₘᵀXₘ (in, in) is of the layer's inputs
-    Xₘ, and G̃ₘ is Gₘ with its off-diagonal entries shrunk. Without shrinking it minimises
-    Σₘ λₘ‖XₘWᵀ − XₘWₘᵀ‖². All else is averaged with weights λₘ: biases, norms, embeddings, and
-    weights that lack the Gram of an expert.
+    for a weight W (out, in) of a linear layer, where Gₘ = XₘᵀXₘ (in, in) is the Gram matrix of the
+    layer's inputs Xₘ, and G̃ₘ is Gₘ with its off-diagonal entries shrunk. Without shrinking it
+    minimises Σₘ λₘ‖XₘWᵀ − XₘWₘᵀ‖². Biases, norms, embeddings, and weights that lack the Gram of
+    an expert are averaged with weights λₘ.
 
-    A ridge of 1e-6 of the mean diagonal entry of Σₘ λₘG̃ₘ draws W to that same average: it decides
-    in directions that no expert's inputs have.
+    A ridge of 1e-6 of the mean diagonal entry of Σₘ λₘG̃ₘ pulls W towards that same average. It
+    decides in directions that no expert's inputs have.
 
     Args:
-        off_diagonal: What the off-diagonal entries of every Gₘ are multiplied by, the paper's α:
-            1 is plain regression, 0 weighs each input by itself.
+        off_diagonal: Factor on the off-diagonal entries of every Gₘ, the paper's α: 1 is plain
+            regression; 0 weighs every input of a layer on its own.
     """
 
-    statistic: ClassVar[Statistic | None] = "gram"
+    statistic = "gram"
     scale_invariant = True
 
     def __init__(self, off_diagonal: float = 0.9) -> None:
         check_within("off_diagonal", off_diagonal, "[0, 1]")
         self.off_diagonal = off_diagonal
 
-    def merge(
-        self,
-        base: Params | None,
-        experts: Sequence[Params],
-        coefficients: Sequence[float],
-        grams: Sequence[Grams] | None = None,
-    ) -> Params:
-        """Computes the regression mean, weight by weight, in float64.
+    def tensor_formula(self, inputs: MergeInputs) -> TensorFormula:
+        """Prepares the regression mean, computed in float64.
 
         Args:
-            base: Not used.
-            experts: θₘ, of one layout.
-            coefficients: λₘ ≥ 0; only their ratios matter.
-            grams: Gₘ by name of a linear layer's weight.
+            inputs: θₘ, λₘ ≥ 0, of which only the ratios matter, and Gₘ by name of a linear
+                layer's weight.
 
         Returns:
-            The merged tensors.
-
-        Raises:
-            ValueError: If there are no Grams, the coefficients sum to zero, or a Gram is of
-                another size than its weight's inputs.
+            The formula. The coefficients must not sum to zero, and a Gram must be of the size of
+            its weight's inputs.
         """
-        if grams is None:
-            raise ValueError("RegMean needs the Gram matrices of each expert")
-        check_positive_sum(coefficients)
-        shares = [coefficient / sum(coefficients) for coefficient in coefficients]
-        merged: Params = {}
-        for name, reference in experts[0].items():
-            weights = [expert[name] for expert in experts]
-            if all(name in gram for gram in grams):
-                value = self._regression(weights, shares, [gram[name] for gram in grams])
-            else:
-                value = _mean(weights, shares)
-            merged[name] = value.to(reference)
+        check_positive_sum(inputs.coefficients)
+        shares = [coefficient / sum(inputs.coefficients) for coefficient in inputs.coefficients]
+
+        def merged(name: str) -> Tensor:
+            weights = [expert[name] for expert in inputs.weights]
+            if all(name in grams for grams in inputs.statistics):
+                return self._regression(weights, shares, [one[name] for one in inputs.statistics])
+            return _mean(weights, shares)
+
         return merged
 
     def _regression(
@@ -114,7 +99,7 @@ class RegMean(MergeMethod):
             own = weight.double()
             moment.addmm_((own.T if first else own) - mean, shrunk)
         size = float(total.diagonal().mean())
-        # no input at all: any ridge leaves the average
+        # without any input, every ridge gives the average
         total.diagonal().add_(RIDGE * size if size > 0 else 1.0)
         value: Tensor = mean + torch.linalg.solve(total, moment, left=False)
         return value.T if first else value

@@ -6,24 +6,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fmerge.errors import check_within
-from fmerge.methods.base import MergeMethod, wide
-from fmerge.params import Params
+from fmerge.methods.task_vectors import TaskVectorMethod
 
 
-class SpectralMethod(MergeMethod):
+class SpectralMethod(TaskVectorMethod):
     """Merges task matrices by their singular vectors, other tensors by averaging.
 
-    θ = θ₀ + s · Δ with Δ from the matrices λₘτₘ where a tensor has two dimensions, and
-    Δ = Σₘ λₘτₘ / M where it has not. Δ is homogeneous in λ: coefficients that are all equal to
-    the papers' α give the papers' merge with that α.
+    θ = θ₀ + s · Δ. For a tensor of two dimensions Δ comes from the matrices λₘτₘ; for any other
+    Δ = Σₘ λₘτₘ / M. Δ is homogeneous in λ: coefficients that all equal the papers' α give the
+    papers' merge with that α.
     """
-
-    needs_base = True
-
-    def __init__(self, scale: float = 1.0) -> None:
-        check_within("scale", scale, "(0, inf)")
-        self.scale = scale
 
     @abstractmethod
     def combine(self, matrices: Sequence[Tensor]) -> Tensor:
@@ -36,39 +28,18 @@ class SpectralMethod(MergeMethod):
             Δ, shape (o, i).
         """
 
-    def merge(
-        self,
-        base: Params | None,
-        experts: Sequence[Params],
-        coefficients: Sequence[float],
-        fishers: Sequence[Params] | None = None,
-    ) -> Params:
-        """Computes θ = θ₀ + s · Δ.
+    def change(self, vectors: Sequence[Tensor], coefficients: Sequence[float]) -> Tensor:
+        """Computes Δ of one tensor.
 
         Args:
-            base: θ₀.
-            experts: θₘ, of its layout.
+            vectors: τₘ.
             coefficients: λₘ.
-            fishers: Not used.
 
         Returns:
-            The merged tensors.
-
-        Raises:
-            ValueError: If there is no base.
+            Δ: of a matrix by ``combine``, of any other tensor the mean.
         """
-        if base is None:
-            raise ValueError(f"{type(self).__name__} needs the base model")
-        merged: Params = {}
-        for name, origin in base.items():
-            start = wide(origin)
-            vectors = [
-                coefficient * (expert[name] - start)
-                for expert, coefficient in zip(experts, coefficients, strict=True)
-            ]
-            change = self.combine(vectors) if start.dim() == 2 else _mean(vectors)
-            merged[name] = (start + self.scale * change).to(origin)
-        return merged
+        scaled = [c * vector for c, vector in zip(coefficients, vectors, strict=True)]
+        return self.combine(scaled) if scaled[0].dim() == 2 else _mean(scaled)
 
 
 class TSVM(SpectralMethod):
@@ -78,8 +49,8 @@ class TSVM(SpectralMethod):
     kept vectors of all tasks, side by side, are replaced by the nearest orthonormal ones,
     U⊥ = PQᵀ from U = PDQᵀ (V likewise), and Δ = U⊥ΣV⊥ᵀ. Matrices with r < M are averaged.
 
-    Directions whose singular value is rounding noise are left out before, and vectors that
-    several tasks share are divided among them; the paper assumes neither occurs.
+    Directions whose singular value is rounding noise are left out first, and a direction that
+    several tasks share is divided among them. The paper assumes that neither occurs.
 
     Args:
         scale: Factor s on the merged task matrix, α of the paper.
@@ -143,7 +114,7 @@ def _significant(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
 
 def _orthonormal(columns: Tensor) -> Tensor:
     """The matrix PQᵀ of orthonormal columns that is nearest to PDQᵀ, both (n, k)."""
-    # D is zero in a direction that tasks share twice, where P and Q are arbitrary: left out
+    # where tasks share a direction D has zeros, whose vectors in P and Q are arbitrary: left out
     left, values, right = torch.linalg.svd(columns, full_matrices=False)
     count = int((values > torch.finfo(columns.dtype).eps * max(columns.shape) * values[0]).sum())
     nearest: Tensor = left[:, :count] @ right[:count]

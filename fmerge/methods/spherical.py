@@ -7,14 +7,14 @@ import torch
 from torch import Tensor
 
 from fmerge.errors import UserError, check_within
-from fmerge.methods.base import MergeMethod, check_positive_sum, wide
-from fmerge.params import Params
+from fmerge.methods.base import TensorFormula, Tensorwise, check_positive_sum
+from fmerge.methods.inputs import MergeInputs, wide
 
 _COLINEAR = 1e-6  # sin Ω below which sin(tΩ)/sin Ω loses its digits
-_OPPOSITE = 1e-6  # radians from π within which no shortest arc stands out
+_OPPOSITE = 1e-6  # radians from π within which the shortest arc is not defined by the digits
 
 
-class SLERP(MergeMethod):
+class SLERP(Tensorwise):
     """Spherical linear interpolation of two experts, tensor by tensor (Shoemake 1985).
 
     θ = sin((1 − t)Ω)/sin Ω · θ₁ + sin(tΩ)/sin Ω · θ₂ with t = λ₂ / (λ₁ + λ₂) and Ω the angle
@@ -25,7 +25,7 @@ class SLERP(MergeMethod):
     scale_invariant = True
 
     def check_count(self, count: int) -> None:
-        """Proves that there are two ends.
+        """Checks that there are two experts.
 
         Args:
             count: M.
@@ -36,39 +36,22 @@ class SLERP(MergeMethod):
         if count != 2:
             raise UserError(f"SLERP merges two experts, but there are {count}; use Karcher")
 
-    def merge(
-        self,
-        base: Params | None,
-        experts: Sequence[Params],
-        coefficients: Sequence[float],
-        fishers: Sequence[Params] | None = None,
-    ) -> Params:
-        """Computes the point at t = λ₂ / (λ₁ + λ₂) of the arc from θ₁ to θ₂.
+    def tensor_formula(self, inputs: MergeInputs) -> TensorFormula:
+        """Prepares the point at t = λ₂ / (λ₁ + λ₂) of the arc from θ₁ to θ₂.
 
         Args:
-            base: Not used.
-            experts: θ₁ and θ₂, of one layout.
-            coefficients: λ₁ and λ₂ ≥ 0; only their ratio matters.
-            fishers: Not used.
+            inputs: θ₁ and θ₂, and λ₁ and λ₂ ≥ 0, of which only the ratio matters.
 
         Returns:
-            The merged tensors.
-
-        Raises:
-            UserError: If there are not two experts.
-            ValueError: If the coefficients sum to zero.
+            The formula; the coefficients must not sum to zero.
         """
-        self.check_count(len(experts))
-        check_positive_sum(coefficients)
-        t = coefficients[1] / sum(coefficients)
-        first, second = experts
-        return {
-            name: _arc(wide(tensor), wide(second[name]), t).to(tensor)
-            for name, tensor in first.items()
-        }
+        check_positive_sum(inputs.coefficients)
+        t = inputs.coefficients[1] / sum(inputs.coefficients)
+        first, second = inputs.weights
+        return lambda name: _arc(wide(first[name]), wide(second[name]), t)
 
 
-class Karcher(MergeMethod):
+class Karcher(Tensorwise):
     """Weighted mean on the sphere, tensor by tensor (Karcher 1977, Riemannian centre of mass).
 
     With directions uₘ = θₘ/‖θₘ‖ and weights wₘ = λₘ/Σλ, the mean direction u minimises
@@ -76,8 +59,8 @@ class Karcher(MergeMethod):
     that are zero have no direction; a tensor of one entry is averaged.
 
     Args:
-        tolerance: The iteration ends when a step is shorter, in radians.
-        max_iterations: Steps after which a merge that still moves is refused.
+        tolerance: The iteration ends when a step is shorter than this, in radians.
+        max_iterations: Steps after which a merge that has not converged is refused.
     """
 
     scale_invariant = True
@@ -88,37 +71,26 @@ class Karcher(MergeMethod):
         self.tolerance = tolerance
         self.max_iterations = max_iterations
 
-    def merge(
-        self,
-        base: Params | None,
-        experts: Sequence[Params],
-        coefficients: Sequence[float],
-        fishers: Sequence[Params] | None = None,
-    ) -> Params:
-        """Computes θ = (Σₘ wₘ‖θₘ‖) · u with u the Karcher mean of the directions.
+    def tensor_formula(self, inputs: MergeInputs) -> TensorFormula:
+        """Prepares θ = (Σₘ wₘ‖θₘ‖) · u with u the Karcher mean of the directions.
 
         Args:
-            base: Not used.
-            experts: θₘ, of one layout.
-            coefficients: λₘ ≥ 0; only their ratios matter.
-            fishers: Not used.
+            inputs: θₘ, and λₘ ≥ 0, of which only the ratios matter.
 
         Returns:
-            The merged tensors.
-
-        Raises:
-            ValueError: If the coefficients sum to zero, two directions of a tensor are opposite,
-                or the iteration does not converge.
+            The formula. It fails where two directions of a tensor are opposite, or where the
+            iteration does not converge. The coefficients must not sum to zero.
         """
-        check_positive_sum(coefficients)
-        weights = torch.tensor(coefficients, dtype=torch.float64)
-        merged: Params = {}
-        for name, reference in experts[0].items():
+        check_positive_sum(inputs.coefficients)
+        weights = torch.tensor(inputs.coefficients, dtype=torch.float64)
+        shares = weights / weights.sum()
+
+        def merged(name: str) -> Tensor:
             try:
-                mean = self._mean([expert[name] for expert in experts], weights / weights.sum())
+                return self._mean([expert[name] for expert in inputs.weights], shares)
             except ValueError as error:
                 raise ValueError(f"Karcher: tensor '{name}': {error}") from error
-            merged[name] = mean.to(reference)
+
         return merged
 
     def _mean(self, tensors: Sequence[Tensor], weights: Tensor) -> Tensor:
@@ -136,9 +108,10 @@ class Karcher(MergeMethod):
         return mean.reshape(tensors[0].shape)
 
     def _direction(self, gram: Tensor, weights: Tensor) -> Tensor:
-        """Finds u as a combination c of the uₘ, to which all steps keep: u = Σₘ cₘuₘ.
+        """Finds u as a linear combination of the uₘ: u = Σₘ cₘuₘ.
 
-        Lengths and angles then need the inner products G alone, not the vectors.
+        All steps stay in the span of the uₘ, so that lengths and angles need only the inner
+        products G and not the vectors.
 
         Args:
             gram: G = ⟨uₘ, uₙ⟩, shape (M, M).
@@ -148,7 +121,7 @@ class Karcher(MergeMethod):
             c, shape (M,).
 
         Raises:
-            ValueError: If a direction is opposite to the mean, or the steps do not end.
+            ValueError: If a direction is opposite to the mean, or the iteration does not converge.
         """
         point, step = _unit(weights, gram), math.inf
         each = torch.eye(len(weights)).to(gram)

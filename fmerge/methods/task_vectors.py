@@ -1,14 +1,105 @@
 """Methods that add task vectors τₘ = θₘ − θ₀ to a base."""
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from fmerge.errors import check_within
-from fmerge.methods.base import Statistic
+from fmerge.methods.base import TensorFormula, Tensorwise
 from fmerge.methods.elementwise import Chunk, Elementwise, Formula
+from fmerge.methods.inputs import MergeInputs, wide
+
+
+class TaskVectorMethod(Tensorwise):
+    """Adds one vector, made of all task vectors, to the base: θ = θ₀ + s · Δ(τ₁, …, τ_M; λ).
+
+    Args:
+        scale: Factor s on Δ.
+    """
+
+    needs_base = True
+
+    def __init__(self, scale: float = 1.0) -> None:
+        check_within("scale", scale, "(0, inf)")
+        self.scale = scale
+
+    @abstractmethod
+    def change(self, vectors: Sequence[Tensor], coefficients: Sequence[float]) -> Tensor:
+        """Computes Δ of one tensor.
+
+        Args:
+            vectors: That tensor of each τₘ, in float32 at least; only read.
+            coefficients: λₘ.
+
+        Returns:
+            Δ, of that tensor's shape.
+        """
+
+    def tensor_formula(self, inputs: MergeInputs) -> TensorFormula:
+        """Prepares θ = θ₀ + s · Δ.
+
+        Args:
+            inputs: θ₀, θₘ and λₘ.
+
+        Returns:
+            The formula.
+        """
+
+        def merged(name: str) -> Tensor:
+            vectors = [inputs.task_vector(m, name) for m in range(len(inputs.experts))]
+            return wide(inputs.origin[name]) + self.scale * self.change(
+                vectors, inputs.coefficients
+            )
+
+        return merged
+
+
+class WeightedSum(TaskVectorMethod):
+    """Task arithmetic with a factor: θ = θ₀ + s · Σₘ λₘτₘ."""
+
+    def change(self, vectors: Sequence[Tensor], coefficients: Sequence[float]) -> Tensor:
+        """Computes Δ = Σₘ λₘτₘ; see the base class.
+
+        Args:
+            vectors: τₘ.
+            coefficients: λₘ.
+
+        Returns:
+            Δ.
+        """
+        return _sum(vectors, coefficients)
+
+
+class SignElection(TaskVectorMethod):
+    """Mean of the task vectors that agree with an elected sign, elementwise.
+
+    Yadav et al. 2023, algorithm 1, steps 2 and 3: γ = sign(Σₘ λₘτₘ) and
+    θ = θ₀ + s · Σₘ∈A λₘτₘ / Σₘ∈A λₘ, where A are the experts whose τₘ has the sign γ. Entries
+    where A is empty keep θ₀.
+    """
+
+    scale_invariant = True  # a mean with weights λₘ
+
+    def change(self, vectors: Sequence[Tensor], coefficients: Sequence[float]) -> Tensor:
+        """Computes Δ = Σₘ∈A λₘτₘ / Σₘ∈A λₘ; see the base class.
+
+        Args:
+            vectors: τₘ.
+            coefficients: λₘ.
+
+        Returns:
+            Δ; 0 where the votes cancel.
+        """
+        elected = _sum(vectors, coefficients).sign()
+        total, weight = torch.zeros_like(elected), torch.zeros_like(elected)
+        for vector, coefficient in zip(vectors, coefficients, strict=True):
+            # where the sum is 0 only zeros agree, so that the mean is 0 there
+            agrees = (vector.sign() == elected).to(elected)
+            total.addcmul_(vector, agrees, value=coefficient)
+            weight.add_(agrees, alpha=coefficient)
+        return torch.where(weight > 0, total / weight, torch.zeros_like(total))
 
 
 class TaskArithmetic(Elementwise):
@@ -21,7 +112,7 @@ class TaskArithmetic(Elementwise):
 
         Args:
             coefficients: λₘ.
-            scales: Not used.
+            scales: Empty; this formula needs no Fishers.
 
         Returns:
             The formula.
@@ -39,22 +130,22 @@ class TaskArithmetic(Elementwise):
 class DFMerge(Elementwise):
     """Dynamic Fisher-weighted merging: θ = θ₀ + M · Σₘ wₘλₘτₘ / Σₘ wₘ, elementwise.
 
-    Lee et al., NAACL 2025, section 3, has wₘ = Fₘ, the diagonal Fisher of task m at θ₀ + λₘτₘ,
-    which moves with λ. Where all weights are equal it is task arithmetic. The tempered family
-    around it is ours: wₘ = (Fₘ/F̄ₘ + δ)^α with ``normalize``, else wₘ = (Fₘ + δF̄ₘ)^α, where F̄ₘ is
-    the mean of Fₘ over all entries of all tensors. The defaults are the paper's form.
+    In Lee et al., NAACL 2025, section 3, wₘ = Fₘ, the diagonal Fisher of task m at θ₀ + λₘτₘ,
+    which moves with λ. With equal weights it is task arithmetic. The tempered family around it is
+    ours: wₘ = (Fₘ/F̄ₘ + δ)^α with ``normalize``, else wₘ = (Fₘ + δF̄ₘ)^α, where F̄ₘ is the mean of
+    Fₘ over all entries of all tensors. The defaults are the paper's form.
 
     Args:
-        epsilon: Added to every Fisher entry, as the reference does; where no expert has
-            information the merge is then task arithmetic. At 0 such entries keep θ₀.
-        alpha: The power α ≥ 0: 1 trusts the Fishers as they are, 0 is task arithmetic.
-        damping: δ ≥ 0, in units of each task's mean Fisher: keeps entries with little
-            information from being decided by the ratio of two small numbers.
-        normalize: Divide each Fisher by its mean, so that tasks whose Fishers are of another
-            scale weigh the same.
+        epsilon: Added to every Fisher entry, as in the reference, so that the merge is task
+            arithmetic where no expert has information. At 0 such entries keep θ₀.
+        alpha: The power α ≥ 0: 1 uses the Fishers as they are, 0 is task arithmetic.
+        damping: δ ≥ 0, in units of each task's mean Fisher: prevents the ratio of two small
+            numbers from deciding entries with little information.
+        normalize: Divide each Fisher by its mean, so that tasks whose Fishers differ in scale
+            weigh the same.
     """
 
-    statistic: ClassVar[Statistic | None] = "moving fisher"
+    statistic = "moving fisher"
     needs_base = True
 
     def __init__(
@@ -72,19 +163,19 @@ class DFMerge(Elementwise):
         self.damping = damping
         self.normalize = normalize
 
-    def scale(self, fisher: Mapping[str, Tensor]) -> float:
+    def statistic_scale(self, statistic: Mapping[str, Tensor]) -> float:
         """Computes F̄ over all entries of all tensors, where it is needed.
 
         Args:
-            fisher: Fₘ.
+            statistic: Fₘ.
 
         Returns:
             The mean, or 1.
         """
         if self.alpha == 0 or not (self.normalize or self.damping):
             return 1.0
-        total = sum(float(tensor.sum(dtype=torch.float64)) for tensor in fisher.values())
-        return total / sum(tensor.numel() for tensor in fisher.values())
+        total = sum(float(tensor.sum(dtype=torch.float64)) for tensor in statistic.values())
+        return total / sum(tensor.numel() for tensor in statistic.values())
 
     def formula(self, coefficients: Sequence[float], scales: Sequence[float]) -> Formula:
         """Prepares θ = θ₀ + M · Σₘ wₘλₘ(θₘ − θ₀) / Σₘ wₘ.
@@ -96,10 +187,10 @@ class DFMerge(Elementwise):
         Returns:
             The formula.
         """
-        if self.alpha == 0:  # all weights are one: the very numbers, without M · (1/M)
+        if self.alpha == 0:  # all weights are one; M · (1/M) would round differently
             return TaskArithmetic().formula(coefficients, scales)
         least = [float(self._weigh(torch.zeros(1), mean, out=torch.zeros(1))) for mean in scales]
-        positive = sum(least) > 0  # then it is known of every total, whatever the Fishers are
+        positive = sum(least) > 0  # then so is every total, whatever the Fishers are
 
         def entries(chunk: Chunk) -> None:
             merged, base, experts, fishers, (total, weight, vector) = chunk
@@ -111,7 +202,7 @@ class DFMerge(Elementwise):
                 torch.addcmul(sum_before, share, vector, value=coefficient, out=merged)
                 if m:
                     total.add_(share)
-            if positive or total.min() > 0:  # much faster than a mask, which is hardly ever needed
+            if positive or total.min() > 0:  # the usual case, much faster than a mask
                 torch.addcdiv(base, merged, total, value=len(experts), out=merged)
                 return
             shift = torch.where(total > 0, merged / total, 0.0)
@@ -128,3 +219,11 @@ class DFMerge(Elementwise):
         if self.alpha != 1:
             out.pow_(self.alpha)
         return out
+
+
+def _sum(vectors: Sequence[Tensor], coefficients: Sequence[float]) -> Tensor:
+    """Σₘ λₘτₘ."""
+    total = torch.zeros_like(vectors[0])
+    for vector, coefficient in zip(vectors, coefficients, strict=True):
+        total.add_(vector, alpha=coefficient)
+    return total

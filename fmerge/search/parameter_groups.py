@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from fmerge.errors import UserError
+from fmerge.params import layer_of
 
 Groups = Literal["whole", "kind"] | int | dict[str, str]
 """``whole``: one coefficient per expert; ``kind``: one for its embeddings, attention, MLP and
@@ -85,7 +86,7 @@ def _by_kind(names: Sequence[str]) -> dict[str, list[str]]:
 
 def _by_depth(names: Sequence[str], count: int) -> dict[str, list[str]]:
     """Slices of equally many layers, up to one; what has no number goes with the layer before."""
-    prefixes = [_layer(name) for name in names]
+    prefixes = [layer_of(name) for name in names]
     layers = list(dict.fromkeys(prefix for prefix in prefixes if prefix))
     if not 1 <= count <= len(layers):
         raise UserError(
@@ -99,11 +100,6 @@ def _by_depth(names: Sequence[str], count: int) -> dict[str, list[str]]:
         current = place.get(prefix, current)
         parts[f"block{current}"].append(name)
     return parts
-
-
-def _layer(name: str) -> str:
-    numbered = re.match(r"(.*?\.\d+)\.", name)
-    return numbered.group(1) if numbered else ""
 
 
 def _by_expression(names: Sequence[str], groups: Mapping[str, str]) -> dict[str, list[str]]:

@@ -1,6 +1,5 @@
 """A model's weights, or their headers, read once they have proved to be what its config says."""
 
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fmerge.errors import UserError
+from fmerge.params import layer_of
 from fmerge.store.folders import Header, check_described, check_weights, is_float
 from fmerge.store.sources import local_folder, read_part
 
@@ -124,12 +124,12 @@ def _check_kinds(source: str, described: Mapping[str, Any], header: Header) -> N
 def _check_layers(source: str, unexpected: Iterable[str], names: Sequence[str]) -> None:
     """Refuses layers that the config does not know: the model would run without them."""
     for key in sorted(unexpected):
-        numbered = re.match(r"(?:.*?\.)?((?:\w+\.)(\d+)\.)", key)
-        if numbered is None:
+        layer = layer_of(key)
+        if not layer:
             continue
-        layer, stack = numbered[1], numbered[1][: -len(numbered[2]) - 1]
-        inside = [name for name in names if f".{stack}" in f".{name}"]
-        if inside and not any(f".{layer}" in f".{name}" for name in inside):
+        stack, number = layer.split(".")[-2:]  # without the prefix, which a file may lack
+        inside = [name for name in names if f".{stack}." in f".{name}"]
+        if inside and not any(f".{stack}.{number}." in f".{name}" for name in inside):
             raise UserError(
                 f"{source}: tensor '{key}' is of a layer that its config does not have; the "
                 "config belongs to a smaller model"

@@ -80,7 +80,7 @@ def models(dtype=torch.float64, change=lambda tensor: tensor):
 
 
 @pytest.fixture(autouse=True)
-def small_pieces(monkeypatch):
+def small_chunks(monkeypatch):
     monkeypatch.setattr(elementwise, "CHUNK", SIZE // torch.get_num_threads())
     monkeypatch.setattr(elementwise, "_SMALL", 2)
 
@@ -93,7 +93,7 @@ def turned(tensor):
 @pytest.mark.parametrize("name", FORMULAS)
 @pytest.mark.parametrize("change", [lambda tensor: tensor, turned], ids=["contiguous", "strided"])
 @pytest.mark.parametrize("joined", [0, 2, SIZE, 10 * SIZE])
-def test_pieces_give_the_whole_formula_at_every_boundary(name, change, joined, monkeypatch):
+def test_chunks_give_the_whole_formula_at_every_boundary(name, change, joined, monkeypatch):
     monkeypatch.setattr(elementwise, "_SMALL", joined)
     method, formula = FORMULAS[name]
     base, experts, fishers = models(change=change)
@@ -200,9 +200,9 @@ def counted(method):
     asked = []
 
     class Counted(type(method)):
-        def scale(self, fisher):
-            asked.append(sorted(fisher))
-            return super().scale(fisher)
+        def statistic_scale(self, statistic):
+            asked.append(sorted(statistic))
+            return super().statistic_scale(statistic)
 
     found = Counted()
     found.__dict__.update(method.__dict__)

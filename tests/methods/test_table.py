@@ -5,8 +5,10 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
 from fmerge import methods
+from tests.compare import assert_same
 
 PAGE = (Path(__file__).parents[2] / "docs" / "methods.md").read_text()
 NAMES = sorted(set(methods.__all__) - {"MergeMethod", "Gram", "Grams"})
@@ -19,7 +21,7 @@ def rows(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_its_parameters_and_needs_are_in_the_table(name):
     method = getattr(methods, name)
-    formula, needs = rows(name)
+    formula, needs, *_ = rows(name)
     _, _, inputs, parameters, *_ = (cell.strip() for cell in needs.split("|"))
     assert formula.count("|") == 4
     assert ("base" in inputs) == method.needs_base
@@ -39,3 +41,22 @@ def test_its_parameters_and_needs_are_in_the_table(name):
 def test_methods_without_coefficients_are_named():
     without = {name for name in NAMES if not getattr(methods, name).uses_coefficients}
     assert without == {"Average"} and "All but `Average` have coefficients" in PAGE
+
+
+def test_the_composition_of_the_page_runs():
+    (code,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    made = {}
+    exec(code, made)
+    base = {"h.0.w": torch.zeros(2), "h.1.w": torch.zeros(2)}
+    expert = {"h.0.w": torch.tensor([1.0, 2.0]), "h.1.w": torch.tensor([3.0, 4.0])}
+    # 0.5 and 0.6 times the task vector: of four entries, a density of 0.2 leaves the largest, 2.4
+    merged = made["method"].merge(base, [expert], [1.0])
+    assert_same(merged, {"h.0.w": torch.zeros(2), "h.1.w": torch.tensor([0.0, 2.4])})
+
+
+def test_the_compositions_of_the_page_are_those_of_the_classes():
+    for name in ("TIES", "DARE", "DELLA", "Breadcrumbs"):
+        *_, transform, inner = (cell for cell in rows(name)[2].split("|") if cell.strip())
+        method = getattr(methods, name)()
+        assert f"`{type(method.transform).__name__}`" in transform
+        assert inner.strip().startswith(f"`{type(method.method).__name__}`")

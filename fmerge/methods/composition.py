@@ -1,0 +1,83 @@
+"""Methods that transform task vectors and leave the merge to another method."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+from fmerge.methods.base import MergeMethod, constructor_call
+from fmerge.methods.inputs import MergeInputs, VectorMap
+from fmerge.params import Params
+
+
+class Transform(ABC):
+    """A map of task vectors, τ̂ₘ = T(τₘ), that a method can be composed with."""
+
+    def __repr__(self) -> str:
+        return constructor_call(self)
+
+    @abstractmethod
+    def prepare(self, inputs: MergeInputs) -> VectorMap:
+        """Prepares the map of single tensors, such as by a threshold over a whole task vector.
+
+        Args:
+            inputs: The models; their task vectors have gone through the transforms before this.
+                ``inputs.places`` holds every tensor's role and depth.
+
+        Returns:
+            The map; it must return new tensors, or the given one unchanged, and must not depend
+            on the order of its calls.
+        """
+
+
+class Transformed(MergeMethod):
+    """A method on transformed task vectors: θ = method(θ₀, θ₀ + T(τ₁), …, θ₀ + T(τ_M); λ).
+
+    It is a method itself, so that compositions nest: in ``Transformed(S, Transformed(T, method))``
+    S comes first. What the method needs and how its coefficients act is the inner method's.
+    Statistics are those of the experts as they are given.
+
+    Args:
+        transform: T, applied to every task vector.
+        method: The method that merges the transformed task vectors.
+    """
+
+    needs_base = True  # a task vector is τ = θ − θ₀
+
+    def __init__(self, transform: Transform, method: MergeMethod) -> None:
+        self.transform = transform
+        self.method = method
+        self.statistic = method.statistic
+        self.uses_coefficients = method.uses_coefficients
+        self.scale_invariant = method.scale_invariant
+        self.writes_into_out = method.writes_into_out
+
+    def check_count(self, count: int) -> None:
+        """Checks that the inner method takes that many experts.
+
+        Args:
+            count: M.
+        """
+        self.method.check_count(count)
+
+    def statistic_scale(self, statistic: Mapping[str, Any]) -> float:
+        """Measures a statistic as the inner method does.
+
+        Args:
+            statistic: What ``statistic`` names, for one expert.
+
+        Returns:
+            The number.
+        """
+        return self.method.statistic_scale(statistic)
+
+    def compute(self, inputs: MergeInputs, out: Params | None = None) -> Params:
+        """Merges the transformed task vectors.
+
+        Args:
+            inputs: The inputs, checked.
+            out: See ``MergeMethod.merge``.
+
+        Returns:
+            See ``MergeMethod.merge``.
+        """
+        return self.method.compute(inputs.transformed(self.transform.prepare(inputs)), out)

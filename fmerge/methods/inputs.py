@@ -1,0 +1,113 @@
+"""What a merge is computed from: weights, task vectors, coefficients, statistics, places."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fmerge.methods.roles import Place, places_of
+
+VectorMap = Callable[[int, str, Tensor], Tensor]
+"""From m, a tensor's name and that tensor of τₘ to the transformed one, of the same shape."""
+
+
+def wide(tensor: Tensor) -> Tensor:
+    """Raises a tensor to the precision that formulas are computed in: float32 at least.
+
+    Args:
+        tensor: Weights or a Fisher, of any floating dtype.
+
+    Returns:
+        The tensor itself where it is float32 or float64, else a float32 copy.
+    """
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+@dataclass(frozen=True)
+class MergeInputs:
+    """The inputs of one merge. A formula only reads them, tensor by tensor.
+
+    Attributes:
+        base: θ₀; None where the method does not need it.
+        experts: θₘ as they are given. The result has the layout, dtype and device of θ₁.
+        coefficients: λₘ.
+        statistics: What the method's ``statistic`` names, for each expert; empty where it is None.
+        scales: ``statistic_scale`` of each statistic.
+        given_places: The tensors' places, where the experts are only a part of their models.
+        maps: The maps that the task vectors go through, in this order.
+    """
+
+    base: Mapping[str, Tensor] | None
+    experts: Sequence[Mapping[str, Tensor]]
+    coefficients: Sequence[float]
+    statistics: Sequence[Mapping[str, Any]] = ()
+    scales: Sequence[float] = ()
+    given_places: Mapping[str, Place] | None = None
+    maps: tuple[VectorMap, ...] = ()
+
+    @cached_property
+    def places(self) -> Mapping[str, Place]:
+        """Role and depth of every tensor, by name."""
+        return places_of(self.experts[0]) if self.given_places is None else self.given_places
+
+    @property
+    def origin(self) -> Mapping[str, Tensor]:
+        """θ₀, or θ₁ where there is no base."""
+        return self.experts[0] if self.base is None else self.base
+
+    @property
+    def weights(self) -> Sequence[Mapping[str, Tensor]]:
+        """θₘ for formulas on weights; θ₀ + τ̂ₘ where the task vectors are transformed.
+
+        Transformed weights are in float32 at least, and each tensor is made when it is read.
+        """
+        if not self.maps:
+            return self.experts
+        return [_Transformed(self, m) for m in range(len(self.experts))]
+
+    def task_vector(self, m: int, name: str) -> Tensor:
+        """Computes one tensor of a task vector, for formulas on task vectors.
+
+        Args:
+            m: The expert's position, from 0.
+            name: The tensor.
+
+        Returns:
+            τₘ = θₘ − θ₀ in float32 at least, after all maps.
+        """
+        # a difference of near bfloat16 weights would lose most of its digits
+        vector = self.experts[m][name] - wide(self.origin[name])
+        for transform in self.maps:
+            vector = transform(m, name, vector)
+        return vector
+
+    def transformed(self, transform: VectorMap) -> "MergeInputs":
+        """Adds a map that the task vectors go through.
+
+        Args:
+            transform: The map, applied after the present ones.
+
+        Returns:
+            The new inputs.
+        """
+        return replace(self, maps=(*self.maps, transform))
+
+
+@dataclass(frozen=True)
+class _Transformed(Mapping[str, Tensor]):
+    """θ₀ + τ̂ₘ, a tensor at a time, so that no transformed model is ever in memory."""
+
+    inputs: MergeInputs
+    m: int
+
+    def __getitem__(self, name: str) -> Tensor:
+        return wide(self.inputs.origin[name]) + self.inputs.task_vector(self.m, name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.inputs.experts[self.m])
+
+    def __len__(self) -> int:
+        return len(self.inputs.experts[self.m])
