@@ -1,4 +1,4 @@
-"""The one exception that is shown to a user as a single line, and what raises or words it."""
+"""The exception that a user sees as one line, and helpers that raise or word it."""
 
 
 class UserError(Exception):
@@ -22,12 +22,12 @@ def known(names: object) -> str:
 
 
 def check_within(name: str, value: float, interval: str) -> None:
-    """Proves that a number lies in its interval.
+    """Checks that a number lies in an interval.
 
     Args:
         name: The parameter or option.
-        value: What was given.
-        interval: Its bounds as they are written, such as ``(0, 1]`` or ``[0, inf)``.
+        value: Its value.
+        interval: The interval in mathematical notation, such as ``(0, 1]`` or ``[0, inf)``.
 
     Raises:
         UserError: If it does not; NaN lies in no interval.

@@ -116,6 +116,24 @@ def select(params: Mapping[str, Tensor], prefix: str) -> Params:
     return {name: tensor for name, tensor in params.items() if name.startswith(prefix)}
 
 
+def last_linear(model: nn.Module) -> tuple[str, nn.Linear] | None:
+    """Finds the last linear layer of a Hugging Face classifier's head.
+
+    Args:
+        model: The classifier, whose body is its ``base_model``.
+
+    Returns:
+        Its name and the layer; None where the head has none.
+    """
+    body = set(model.base_model.modules())  # type: ignore[union-attr]
+    linear = [
+        (name, layer)
+        for name, layer in model.named_modules()
+        if isinstance(layer, nn.Linear) and layer not in body
+    ]
+    return linear[-1] if linear else None
+
+
 def check_same_layout(
     reference: Mapping[str, Tensor], other: Mapping[str, Tensor], reference_name: str, name: str
 ) -> None:

@@ -19,7 +19,7 @@ from fmerge.runs.inputs import check_data, tasks_of
 from fmerge.runs.job import MergeJob
 from fmerge.runs.pass_plan import Baselines
 from fmerge.store import check_new_folder, check_resume, lock_of, only_run, recover_folder
-from fmerge.system.slurm import RequeuedFit, requeued_checkpoint
+from fmerge.system.slurm import RequeueCallback, requeued_checkpoint
 
 
 class FMergeTrainer(Trainer):
@@ -60,10 +60,10 @@ class FMergeTrainer(Trainer):
                 say_unsaved(self)
             return
         output = Path(output)
-        callback = RequeuedFit()
+        callback = RequeueCallback()
         with (
             only_run(lock_of(output, folder=True), on=self.is_global_zero),
-            callback.listening(self),
+            callback.catching_signal(self),
         ):
             if (saved := requeued_checkpoint(self, overwrite)) is not None:
                 check_resume(ckpt_path := str(saved))

@@ -10,6 +10,7 @@ from fmerge.params import (
     check_finite,
     check_same_layout,
     fingerprint,
+    last_linear,
     layer_of,
     logarithms,
     params_of,
@@ -29,6 +30,15 @@ def test_tied_parameters_stand_once_and_bodies_are_selected():
     assert len(params) == len(list(model.parameters()))
     body = select(params, "bert.")
     assert set(params) - set(body) == {"classifier.weight", "classifier.bias"}
+
+
+def test_the_last_linear_layer_is_that_of_the_head():
+    model = tiny.classifier(tiny.bert_config())
+    assert last_linear(model) == ("classifier", model.classifier)
+    model.classifier = nn.Sequential(nn.Linear(16, 8), nn.Tanh(), nn.Linear(8, 3))
+    assert last_linear(model) == ("classifier.2", model.classifier[2])
+    model.classifier = nn.Identity()
+    assert last_linear(model) is None, "a linear layer of the body was taken"
 
 
 def test_layout_errors_name_the_first_tensor_both_shapes_and_the_rest():

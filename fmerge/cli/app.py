@@ -16,7 +16,7 @@ from fmerge.data import MultiTask
 from fmerge.errors import UserError
 from fmerge.merging.optimizer import MergeOptimizer
 from fmerge.store import check_resume, disk_trouble, load_lightning
-from fmerge.system.watchdog import LostProcessError, watching_processes
+from fmerge.system.watchdog import LostProcessError, watch_processes
 from fmerge.trainer import FMergeTrainer
 
 
@@ -166,7 +166,7 @@ def main(args: list[str] | None = None) -> None:
     warnings.filterwarnings("ignore", ".*exists and is not empty.*")
     warnings.filterwarnings("ignore", ".*treespec, LeafSpec.*")
     try:
-        with watching_processes():
+        with watch_processes():
             _run(args)
     except (UserError, ValueError) as error:
         # jsonargparse wraps what a constructor raises into an error of its own

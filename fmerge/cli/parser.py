@@ -31,8 +31,8 @@ _CLASSES = {
 _NOT_CHOICES = {
     "BLOCKS", "MergeMethod", "Pick", "Search", "Trial", "Example", "MultiTask", "Split", "TaskData",
     "TaskModule", "Estimation", "FisherPass", "GramPass", "FeaturePass", "HeadedModule", "Saving",
-    "fit_linear", "Gram", "Grams", "last_linear", "linear_weights",
-    "Outcomes", "recording", "non_dominated_trials",
+    "fit_linear", "Gram", "Grams", "linear_weights",
+    "Predictions", "record_predictions", "non_dominated_trials",
 }  # fmt: skip
 
 

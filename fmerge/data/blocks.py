@@ -1,4 +1,4 @@
-"""A split in nested parts, each of which has every label in the share it has in the whole."""
+"""Nested, stratified parts of a split: each has the labels in the proportions of the whole."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -7,12 +7,12 @@ from typing import Any
 import torch
 
 SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 1.0)
-"""Of a split: each part holds the one before."""
+"""Sizes of the parts, as shares of a split; each part contains the one before."""
 
 BLOCKS = len(SHARES)
 
 LEAST = 16
-"""Examples that one part has more than the one before, if it has more at all."""
+"""Examples that a part adds to the one before, if it adds any."""
 
 
 def stratified_blocks(
@@ -20,14 +20,14 @@ def stratified_blocks(
 ) -> list[list[int]]:
     """Divides examples into disjoint blocks, of which the first k together are part k.
 
-    The examples of a label are put in random order and spread evenly over the unit interval,
-    from a random beginning; the parts are what lies below a cut. So a part has each label's
-    share of it but for one example, and each example is in it with one probability.
+    The examples of a label are put in random order and spaced evenly over the unit interval from
+    a random offset; a part is what lies below a cut. The number of a label's examples in a part is
+    therefore proportional, up to one example, and all examples are equally likely to be in it.
 
     Args:
-        labels: The label of each example; whatever is no whole number counts as one label.
+        labels: The label of each example; all values that are not integers count as one label.
         seed: Seed of the order.
-        least: Examples that a block has at least; it is empty where it would have fewer.
+        least: Fewest examples of a block; where it would have fewer, it is empty.
         shares: Sizes of the parts, ascending to 1.
 
     Returns:
@@ -39,6 +39,7 @@ def stratified_blocks(
         label = labels[i] if isinstance(labels[i], int) else None
         strata.setdefault(label, []).append(i)
     places: dict[int, float] = {}
+    # the offset is random, or the first example of every label would always be in the first part
     for members in strata.values():
         begin = float(torch.rand((), generator=generator, dtype=torch.float64))
         places |= {i: (j + begin) / len(members) for j, i in enumerate(members)}
@@ -50,6 +51,7 @@ def stratified_blocks(
 def _cuts(count: int, least: int, shares: Sequence[float]) -> list[int]:
     cuts: list[int] = []
     before = 0
+    # a cut that would leave a block or the rest below the least size moves to its neighbour
     for share in shares:
         cut = round(share * count) if before else max(round(share * count), least)
         if cut - before < least:

@@ -1,4 +1,4 @@
-"""The quickstart's tasks: which part of a library does a documentation sentence describe?"""
+"""The quickstart's tasks: which part of a library does a sentence of its documentation describe?"""
 
 import random
 from collections import Counter
@@ -35,9 +35,9 @@ TOPICS: dict[str, dict[str, list[str]]] = {
 class DocsTopics(TaskData):
     """Sentences of a library's own documentation, labelled with the part they describe.
 
-    Nothing is downloaded: the sentences stand in the docstrings of the installed package. The
-    classes are balanced, and no sentence is in two classes or two splits, nor are two that differ
-    in names and numbers alone.
+    Nothing is downloaded: the sentences are those of the installed package's docstrings. The
+    classes are balanced. No sentence is in two classes or two splits, even if its names and
+    numbers differ.
 
     Args:
         library: One of the libraries whose topics are known: sklearn, sympy or torch.
@@ -73,7 +73,7 @@ class DocsTopics(TaskData):
             split: Which one.
 
         Returns:
-            Mappings with ``text`` and ``label``, as many of each class.
+            Mappings with ``text`` and ``label``, equally many of each class.
         """
         return self._splits[split]
 
@@ -99,7 +99,7 @@ class DocsTopics(TaskData):
 
 @lru_cache
 def _sentences_of(library: str) -> Mapping[str, Sequence[str]]:
-    """Sorted sentences of each topic, without those that two topics share; read once."""
+    """Sorted sentences of each topic, without those that topics share; read once."""
     folder = package_folder(library)
     keyed: dict[str, dict[str, str]] = {}
     for topic, paths in TOPICS[library].items():

@@ -13,7 +13,7 @@ from pathlib import Path
 from fmerge.errors import UserError
 
 WORDS = range(6, 31)
-"""How many words a sentence may have: shorter ones say little, longer ones are often lists."""
+"""Number of words of a sentence: shorter ones say little, longer ones are often lists."""
 
 _SKIPPED_FOLDERS = {"tests", "test", "testing", "_testing", "externals", "vendored", "_vendor"}
 _SKIPPED_SECTIONS = {"examples", "example", "references", "see also", "usage", "doctest"}
@@ -68,14 +68,14 @@ def sentences(package: Path, paths: Iterable[str]) -> Iterator[str]:
 
 
 def key(sentence: str) -> str:
-    """Reduces a sentence to what tells it from others.
+    """Reduces a sentence to a key by which near duplicates are found.
 
     Args:
         sentence: Any sentence.
 
     Returns:
-        Its lower-case words; names (words with a capital, a digit, an underscore or an inner
-        dot) and runs of them are one mark, as documentation repeats sentences with other names.
+        Its lower-case words. A name (a word with a capital, a digit, an underscore or an inner
+        dot), or several in a row, is one mark: documentation repeats sentences with other names.
     """
     masked = _NAME.sub("0", sentence[:1].lower() + sentence[1:])
     return re.sub(r"[^a-z0]+", " ", re.sub(r"0(?:\W+0)*", "0", masked)).strip()
@@ -116,9 +116,9 @@ def _paragraphs(docstring: str) -> Iterator[str]:
 
 
 def _prose(lines: list[str]) -> Iterator[str]:
-    """Joins runs of equally indented lines, but for those that go on with a list or a table."""
+    """Joins lines of equal indentation, except where a list or a table follows below them."""
     run: list[str] = []
-    indent, stub = 0, -1  # stub: depth of the latest line whose text goes on below it
+    indent, stub = 0, -1  # stub: indentation of the latest line that the lines below continue
     for line in [*lines, ""]:
         depth = len(line) - len(line.lstrip())
         other = not line.strip() or bool(_NOT_PROSE.match(line))

@@ -16,7 +16,7 @@ class TaskData(ABC):
     """The examples of one task.
 
     Attributes:
-        metrics: Names of what is measured; the task's score is their mean.
+        metrics: Names of the task's metrics, whose mean is its score.
     """
 
     metrics: Sequence[str] = ("accuracy",)
@@ -24,7 +24,7 @@ class TaskData(ABC):
     @property
     @abstractmethod
     def labels(self) -> list[str]:
-        """Names of the classes, in the order of the label numbers; none where examples differ."""
+        """Names of the classes by label number; empty where each example has its own choices."""
 
     @abstractmethod
     def examples(self, split: Split) -> Sequence[Example]:
@@ -40,7 +40,7 @@ class TaskData(ABC):
 
 
 class Examples(Dataset[Example]):
-    """A sequence of examples as torch's loaders want it."""
+    """A sequence of examples as a ``Dataset`` of PyTorch."""
 
     def __init__(self, examples: Sequence[Example]) -> None:
         self.examples = examples

@@ -1,4 +1,4 @@
-"""A few examples of some tasks, to try a pass on."""
+"""Data of a few examples of some tasks, on which a pass is tried."""
 
 from collections.abc import Callable, Sequence
 
@@ -71,6 +71,7 @@ def typical(data: MultiTask, task: str, size: int, processes: int) -> MultiTask:
     taken = size * processes
 
     def choose(examples: Sequence[Example]) -> Sequence[Example]:
+        # the middle of the lengths: the time of a batch of them is near the mean time
         first = max(0, (len(examples) - taken) // 2)
         return sorted(examples, key=length)[first : first + taken]
 

@@ -1,4 +1,4 @@
-"""A task of your own from CSV, JSON lines or Parquet files."""
+"""A task from your own CSV, JSON lines or Parquet files."""
 
 from collections.abc import Sequence
 from functools import cached_property
@@ -70,6 +70,7 @@ class TextFiles(TaskData):
         return [{**row, "label": self._number(row["label"], split)} for row in self._rows[split]]
 
     def _number(self, value: Any, split: str) -> int:
+        # a name comes first: the names themselves may be numbers, in another order
         if str(value) in self.labels:
             return self.labels.index(str(value))
         if isinstance(value, int) and 0 <= value < len(self.labels):

@@ -6,7 +6,7 @@ from typing import Any, Final, Literal
 
 from fmerge.data.examples import Example
 from fmerge.data.hub import read_rows
-from fmerge.data.validation_as_test import HiddenTest, TestFrom
+from fmerge.data.validation_as_test import TestFrom, ValidationAsTest
 from fmerge.errors import UserError, known
 
 GlueTask = Literal["cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli"]
@@ -38,7 +38,7 @@ HIGHEST = 5.0
 """STS-B's scores lie in [0, 5]."""
 
 
-class Glue(HiddenTest):
+class Glue(ValidationAsTest):
     """A task of GLUE, with the columns, labels and metrics of ``nyu-mll/glue``.
 
     The labels of GLUE's own test split are hidden, so the test examples are taken from the
@@ -49,18 +49,18 @@ class Glue(HiddenTest):
         task: Which one.
         source: Hub id; a folder of its layout; or a folder that ``save_to_disk`` wrote, or one
             that holds such a folder under the task's name.
-        test: half: the validation split is halved at random, one half validates, the other tests;
-            validation: all of it does both, as in the paper.
-        train: Training examples at most, chosen at random; all if left out.
-        validation: Validation examples at most, likewise; test examples are not limited.
+        test: half: the validation split is halved at random, and one half is the test split;
+            validation: the whole validation split is the test split too, as in the paper.
+        train: Most training examples, chosen at random; all if left out.
+        validation: Most validation examples, likewise; test examples are not limited.
         seed: Seed of these choices.
         matched: mnli: validate on the genres of the training examples, or on others.
-        bins: stsb: tell that many equal intervals of the score apart, as classes; the paper has
-            25. Regression on the score if left out.
+        bins: stsb: divide the score into so many equal intervals, which are the classes; the
+            paper has 25. Regression on the score if left out.
         labels: The task's labels in the order of an expert's numbers, where the expert does not
             name them; the data set's order if left out.
         token: Access token of the hub, for private copies; the environment variable HF_TOKEN
-            serves data and models alike.
+            holds for data and models.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class Glue(HiddenTest):
 
     @property
     def labels(self) -> list[str]:
-        """Names of the classes; of the number that is predicted, where stsb is a regression."""
+        """Names of the classes; the name of the number, where stsb is a regression."""
         if self.bins is None:
             return self._order
         width = HIGHEST / self.bins
@@ -111,7 +111,7 @@ class Glue(HiddenTest):
             Mappings with ``text``, ``text_pair`` where the task is on pairs, and ``label``.
 
         Raises:
-            UserError: If a column, the split or a label is missing, or the labels are others.
+            UserError: If a column, the split or a label is missing, or the labels differ.
         """
         columns = TASKS[self.task].columns
         name: str = split
@@ -156,7 +156,7 @@ def bin_of(score: float, bins: int) -> int:
         bins: Number of equal intervals.
 
     Returns:
-        The number of the interval whose middle is the nearest.
+        The number of the interval.
     """
-    # rounded first: 0.6 / 0.2 is a little less than 3
+    # rounded first: in floating point 0.6 / 0.2 is a little less than 3
     return min(int(round(score * bins / HIGHEST, 6)), bins - 1)

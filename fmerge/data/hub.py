@@ -64,13 +64,13 @@ def _read(source: str, split: str, name: str | None, token: str | None, where: s
         return datasets.load_dataset(source, name, split=split, token=token, cache_dir=cache)
     except UserError:
         raise
-    except Exception as error:  # datasets raises many kinds, down to those of pyarrow and httpx
-        reason = " ".join(str(error.__cause__ or error).split())  # its own words say less
+    except Exception as error:  # datasets raises many kinds, also those of pyarrow and httpx
+        reason = " ".join(str(error.__cause__ or error).split())  # the cause says more
         raise UserError(f"{where}: cannot read its {split} split ({reason})") from error
 
 
 def _cache_of(folder: Path) -> str:
-    """Names a folder's own cache: `datasets` takes folders of one name for one data set."""
+    """Names a cache of the folder's own, as `datasets` takes folders of one name for the same."""
     import datasets
 
     files = sorted(path for path in folder.rglob("*") if path.is_file())

@@ -1,4 +1,4 @@
-"""Text-to-text tasks: rows of a data set, and a template that makes prompts of them."""
+"""Text-to-text tasks: rows of a data set, turned into prompts by a template."""
 
 import re
 from collections.abc import Sequence
@@ -20,8 +20,8 @@ class Prompted(TaskData):
     """A text-to-text task: each row of a data set becomes a prompt with choices to rank.
 
     Shipped templates, of the tasks of Lee et al. (NAACL 2025): paws, qasc, quartz, story_cloze,
-    wiki_qa and winogrande. Their files in ``fmerge/data/templates`` show how to write one; its
-    fields can also be given here, in the place of a template or of single fields of it.
+    wiki_qa and winogrande. Their files in ``fmerge/data/templates`` show how to write one. Its
+    fields can also be given here, instead of a template or of single fields of it.
 
     Templates are Jinja in a sandbox: they read the row's columns and nothing else.
 
@@ -60,6 +60,7 @@ class Prompted(TaskData):
         if template is None and template_name is not None:
             raise UserError("Prompted: template_name is set, but template is not")
         fields = Fields() if template is None else read_template(template, template_name)
+        # given splits replace single ones of the template, other fields replace it as a whole
         given["splits"] = {**fields.splits, **(splits or {})}
         fields = replace(fields, **given)
         self.source, self.name = fields.source, fields.name
@@ -70,7 +71,7 @@ class Prompted(TaskData):
 
     @property
     def labels(self) -> list[str]:
-        """None: the choices differ by example."""
+        """Empty: the choices differ by example."""
         return []
 
     def examples(self, split: Split) -> Sequence[Example]:
@@ -96,6 +97,7 @@ class Prompted(TaskData):
         self._check_one_file(split, own)
         source, name = (own, None) if _is_file(own) else (str(self.source), self.name)
         table = read_rows(source, own, name, sorted(self._prompt.columns))
+        # other columns may hold images or audio, which reading a row would decode
         table = table.select_columns(sorted(self._prompt.columns))
         first, last = halves(len(table))[half] if half else (0, len(table))
         examples = []
@@ -107,10 +109,10 @@ class Prompted(TaskData):
         return examples
 
     def _split_sources(self, fields: Fields) -> dict[str, str]:
-        """Says where each split is, and finds files that are not there."""
+        """Resolves where each split is read from, and checks that its files exist."""
         splits = dict(fields.splits)
         if fields.source is not None and _is_file(fields.source):
-            # whatever the splits are called: they are all in this file
+            # a file has no splits of its own: all are in it, whatever their names
             splits = {
                 key: f"{half} half of {fields.source}" if half else fields.source
                 for key, value in (splits or dict.fromkeys(SPLITS, "all")).items()
@@ -158,14 +160,14 @@ def _is_file(path: str) -> bool:
 
 
 def halves(rows: int) -> dict[str, tuple[int, int]]:
-    """Cuts rows in two as ``train_test_split(test_size=0.5, shuffle=False)`` of datasets does.
+    """Halves rows as ``train_test_split(test_size=0.5, shuffle=False)`` of datasets does.
 
     Args:
         rows: How many there are.
 
     Returns:
-        ``first`` and ``second`` to the first row and the one after the last; the second half has
-        the odd row.
+        ``first`` and ``second`` to the first row and the one after the last; an odd row is in
+        the second half.
     """
     return {"first": (0, rows // 2), "second": (rows // 2, rows)}
 

@@ -1,4 +1,4 @@
-"""From a row of a data set to a prompt, its choices and the true one."""
+"""Renders a row of a data set as a prompt, its choices and the true one."""
 
 import re
 from abc import ABC, abstractmethod
@@ -10,7 +10,7 @@ from fmerge.data.sandbox import Template, TemplateError, expression
 
 _BRACES = re.compile(r"\s*\{\{((?:(?!\}\}).)*)\}\}\s*", re.DOTALL)
 _BAR = "|||"
-# no row's text has it, so that a row's own bars do not part a prompt from its target
+# stands for bars in the row's own text, which must not separate a prompt from its target
 _STAND_IN = "\ue000bar\ue000"
 
 
@@ -34,12 +34,12 @@ class Prompt(ABC):
             ``text``, ``choices`` and ``label``, the index of the true one.
 
         Raises:
-            TemplateError: If the row gives no such example.
+            TemplateError: If the row does not give a valid example.
         """  # noqa: DOC202, DOC501 - what implementations do
 
 
 class AnswerTemplate(Prompt):
-    """fmerge's own: a prompt, choices and a label, each a template of its own.
+    """fmerge's own form: a template each for the prompt, the choices and the label.
 
     Args:
         text: Jinja.
@@ -80,7 +80,7 @@ class AnswerTemplate(Prompt):
 
 
 class PromptsourceTemplate(Prompt):
-    """promptsource's: ``prompt ||| target`` and ``choice ||| choice``.
+    """promptsource's form: ``prompt ||| target`` and ``choice ||| choice``.
 
     Args:
         jinja: Prompt and target.
@@ -123,6 +123,7 @@ def _example(text: str, choices: list[str], label: Any) -> Example:
         raise TemplateError(f"choices: there is {choices!r}, but at least two are needed")
     if not all(choices):
         raise TemplateError(f"choices: one of {choices!r} is empty")
+    # equal choices have equal likelihoods: neither could ever be the prediction
     twice = [one for i, one in enumerate(choices) if one in choices[:i]]
     if twice:
         raise TemplateError(f"choices: '{twice[0]}' is there twice")
@@ -130,7 +131,8 @@ def _example(text: str, choices: list[str], label: Any) -> Example:
 
 
 def _index(label: Any, choices: list[str]) -> int:
-    """An index is taken as it is, a text is looked up; '2' is an index where no choice is '2'."""
+    """Looks a text up in the choices; an index, or digits that are no choice, is taken as it is."""
+    # text before index: where the choices are numbers, "2" means the choice "2"
     if isinstance(label, str) and label.strip() in choices:
         return choices.index(label.strip())
     number = int(label) if isinstance(label, int) or str(label).strip().isdecimal() else None
@@ -149,7 +151,7 @@ def _texts(value: Any) -> list[str]:
 
 
 def _value(key: str, source: str) -> tuple[Template, bool]:
-    """Compiles an expression, or a text that has braces or blocks; says whether it is a text."""
+    """Compiles an expression, or a text with braces or blocks; returns whether it is a text."""
     if whole := _BRACES.fullmatch(source):
         source = whole[1]
     elif "{{" in source or "{%" in source:

@@ -1,4 +1,4 @@
-"""Training batches whose order is a function of seed and pass, and which can be gone on with."""
+"""Training batches whose order depends on seed and pass alone, and which can be resumed."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -7,10 +7,10 @@ from torch.utils.data import DataLoader
 
 
 class ResumableLoader(DataLoader[Any]):
-    """A DataLoader that Lightning can restart in the middle of an epoch.
+    """A DataLoader that Lightning can resume in the middle of an epoch.
 
-    Every pass over the examples draws its order anew from ``generator``, which the sampler must
-    share; its seed is the generator's first one plus the number of the pass. Lightning keeps
+    Every pass over the examples draws its order from ``generator``, which the sampler must share.
+    Its seed is the generator's initial one plus the number of the pass. Lightning saves
     ``state_dict`` in its checkpoints.
     """
 
@@ -18,37 +18,38 @@ class ResumableLoader(DataLoader[Any]):
     _seed: int | None = None
     _pass = -1
     _batches = 0
-    _going_on = False
+    _resuming = False
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        """Yields the batches of the next pass, or of a restored one those that are left."""
+        """Yields the batches of the next pass, or the remaining ones of a resumed pass."""
         if self._seed is None:
             self._seed = self.generator.initial_seed()
-        skipped = self._batches if self._going_on else 0
-        if not self._going_on:
+        skipped = self._batches if self._resuming else 0
+        if not self._resuming:
             self._pass += 1
-        self._going_on = False
+        self._resuming = False
         self._batches = skipped
         self.generator.manual_seed(self._seed + self._pass)
+        # the batches before the position are made and dropped: the order is drawn as a whole
         for number, batch in enumerate(super().__iter__()):
             if number >= skipped:
                 self._batches = number + 1
                 yield batch
 
     def state_dict(self) -> dict[str, int]:
-        """Says how far the loader has come.
+        """Returns the loader's position.
 
         Returns:
-            Plain numbers.
+            Seed, number of the pass, and batches of it that were yielded.
         """
         seed = self.generator.initial_seed() if self._seed is None else self._seed
         return {"seed": seed, "pass": self._pass, "batches": self._batches}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Makes the next pass go on where another loader was.
+        """Resumes the pass of another loader.
 
         Args:
-            state: What ``state_dict`` gave.
+            state: What ``state_dict`` returned.
         """
         self._seed, self._pass, self._batches = state["seed"], state["pass"], state["batches"]
-        self._going_on = 0 < self._batches < len(self)
+        self._resuming = 0 < self._batches < len(self)

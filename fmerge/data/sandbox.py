@@ -1,4 +1,9 @@
-"""Jinja templates in a sandbox: they read a row and nothing else, within bounds."""
+"""Jinja templates in a sandbox: they read a row and nothing else, in bounded time and memory.
+
+Jinja's own sandbox keeps a template from Python's internals, but not from filling the memory or
+looping for hours. Hence three more bounds: the tree is checked before it is compiled, loops count
+their steps, and every operation that can make something long is checked.
+"""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -6,17 +11,18 @@ from functools import cache
 from typing import Any
 
 MOST = 100_000
-"""Characters or entries of anything a template makes."""
+"""Most characters or entries of anything that a template makes."""
+
 MOST_STEPS = 10_000
-"""Steps of all loops together, to render one row."""
+"""Most steps of all loops together, to render one row."""
 
 RANDOM = ("choice", "random", "shuffle")
-# with a width of their own, which no check of a result comes early enough for
+# a width makes the result as long as its argument says: to check the result would be too late
 _WIDTHS = {"center", "ljust", "rjust", "zfill", "expandtabs", "format", "format_map", "indent"}
 
 
 class TemplateError(Exception):
-    """A template that cannot be read or rendered; the message is the reason alone."""
+    """A template that cannot be compiled or rendered; the message is the reason alone."""
 
 
 class Template:
@@ -33,7 +39,7 @@ class Template:
             source: Jinja.
 
         Raises:
-            TemplateError: If it is no Jinja, or uses what is not allowed here.
+            TemplateError: If it is not Jinja, or uses what is not allowed here.
         """
         from jinja2 import meta
         from jinja2.exceptions import TemplateSyntaxError
@@ -54,7 +60,7 @@ class Template:
         )
 
     def __reduce__(self) -> Any:
-        return Template, (self._source,)  # compiled code does not travel to other processes
+        return Template, (self._source,)  # compiled code cannot be pickled for data workers
 
     def text(self, row: Mapping[str, Any]) -> str:
         """Renders a row.
@@ -66,12 +72,13 @@ class Template:
             The text without white space at its ends.
 
         Raises:
-            TemplateError: If rendering fails or passes a bound.
+            TemplateError: If rendering fails or exceeds a bound.
         """
         parts: list[str] = []
         size = 0
         try:
             self._start()
+            # part by part, so that a text that is too long is never complete in memory
             for part in self._template.generate(row):
                 size += len(part)
                 if size > MOST:
@@ -84,7 +91,7 @@ class Template:
         return "".join(parts).strip()
 
     def value(self, row: Mapping[str, Any]) -> Any:
-        """Computes what an ``expression`` stands for.
+        """Computes the value of an ``expression``.
 
         Args:
             row: Column name to value.
@@ -93,7 +100,7 @@ class Template:
             Its value.
 
         Raises:
-            TemplateError: If it cannot be computed or passes a bound.
+            TemplateError: If it cannot be computed or exceeds a bound.
         """
         try:
             self._start()
@@ -113,7 +120,7 @@ def expression(source: str) -> Template:
     """Compiles an expression, whose ``value`` keeps its type.
 
     Args:
-        source: A Jinja expression, with or without braces round it.
+        source: A Jinja expression.
 
     Returns:
         The template.
@@ -138,7 +145,7 @@ def _environment() -> Any:
             return attr not in _WIDTHS and super().is_safe_attribute(obj, attr, value)
 
         def wrap_str_format(self, value: Any) -> None:
-            """Leaves str.format to the check above, which refuses it."""
+            """Leaves str.format to ``is_safe_attribute``, which refuses it."""
 
         def call(self, *args: Any, **kwargs: Any) -> Any:
             return _small(super().call(*args, **kwargs))
@@ -150,6 +157,7 @@ def _environment() -> Any:
                     raise TemplateError(f"its loops take more than {MOST_STEPS:,} steps")
                 yield item
 
+    # no loader: a template cannot include or import a file
     environment = Environment(undefined=StrictUndefined, autoescape=False, loader=None)
     for name in (*_WIDTHS, "random", "wordwrap", "xmlattr"):
         environment.filters.pop(name, None)
@@ -163,10 +171,10 @@ def _environment() -> Any:
 
 
 def most_frequent(items: Iterable[Any]) -> list[Any]:
-    """Picks what occurs most often: a filter of promptsource.
+    """Finds the most frequent items: a filter of promptsource.
 
     Args:
-        items: Of any kind that can be counted.
+        items: Hashable items.
 
     Returns:
         All items of the highest count, in the order of their first occurrence.
@@ -183,7 +191,7 @@ def _undefined() -> type:
 
 
 def _check(tree: Any) -> None:
-    """Refuses what a prompt has no use for and no bound could hold."""
+    """Refuses statements that a prompt does not need and that cannot be bounded."""
     from jinja2 import nodes
 
     allowed = (nodes.Output, nodes.If, nodes.For, nodes.Assign, nodes.AssignBlock)
@@ -202,7 +210,7 @@ def _check(tree: Any) -> None:
 
 
 def _bounded(tree: Any) -> Any:
-    """Has loops count their steps, and ``~`` check how long its result is."""
+    """Rewrites a template: its loops count their steps, and ``~`` checks its result's length."""
     from jinja2 import nodes
     from jinja2.visitor import NodeTransformer
 

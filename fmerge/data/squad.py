@@ -1,24 +1,24 @@
-"""SQuAD 2: spans of a paragraph that answer a question, or none."""
+"""SQuAD 2: questions whose answers are spans of a paragraph, or that have no answer."""
 
 from typing import Literal
 
 from fmerge.data.examples import Example
 from fmerge.data.hub import read_rows
-from fmerge.data.validation_as_test import HiddenTest, TestFrom
+from fmerge.data.validation_as_test import TestFrom, ValidationAsTest
 
 
-class Squad2(HiddenTest):
-    """Questions on paragraphs that hold the answer or do not, for ``SpanAnswers``.
+class Squad2(ValidationAsTest):
+    """Questions on paragraphs, with or without an answer in them, for ``SpanAnswers``.
 
     The test split is hidden, so the test examples are taken from the validation split. Where
-    annotators gave several answers the first one counts.
+    annotators gave several answers, the first one counts.
 
     Args:
         source: Hub id; a folder of its layout; or a folder that ``save_to_disk`` wrote.
-        test: half: the validation split is halved at random, one half validates, the other tests;
-            validation: all of it does both.
-        train: Training examples at most, chosen at random; all if left out.
-        validation: Validation examples at most, likewise; test examples are not limited.
+        test: half: the validation split is halved at random, and one half is the test split;
+            validation: the whole validation split is the test split too.
+        train: Most training examples, chosen at random; all if left out.
+        validation: Most validation examples, likewise; test examples are not limited.
         seed: Seed of these choices.
         token: Access token of the hub, for private copies.
     """
@@ -38,7 +38,7 @@ class Squad2(HiddenTest):
 
     @property
     def labels(self) -> list[str]:
-        """None: the answers are spans of each example's own text."""
+        """Empty: the answers are spans of each example's own text."""
         return []
 
     def read(self, split: Literal["train", "validation"]) -> list[Example]:

@@ -23,8 +23,8 @@ class MultiTask(LightningDataModule):
     Args:
         tasks: Task name to its data. The names are also those of the experts, of the
             coefficients and of the metrics.
-        batch_size: Examples in a batch, on each device; auto: as many as fit and still are faster,
-            for fisher and merge.
+        batch_size: Examples in a batch, on each device; auto: the fastest size that fits, for
+            fisher and merge.
         num_workers: Processes that prepare batches; 0 prepares them in the main one.
     """
 
@@ -59,7 +59,7 @@ class MultiTask(LightningDataModule):
         return {name: task.metrics for name, task in self.tasks.items()}
 
     def check_named(self) -> None:
-        """Proves that there is a task.
+        """Checks that there is a task.
 
         Raises:
             UserError: If there is none.
@@ -68,7 +68,7 @@ class MultiTask(LightningDataModule):
             raise UserError("--data.tasks: is not set; name the task and its data")
 
     def only_task(self, name: str | None = None) -> str:
-        """Settles on one task.
+        """Chooses one task.
 
         Args:
             name: The task, if it was named.
@@ -87,7 +87,7 @@ class MultiTask(LightningDataModule):
         return next(iter(self.tasks)) if name is None else name
 
     def check_splits(self, *splits: Split) -> None:
-        """Reads splits of every task, so that what is lacking shows before the long work.
+        """Reads splits of every task, so that a missing one is reported before any long work.
 
         Args:
             splits: Which splits will be needed.
@@ -104,7 +104,7 @@ class MultiTask(LightningDataModule):
             split: Which examples.
 
         Returns:
-            The SHA-256 digest in hexadecimal of what they are, in their order.
+            The SHA-256 digest of their contents in order, in hexadecimal.
         """
         examples = [dict(one) for one in self._read(task, split)]
         text = json.dumps(examples, sort_keys=True, default=str)
@@ -116,7 +116,7 @@ class MultiTask(LightningDataModule):
         Returns:
             Task name to loader.
         """
-        # examples of like length share a batch, which spares padding; order and batches are random
+        # examples of similar length share a batch, which saves padding; batches stay random
         from transformers.trainer_pt_utils import LengthGroupedSampler
 
         loaders = {}
@@ -132,10 +132,10 @@ class MultiTask(LightningDataModule):
         return loaders
 
     def state_dict(self) -> dict[str, Any]:
-        """Says how far the training data have been gone through, for Lightning's checkpoints.
+        """Returns the position in the training data, for Lightning's checkpoints.
 
         Returns:
-            Task name to plain numbers.
+            Task name to the state of its loader.
         """
         loaders = {} if self.trainer is None else self.trainer.train_dataloader or {}
         return {
@@ -145,13 +145,13 @@ class MultiTask(LightningDataModule):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Makes the next training data go on where a checkpoint was.
+        """Resumes the training data at the position of a checkpoint.
 
         Args:
-            state_dict: What ``state_dict`` gave.
+            state_dict: What ``state_dict`` returned.
         """
-        # Lightning gives it before the loaders are made; what it gives those itself comes too late
-        # where configure_optimizers asks for the number of steps
+        # Lightning calls this before the loaders are made. It restores the loaders themselves as
+        # well, but too late where configure_optimizers asks for the number of steps.
         self._training = state_dict
 
     def val_dataloader(self) -> dict[str, DataLoader[Example]]:
@@ -186,13 +186,13 @@ class MultiTask(LightningDataModule):
             tasks: Which tasks; all when None.
             examples: How many examples of each, chosen at random; all when None.
             seed: Seed of that choice.
-            shuffled: Whether the order is random, by the same seed, or by length, which spares
+            shuffled: Whether the order is random, by the same seed, or by length, which saves
                 padding.
-            block: Which of the split's disjoint ``stratified_blocks`` instead; tasks for which
-                it is empty are left out.
+            block: Which of the split's disjoint ``stratified_blocks`` to take instead; tasks for
+                which it is empty are left out.
 
         Returns:
-            Task name to loader, in order; the same objects when asked again with one batch size.
+            Task name to loader, in order; cached for each batch size.
         """
         names = list(self.tasks if tasks is None else tasks)
         if block is not None:
@@ -219,7 +219,7 @@ class MultiTask(LightningDataModule):
         Args:
             task: The task.
             split: Which examples.
-            examples: How many, if there are as many; all when None.
+            examples: How many, or as many as there are; all when None.
             seed: Seed of the choice.
 
         Returns:
@@ -244,7 +244,7 @@ class MultiTask(LightningDataModule):
                 chosen = self.choose(name, split, examples, seed)
             else:
                 chosen = self._blocks(name, split)[block]
-            if not shuffled:  # neighbours of one length; the order changes no score
+            if not shuffled:  # the order changes no score
                 chosen = sorted(chosen, key=length)
             dataset = Examples(chosen)
             self._cache[key] = self._make(name, dataset, self._unrepeated(dataset))

@@ -15,7 +15,7 @@ _PROMPTSOURCE = ("!Template", "!TemplateMetadata")
 
 @dataclass(frozen=True)
 class Fields:
-    """What a template file says.
+    """The fields of a template file.
 
     Attributes:
         source: The data set: a hub id or a path.
@@ -24,8 +24,8 @@ class Fields:
         text: Jinja of the prompt.
         choices: A Jinja text for each choice, or an expression that gives a list.
         label: An expression for the true choice: its index, or its text.
-        obtain: How to come by a data set that has no source.
-        jinja: promptsource's prompt and target in one.
+        obtain: How to obtain a data set that has no source.
+        jinja: promptsource's prompt and target in one text.
         answer_choices: promptsource's choices in one text.
     """
 
@@ -60,8 +60,9 @@ def read_template(template: str, name: str | None = None) -> Fields:
         Its fields.
 
     Raises:
-        UserError: If there is none, or it is not a template.
+        UserError: If there is no such file, or it is not a template.
     """
+    # names come before paths: a folder "paws" beside the command must not hide the template
     path = SHIPPED / f"{template}.yaml" if template in shipped() else Path(template)
     if not path.is_file():
         raise UserError(
@@ -82,7 +83,7 @@ def check_fields(content: Mapping[str, Any], where: str) -> Fields:
 
     Args:
         content: Field name to value.
-        where: What to name in an error.
+        where: The template's name, for errors.
 
     Returns:
         The fields.
@@ -100,7 +101,7 @@ def check_fields(content: Mapping[str, Any], where: str) -> Fields:
             wrong = next((one for one in value if not isinstance(one, str)), None)
             if wrong is not None:
                 raise UserError(f"{where}: choices has {wrong!r}, which is no text; quote it")
-        elif not isinstance(value, str):
+        elif not isinstance(value, str):  # YAML gives an unquoted yes or 1.0 another type
             raise UserError(f"{where}: {key} is {value!r}, which is no text; quote it")
     return Fields(**content)
 

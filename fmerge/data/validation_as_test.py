@@ -1,4 +1,4 @@
-"""Tasks whose public test answers are hidden, so that validation examples must do."""
+"""Tasks whose test answers are not public: validation examples are used for the test."""
 
 import random
 from abc import abstractmethod
@@ -11,17 +11,17 @@ from fmerge.data.examples import Example, Split, TaskData
 from fmerge.errors import UserError
 
 TestFrom = Literal["half", "validation"]
-"""Where test examples come from: half of the validation split, or all of it once more."""
+"""Where test examples come from: half of the validation split, or all of it again."""
 
 
-class HiddenTest(TaskData):
+class ValidationAsTest(TaskData):
     """A task with public training and validation examples only.
 
     Args:
-        test: ``half``: the validation split is halved at random, one half validates and the other
-            tests; ``validation``: it does both.
-        train: Training examples at most, chosen at random; all when None.
-        validation: Validation examples at most, likewise; test examples are not limited.
+        test: ``half``: the validation split is halved at random, and one half is the test split;
+            ``validation``: the whole validation split is the test split too.
+        train: Most training examples, chosen at random; all when None.
+        validation: Most validation examples, likewise; test examples are not limited.
         seed: Seed of these choices.
     """
 
@@ -71,11 +71,13 @@ class HiddenTest(TaskData):
                     f"{type(self).__name__}: {len(found)} validation example cannot be halved; "
                     "set test to validation"
                 )
-            # at random: the rows of some tasks are sorted by where they come from
+            # at random, as the rows of some tasks are sorted by their source
             random.Random(self.seed).shuffle(chosen)
             half = len(found) // 2
             chosen = chosen[:half] if split == "validation" else chosen[half:]
+        # after halving, so that a limit on validation does not shrink the test
         limit = self.limits.get(split)
         if limit is not None and limit < len(chosen):
             chosen = random.Random(self.seed).sample(chosen, limit)
+        # in the order of the data set: a limit of all examples changes nothing
         return [found[i] for i in sorted(chosen)]

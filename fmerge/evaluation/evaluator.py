@@ -7,11 +7,9 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from torch import distributed
 
 from fmerge.data import MultiTask, Split
-from fmerge.evaluation.batch_size import BatchSizes
-from fmerge.evaluation.memory import in_memory
+from fmerge.evaluation.batch_size import BatchSizes, in_memory
 from fmerge.evaluation.passes import Cost, Pass, Passes
 from fmerge.fisher import FisherEstimate, FisherSettings
 from fmerge.methods import Grams
@@ -19,6 +17,7 @@ from fmerge.modules import FisherPass, GramPass, Saving, TaskModule
 from fmerge.params import Params, write_params
 from fmerge.search.objective import binomial_error
 from fmerge.store import begun_with
+from fmerge.system.distributed import gather, in_dataset_order
 
 
 class Evaluator:
@@ -109,20 +108,11 @@ class Evaluator:
             return {}
         try:
             self._score(split, tasks, loaders)
-            mine = {task: torch.cat(parts).tolist() for task, parts in (module.right or {}).items()}
+            own = {task: torch.cat(parts).cpu() for task, parts in (module.right or {}).items()}
         finally:
             module.right = None
-        if self.trainer.world_size == 1:
-            return mine
-        shares: list[Any] = [None] * self.trainer.world_size
-        distributed.all_gather_object(shares, mine)
-        # the k-th example of the first process, of the second, and so on, as their sampler deals
-        return {
-            task: [
-                one for k in range(len(own)) for share in shares for one in share[task][k : k + 1]
-            ]
-            for task, own in shares[0].items()
-        }
+        shares = gather(self.trainer, own)
+        return {task: in_dataset_order([one[task] for one in shares]).tolist() for task in own}
 
     def _score(
         self, split: Split, tasks: Sequence[str], loaders: Callable[[MultiTask], Any]

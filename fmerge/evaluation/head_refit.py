@@ -1,4 +1,4 @@
-"""Heads that fit a merged body: each task's last linear layer, fitted to the body's features."""
+"""Refits heads to a merged body: each task's last linear layer, on the body's features."""
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -8,13 +8,14 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch.utilities import rank_zero_only
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 
 from fmerge.data import MultiTask, Split
 from fmerge.errors import UserError, known
 from fmerge.evaluation.evaluator import Evaluator, silent
-from fmerge.modules import FeaturePass, TaskModule, TextClassifier, fit_linear, last_linear
-from fmerge.params import Params, using_params
+from fmerge.modules import FeaturePass, TaskModule, TextClassifier, fit_linear
+from fmerge.params import Params, last_linear, using_params
+from fmerge.system.distributed import gather, in_dataset_order
 
 _LOG = logging.getLogger(__name__)
 
@@ -29,10 +30,10 @@ class Refitting:
     """When heads are refitted, and on what.
 
     Attributes:
-        when: off: never, but for the table's reference; end: to the best merge; trials: to the
-            merge of every trial as well.
-        examples: How many training examples of each task; all if None, and of the reference
-            where the merge's own heads are not refitted.
+        when: off: only for the baseline of the table; end: for the best merge; trials: also for
+            the merge of every trial.
+        examples: How many training examples of each task; all if None, and for the baseline where
+            the merge's own heads are not refitted.
         seed: Seed of their choice.
     """
 
@@ -63,15 +64,15 @@ class Refitting:
 
 
 def obstacle(module: TaskModule, data: MultiTask | None, models: Mapping[str, nn.Module]) -> str:
-    """Finds out why heads cannot be refitted.
+    """Finds a reason why heads cannot be refitted.
 
     Args:
-        module: Runs the networks.
+        module: The module that runs the networks.
         data: The tasks, if there are any.
         models: Task name to network.
 
     Returns:
-        The reason; nothing if they can be.
+        The reason; empty if there is none.
     """
     if data is None:
         return "there are no data (--data) to refit heads on"
@@ -92,11 +93,11 @@ def check_refitting(
     models: Mapping[str, nn.Module],
     reference: bool,
 ) -> None:
-    """Proves that heads can be refitted where they are to be, before any long work.
+    """Checks that heads can be refitted where they will be, before any long work.
 
     Args:
         settings: When, and on what.
-        module: Runs the networks.
+        module: The module that runs the networks.
         data: The tasks, if there are any.
         models: Task name to network.
         reference: Whether the table shows the base with refitted heads, where that can be.
@@ -133,7 +134,7 @@ class Refitter:
     """Refits the last linear layers of some tasks' heads to a body, and scores with them.
 
     Args:
-        evaluator: Runs the passes; its module is a TextClassifier.
+        evaluator: The evaluator that runs the passes; its module is a TextClassifier.
         settings: On which examples.
         tasks: The tasks.
 
@@ -148,6 +149,7 @@ class Refitter:
         self.evaluator = evaluator
         self.module = module
         self.settings = settings
+        # made once: each remembers that its head was checked
         self._passes = {task: FeaturePass(module, task) for task in tasks}
 
     def fit(self, body: Params) -> Heads:
@@ -164,7 +166,7 @@ class Refitter:
         return {task: self._fit(task) for task in self._passes}
 
     def score(self, body: Params, split: Split, heads: Heads) -> dict[str, float]:
-        """Scores a body with refitted heads, and gives the live module its own ones back.
+        """Scores a body with refitted heads; afterwards the live module has its own heads again.
 
         Args:
             body: Body tensors by name.
@@ -174,12 +176,12 @@ class Refitter:
         Returns:
             Task name to the mean of its metrics.
         """
-        with self._wearing(heads):
+        with self._using(heads):
             return self.evaluator.score(body, split, list(heads))
 
     @contextmanager
     def fitted(self, body: Params) -> Iterator[None]:
-        """Writes a body into the live module, under heads refitted to it for as long as it lasts.
+        """Writes a body into the live module, which has refitted heads inside the block.
 
         Args:
             body: Body tensors by name.
@@ -187,11 +189,11 @@ class Refitter:
         Yields:
             Nothing.
         """
-        with self._wearing(self.fit(body)):
+        with self._using(self.fit(body)):
             yield
 
     @contextmanager
-    def _wearing(self, heads: Heads) -> Iterator[None]:
+    def _using(self, heads: Heads) -> Iterator[None]:
         with ExitStack() as stack:
             for task, head in heads.items():
                 stack.enter_context(using_params(self.module.task_model(task), head))
@@ -201,12 +203,13 @@ class Refitter:
         name, layer = self._passes[task].name, self._passes[task].layer
         features, labels = self._features(task)
         trainer = self.evaluator.trainer
+        # the first process fits and the others receive: all have the same head, bit for bit
         found: tuple[Tensor, Tensor] | str = ""
         if trainer.is_global_zero:
             try:
                 found = fit_linear(features, labels, layer.out_features, layer.bias is not None)
             except (UserError, ValueError, MemoryError) as error:
-                found = f"task '{task}': {error}"  # the other processes wait to hear of it
+                found = f"task '{task}': {error}"  # an exception here would leave them waiting
         found = trainer.strategy.broadcast(found)
         if isinstance(found, str):
             raise UserError(found)
@@ -225,34 +228,15 @@ class Refitter:
 
         outputs = self.evaluator.sizes.make(f"features of {task}", "train", [task], whole)
         self.evaluator.note("score", "train", [task], settings.most)
-        own = outputs, self._passes[task].ends_head
-        found: list[Any] = [own]
-        if trainer.world_size > 1:
-            found = [None] * trainer.world_size
-            distributed.all_gather_object(found, own)
-        if not all(ends for _, ends in found):  # only now do all processes know
+        found = gather(trainer, (outputs, self._passes[task].ends_head))
+        # after the exchange, so that all processes raise or none
+        if not all(ends for _, ends in found):
             raise UserError(
                 f"the head of task '{task}' does not end with its last linear layer, which alone "
                 "could be refitted; set --refit_heads off and --references experts"
             )
-        batches = [
-            part for part, _ in found if part
-        ]  # more processes than examples: some have none
-        features = [torch.cat([batch[0] for batch in part]) for part in batches]
-        labels = [torch.cat([batch[1] for batch in part]) for part in batches]
-        return in_order(features), in_order(labels)
-
-
-def in_order(parts: Sequence[Tensor]) -> Tensor:
-    """Puts the rows together that processes had in turns.
-
-    Args:
-        parts: Of p processes, the r-th's rows r, r + p, r + 2p, …
-
-    Returns:
-        All rows.
-    """
-    whole = parts[0].new_empty((sum(map(len, parts)), *parts[0].shape[1:]))
-    for rank, part in enumerate(parts):
-        whole[rank :: len(parts)] = part
-    return whole
+        # with more processes than examples, the last ranks have none
+        shares = [share for share, _ in found if share]
+        features = [torch.cat([batch[0] for batch in share]) for share in shares]
+        labels = [torch.cat([batch[1] for batch in share]) for share in shares]
+        return in_dataset_order(features), in_dataset_order(labels)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fmerge.data import MultiTask, Split
 from fmerge.evaluation.evaluator import Evaluator, by_accuracy, mean
-from fmerge.modules import Outcomes, recording
+from fmerge.modules import Predictions, record_predictions
 from fmerge.modules.metrics import make_metric
 from fmerge.params import Params
 from fmerge.report.confidence import (
@@ -45,7 +45,7 @@ class _Tested:
     """
 
     scores: dict[str, float] = field(default_factory=dict)
-    outcomes: Outcomes = field(default_factory=dict)
+    outcomes: Predictions = field(default_factory=dict)
     draws: dict[str, Tensor] = field(default_factory=dict)
 
 
@@ -82,9 +82,9 @@ class TestTable:
             test: Runs one test of the Trainer and returns the scores by task.
         """
         row = self._tested.setdefault(name, _Tested())
-        with recording(self.evaluator.trainer) as recorder:
+        with record_predictions(self.evaluator.trainer) as recorder:
             row.scores |= test()
-        row.outcomes |= recorder.outcomes(self.evaluator.trainer)
+        row.outcomes |= recorder.predictions(self.evaluator.trainer)
 
     def rows(self) -> list[Row]:
         """Lists what was tested.

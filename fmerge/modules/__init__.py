@@ -2,12 +2,12 @@
 
 from fmerge.modules.base import TaskModule
 from fmerge.modules.classification import TextClassifier
-from fmerge.modules.feature_pass import FeaturePass, last_linear
+from fmerge.modules.feature_pass import FeaturePass
 from fmerge.modules.fisher_pass import FisherPass, Saving
 from fmerge.modules.gram_pass import GramPass, linear_weights
 from fmerge.modules.heads import HeadedModule
 from fmerge.modules.logistic import fit_linear
-from fmerge.modules.prediction_recorder import Outcomes, recording
+from fmerge.modules.prediction_recorder import Predictions, record_predictions
 from fmerge.modules.rank_choice import RankChoice
 from fmerge.modules.spans import SpanAnswers
 
@@ -16,14 +16,13 @@ __all__ = [
     "GramPass",
     "FeaturePass",
     "HeadedModule",
-    "Outcomes",
+    "Predictions",
     "RankChoice",
     "Saving",
     "SpanAnswers",
     "TaskModule",
     "TextClassifier",
     "fit_linear",
-    "last_linear",
     "linear_weights",
-    "recording",
+    "record_predictions",
 ]

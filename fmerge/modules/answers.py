@@ -1,7 +1,7 @@
-"""Answer choices: their tokens, and how likely a language model finds them.
+"""Answer choices: their tokens, and their log-likelihoods under a language model.
 
 Letters: n example, c choice, t token of a prompt, s token of an answer, v vocabulary; rows r = n·c
-keep the choices of an example together.
+are example-major.
 """
 
 import inspect
@@ -38,15 +38,15 @@ def target_tokens(
 def continuation_tokens(
     tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[str], choices: Sequence[Sequence[str]]
 ) -> list[list[list[int]]]:
-    """Tokenizes answers as what follows a prompt, with an end of sequence if there is such a token.
+    """Tokenizes answers as continuations of prompts, with an end of sequence if there is one.
 
-    A word's tokens depend on the space before it, and in which way on the tokenizer. So an answer's
-    tokens are those that it adds to its prompt's when both are tokenized as one text, with a space
-    between them, unless there is whitespace already.
+    In many tokenizers a word's tokens depend on the space before it. An answer's tokens are
+    therefore those that it adds to its prompt when both are tokenized as one text, with a space
+    between them unless there is whitespace already.
 
     Args:
         tokenizer: The model's.
-        prompts: The prompts without spaces at their end (n,), see ``bare``.
+        prompts: The prompts without trailing spaces (n,), see ``bare``.
         choices: The answers of each example.
 
     Returns:
@@ -75,24 +75,24 @@ def continuation_tokens(
 
 
 def bare(prompt: str) -> str:
-    """Takes the spaces off a prompt's end: they belong to the tokens of the word after them.
+    """Removes trailing spaces of a prompt: they belong to the tokens of the word after them.
 
     Args:
         prompt: The prompt of a causal model.
 
     Returns:
-        The prompt; line breaks at its end stay.
+        The prompt, with its trailing line breaks.
     """
     return prompt.rstrip(" ")
 
 
 def padded(rows: Sequence[Sequence[int]], width: int, fill: int) -> Tensor:
-    """Fills rows up on the right.
+    """Pads rows on the right.
 
     Args:
         rows: Token ids, at most ``width`` a row.
-        width: Length of the filled rows.
-        fill: What with.
+        width: Length of the padded rows.
+        fill: The token id to pad with.
 
     Returns:
         Token ids (rows, width).
@@ -101,7 +101,7 @@ def padded(rows: Sequence[Sequence[int]], width: int, fill: int) -> Tensor:
 
 
 def padded_choices(tokens: Sequence[Sequence[Sequence[int]]]) -> Tensor:
-    """Fills answers up to the longest, and examples up to the most choices, with −100.
+    """Pads answers to the longest one, and examples to the most choices, with −100.
 
     Args:
         tokens: Token ids by example, choice and position.
@@ -124,7 +124,7 @@ def answer_log_likelihoods(
 
     Args:
         model: A text-to-text or causal language model.
-        input_ids: The prompts (n, t), filled up on the right.
+        input_ids: The prompts (n, t), padded on the right.
         attention_mask: 1 where there is a token (n, t).
         answers: Their tokens (n, c, s), −100 where there is none.
 
@@ -135,7 +135,7 @@ def answer_log_likelihoods(
     logits, targets = score(model, input_ids, attention_mask, answers)
     # half precision has too few bits for a sum over the vocabulary
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    # unlike a gather from log_softmax, it keeps one tensor (r, s, v) for the backward pass
+    # unlike a gather from log_softmax, it saves only one tensor (r, s, v) for the backward pass
     losses = F.cross_entropy(
         logits.flatten(0, 1), targets.flatten(), ignore_index=ABSENT, reduction="none"
     )
@@ -164,7 +164,7 @@ def _decode(
 
     encoder = model.get_encoder()
     states = encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-    # absent choices are run as well: rows of the batch must stay c for each example
+    # absent choices are run too: every example must have c rows of the batch
     c = answers.shape[1]
     targets = answers.flatten(0, 1)
     logits = model(
@@ -177,7 +177,7 @@ def _decode(
 
 
 def _shifted(model: Any, targets: Tensor) -> Tensor:
-    """What the decoder reads: each target's predecessor, and at first a start token."""
+    """The decoder's inputs: a start token, then each target's predecessor."""
     own = getattr(model, "prepare_decoder_input_ids_from_labels", None)
     if own is not None:  # some architectures start with a token of the language
         ids: Tensor = own(labels=targets)
@@ -190,14 +190,14 @@ def _continue(
     model: Any, input_ids: Tensor, attention_mask: Tensor, answers: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Runs each answer after its prompt: logits (r, k, v) and targets (r, k)."""
-    # filled up on the right, every token has the position that it has when its text is alone,
-    # whichever way a model counts them
+    # padding on the right leaves every token the position that it has when its text is alone,
+    # in whichever way a model counts positions
     _, c, s = answers.shape
     lengths = attention_mask.sum(1)
     places = lengths[:, None] + torch.arange(s, device=answers.device)
     places = places.repeat_interleave(c, 0)
     present = answers != ABSENT
-    # the longest prompt and the longest answer need not meet: positions may be scarce
+    # not the longest prompt plus the longest answer, which may exceed the model's positions
     width = int((lengths[:, None] + present.sum(2)).max())
     answers, present = answers.flatten(0, 1), present.flatten(0, 1)
 
@@ -205,19 +205,19 @@ def _continue(
         rows = F.pad(prompts, (0, s)).repeat_interleave(c, 0)
         return rows.scatter(1, places, values)[:, :width]
 
-    # the logits before those of the first answer are of no use, and are most of them
-    kept = width - int(lengths.min()) + 1
+    # most logits come before those of the first answer, and are not needed
+    needed = width - int(lengths.min()) + 1
     chosen = "logits_to_keep" in inspect.signature(model.forward).parameters
     logits = model(
         input_ids=insert(input_ids, answers.where(present, 0)),
         attention_mask=insert(attention_mask, present.to(attention_mask.dtype)),
         use_cache=False,
-        **({"logits_to_keep": kept} if chosen else {}),
-    ).logits[:, -kept:]
-    # a logit is for the token after its own: targets are moved, not logits, which would copy them
+        **({"logits_to_keep": needed} if chosen else {}),
+    ).logits[:, -needed:]
+    # a logit predicts the next token; shifting the targets avoids a copy of the logits
     targets = answers.new_full((len(answers), input_ids.shape[1] + s + 1), ABSENT)
     targets = targets.scatter(1, places, answers)[:, : width + 1]
-    return logits, targets[:, -kept:]
+    return logits, targets[:, -needed:]
 
 
 def _ended(ids: list[int], tokenizer: "PreTrainedTokenizerBase") -> list[int]:

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 class TextClassifier(HeadedModule):
     """Sequence classification: one shared body, one head per task, from Hugging Face.
 
-    A task of one label is a regression: its answer is a number y, of which the model says that it
-    is normally distributed around its output μ with variance one.
+    A task of one label is a regression: its answer is a number y, and the model's output μ is the
+    mean of a normal distribution of variance one.
     """
 
     def read(
@@ -43,11 +43,10 @@ class TextClassifier(HeadedModule):
         return load_classifier(source, task, labels, fresh_head)
 
     def label_log_probs(self, batch: Mapping[str, Any]) -> Tensor:
-        """Computes ℓ = log_softmax(logits); for a regression, that of its answers.
+        """Computes ℓ = log_softmax(logits), or −(y − μ)²/2 for a regression.
 
-        A regression's ℓ is −(y − μ)²/2, without the constant, of the label; or, where the batch
-        has ``answers`` r (n, c), of y = μ + r, the present μ taken as a constant, so that
-        ∂ℓ/∂θ = r ∂μ/∂θ.
+        y is the label. Where the batch has ``answers`` r (n, c), y = μ + r with μ held constant,
+        so that ∂ℓ/∂θ = r ∂μ/∂θ.
 
         Args:
             batch: What ``collate`` made.
@@ -60,6 +59,7 @@ class TextClassifier(HeadedModule):
             return outputs.log_softmax(dim=1)
         distances = batch["labels"].to(outputs)[:, None] - outputs
         if "answers" in batch:
+            # the bracket is zero, and its gradient is that of -μ
             distances = batch["answers"].to(outputs) + (outputs.detach() - outputs)
         log_likelihoods: Tensor = -distances.square() / 2
         return log_likelihoods
@@ -73,7 +73,7 @@ class TextClassifier(HeadedModule):
 
         Args:
             task: The task's name.
-            estimator: Not used.
+            estimator: How a Fisher is estimated; it makes no difference here.
 
         Returns:
             False for a regression, whose answers are numbers.
@@ -86,10 +86,10 @@ class TextClassifier(HeadedModule):
     def draw_answers(
         self, batch: Mapping[str, Any], estimator: Estimator, uniforms: Tensor
     ) -> Tensor:
-        """Chooses distances r of a regression's answers from its output μ.
+        """Chooses the distances r of a regression's answers from its output μ.
 
-        exact and rademacher: r = 1, since the mean of (r ∂μ/∂θ)² over r ~ N(0, 1) is (∂μ/∂θ)²;
-        sampled: draws of that r; empirical: that of the label.
+        exact and rademacher: r = 1, as the mean of (r ∂μ/∂θ)² over r ~ N(0, 1) is (∂μ/∂θ)²;
+        sampled: draws of r; empirical: the distance of the label.
 
         Args:
             batch: What ``collate`` made.
@@ -104,12 +104,13 @@ class TextClassifier(HeadedModule):
             outputs = self._outputs(batch)
             distances = batch["labels"].to(outputs)[:, None] - outputs
         if estimator == "sampled":
+            # the normal quantile of 0 is -infinity
             numbers = uniforms[..., 0].clamp_min(torch.finfo(uniforms.dtype).eps)
             distances = torch.special.ndtri(numbers).float()
         return distances.to(self.device)
 
     def outcome(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-        """Computes losses and predictions, which for a regression are (y − μ)²/2 and μ.
+        """Computes losses and predictions; those of a regression are (y − μ)²/2 and μ.
 
         Args:
             batch: What ``collate`` made.
@@ -150,6 +151,6 @@ class TextClassifier(HeadedModule):
         keys = ["text"] if pairs is None else ["text", "text_pair"]
         texts = [[one[key] for key in keys] for one in examples]
         lengths = encoded["attention_mask"].sum(1).tolist()
-        self.prompts.count(self.tokenizer, texts, lengths, [limit] * len(texts), task)
+        self.truncation.count(self.tokenizer, texts, lengths, [limit] * len(texts), task)
         labels = torch.tensor([one["label"] for one in examples])
         return {**encoded, "labels": labels, "task": task}

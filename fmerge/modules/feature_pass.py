@@ -1,44 +1,27 @@
-"""What enters a task's last linear layer: the features that its head can be refitted on."""
+"""The inputs of a task's last linear layer: the features on which its head can be refitted."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, final
 
 import torch
 from lightning.pytorch import LightningModule
-from torch import Tensor, nn
+from torch import Tensor
 
 from fmerge.errors import UserError
 from fmerge.modules.classification import TextClassifier
 from fmerge.modules.heads import model_inputs
+from fmerge.params import last_linear
 
 _CLOSE = 1e-2
-"""How far, of the largest logit, the layer's outputs may be from the logits: bf16 rounds so."""
-
-
-def last_linear(model: nn.Module) -> tuple[str, nn.Linear] | None:
-    """Finds the last linear layer of a Hugging Face classifier's head.
-
-    Args:
-        model: The classifier.
-
-    Returns:
-        Its name and itself; None where the head has none.
-    """
-    body = set(model.base_model.modules())  # type: ignore[union-attr]
-    linear = [
-        (name, one)
-        for name, one in model.named_modules()
-        if isinstance(one, nn.Linear) and one not in body
-    ]
-    return linear[-1] if linear else None
+"""Distance of the layer's outputs from the logits, as a share of the largest: bf16 rounds so."""
 
 
 @final
 class FeaturePass(LightningModule):
     """Collects the inputs of a task's last linear layer, under ``Trainer.predict``.
 
-    The layer passes its inputs on in the place of its outputs, so that whatever a model picks out
-    of the outputs, such as the last token's, is picked out of the features.
+    A hook makes the layer return its inputs instead of its outputs. What a model then selects
+    from the outputs, such as those of the last token, it selects from the features.
 
     Args:
         module: The classifier, with the body whose features are wanted.
@@ -47,7 +30,7 @@ class FeaturePass(LightningModule):
     Attributes:
         name: The layer's name in the task's network.
         layer: The layer.
-        ends_head: Whether the logits of the first batch were its outputs and nothing more.
+        ends_head: Whether the logits of the first batch were the layer's outputs, unchanged.
 
     Raises:
         UserError: If the task's head has no linear layer.
@@ -79,12 +62,12 @@ class FeaturePass(LightningModule):
     def predict_step(
         self, batch: Mapping[str, Any], batch_idx: int, dataloader_idx: int = 0
     ) -> tuple[Tensor, Tensor]:
-        """Runs the classifier and catches what enters the layer.
+        """Runs the classifier and returns the layer's inputs.
 
         Args:
             batch: One batch of the task.
-            batch_idx: Not used.
-            dataloader_idx: Not used.
+            batch_idx: The batch's index; required by Lightning.
+            dataloader_idx: The loader's index; required by Lightning.
 
         Returns:
             Features (n, i), at least float32, and labels (n,), on the CPU.
@@ -94,6 +77,7 @@ class FeaturePass(LightningModule):
             features = self._logits(batch)
         finally:
             hook.remove()
+        # one batch is enough: whether something follows the layer is a property of the model
         if not self._checked:
             self.ends_head = self._is_all(batch, features)
             self._checked = True
@@ -109,5 +93,5 @@ class FeaturePass(LightningModule):
         if features.dim() != 2 or features.shape[1] != self.layer.in_features:
             return False
         distance = (self.layer(features).float() - logits).abs().max()
-        # where they are not finite the fit says so
+        # also True for NaN: the fit refuses features that are not finite, and says why
         return not bool(distance > _CLOSE * logits.abs().max())

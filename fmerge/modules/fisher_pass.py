@@ -22,17 +22,18 @@ from fmerge.fisher import (
 from fmerge.fisher.batches import batch_size
 from fmerge.modules.base import TaskModule
 from fmerge.store import read_partial, write_partial
+from fmerge.system.distributed import strided_indices
 
 
 @dataclass(frozen=True)
 class Saving:
-    """Where a pass keeps what it has so far, so that it can go on after an interruption.
+    """Where a pass saves its unfinished sums, so that it can be resumed after an interruption.
 
     Attributes:
         path: A file of this process's own.
-        belongs_to: Plain values that tell this pass from others.
+        belongs_to: Plain values that identify this pass.
         seconds: Time between two savings.
-        stop: Tells the number of the signal that asked to save and end after a batch, or 0.
+        stop: Returns the number of the signal that asked to save and end after a batch, or 0.
     """
 
     path: Path
@@ -45,8 +46,8 @@ class Saving:
 class FisherPass(LightningModule):
     """Accumulates one task's diagonal Fisher on Lightning's device, precision and processes.
 
-    ``Trainer.predict`` gives the module without a DDP wrapper, and each example to one process
-    alone; the sums and the count are added over the processes at the end.
+    ``Trainer.predict`` runs the module without a DDP wrapper, and gives each example to one
+    process. Processes meet only at the end, where sums and counts are added, and with ``until``.
 
     Args:
         module: The module, whose weights are where the Fisher is taken: a task module, or any
@@ -57,7 +58,7 @@ class FisherPass(LightningModule):
     Attributes:
         estimate: The Fisher, once the pass has ended.
         common_batches: How many batches every process has at least, for ``until``.
-        saving: Where unfinished sums are kept, if anywhere.
+        saving: Where unfinished sums are saved, if anywhere.
     """
 
     estimate: FisherEstimate
@@ -76,7 +77,7 @@ class FisherPass(LightningModule):
 
     @property
     def collate(self) -> Callable[[Sequence[Mapping[str, Any]], str], dict[str, Any]]:
-        """The module's own way to make a batch.
+        """The module's own ``collate``.
 
         Raises:
             AttributeError: If it has none.
@@ -85,12 +86,12 @@ class FisherPass(LightningModule):
         return made
 
     def on_predict_start(self) -> None:
-        """Starts the sums at zero, on the module's device, or where a killed pass left them."""
+        """Sets the sums to zero on the module's device, or to those that were saved."""
         with torch.inference_mode(False):
             if self._accumulator is None:
                 self._accumulator = self._make()
             else:
-                self._accumulator.reset()  # the same module needs no new checks
+                self._accumulator.reset()  # the same module need not be checked again
             self._done, self._enough = 0, False
             self._resume(self._accumulator)
         self._saved_at = time.monotonic()
@@ -121,27 +122,28 @@ class FisherPass(LightningModule):
         Args:
             batch: One batch of the task.
             batch_idx: Its position.
-            dataloader_idx: Not used.
+            dataloader_idx: The loader's index; required by Lightning.
 
         Returns:
             The number of examples added.
 
         Raises:
-            StopIteration: If the Fisher is known well enough, which ends the Trainer's loop.
-            SystemExit: If it is asked to stop, once the sums are saved.
+            StopIteration: If the Fisher is precise enough, which ends the Trainer's loop.
+            SystemExit: If a signal asked to stop, after the sums are saved.
         """
+        # a resumed pass: this batch is in the sums that were read back
         if batch_idx < self._done:
             return 0
         if self._enough:
             raise StopIteration
         accumulator = self._running
         with torch.inference_mode(False), torch.enable_grad():
-            # tensors made in inference mode cannot be saved for a backward pass
+            # tensors made in inference mode cannot be saved for a backward pass; copies can
             batch = apply_to_collection(batch, Tensor, torch.clone)
-            # the unrepeated sampler deals the examples out to the processes in turn
-            ranks, rank = self.trainer.world_size, self.trainer.global_rank
-            n, seen = batch_size(batch), accumulator.count
-            indices = [rank + (seen + i) * ranks for i in range(n)]
+            # draws follow an example's position in the data set: they are the same for any
+            # number of processes, and after a resumption
+            n = batch_size(batch)
+            indices = strided_indices(self.trainer, accumulator.count, n)
             accumulator.add(self._with_answers(batch, indices), indices)
             self._done = batch_idx + 1
             self._save_now_and_then(accumulator)
@@ -155,6 +157,7 @@ class FisherPass(LightningModule):
         count = strategy.reduce(
             torch.tensor(float(accumulator.count), device=self.device), reduce_op="sum"
         )
+        # sorted: all processes must reduce the tensors in one order
         for name in sorted(accumulator.sums):
             accumulator.sums[name] = strategy.reduce(accumulator.sums[name], reduce_op="sum")
         accumulator.count = int(count)
@@ -165,7 +168,7 @@ class FisherPass(LightningModule):
         self.estimate = accumulator.estimate()
 
     def _with_answers(self, batch: Any, indices: Sequence[int]) -> Any:
-        """Adds drawn answers to a batch of a task whose answers are not listed."""
+        """Adds drawn answers to a batch of a task whose answers are too many to list."""
         module, settings = self.module, self.settings
         if not isinstance(module, TaskModule):
             return batch
@@ -179,7 +182,7 @@ class FisherPass(LightningModule):
 
     def _is_enough(self, accumulator: FisherAccumulator) -> bool:
         until, spread = self.settings.until, accumulator.spread
-        # processes stop together, so they ask only while each still has a batch
+        # a reduction needs every process: it is left out once one of them has no batch left
         if until is None or spread is None or self._done > self.common_batches:
             return False
         everywhere = type(spread)()
@@ -201,14 +204,14 @@ class FisherPass(LightningModule):
         if state is not None:
             self._done = int(state.pop("done"))
             accumulator.restore(state)
-            rank_zero_info(f"{self.saving.path}: going on after batch {self._done}")
+            rank_zero_info(f"{self.saving.path}: resuming after batch {self._done}")
 
     def _is_same_everywhere(self, state: Mapping[str, Tensor] | None) -> bool:
-        """Whether all processes saved after the same batch: those with ``until`` go in step."""
+        """Whether all processes saved after the same batch, as ``until`` needs them in step."""
         done = torch.tensor(0.0 if state is None else float(state["done"]), dtype=torch.float64)
         moments = torch.stack([done, done**2, torch.ones_like(done)])
         total, squares, processes = self._reduced(moments).tolist()
-        return bool(processes * squares == total**2)  # no variance
+        return bool(processes * squares == total**2)  # equal numbers have no variance
 
     def _save_now_and_then(self, accumulator: FisherAccumulator) -> None:
         if self.saving is None:

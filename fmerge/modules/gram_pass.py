@@ -1,4 +1,4 @@
-"""The pass that sums up what enters the linear layers of a network, by ``Trainer.predict``."""
+"""The Gram pass as a LightningModule, to be run by the public ``Trainer.predict``."""
 
 import logging
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -16,7 +16,7 @@ from transformers.pytorch_utils import Conv1D
 from fmerge.errors import UserError
 from fmerge.methods import Gram
 from fmerge.modules.base import TaskModule
-from fmerge.modules.token_masks import token_masks, told_apart
+from fmerge.modules.token_masks import token_masks, with_distinct_lengths
 
 _LOG = logging.getLogger(__name__)
 
@@ -37,15 +37,15 @@ class LinearWeight:
 
 
 def linear_weights(network: nn.Module, among: Collection[str]) -> dict[str, LinearWeight]:
-    """Finds the weights that a regression mean can merge.
+    """Finds the weights that RegMean can merge.
 
     Args:
         network: A task's network.
         among: Names of its parameters: those that a merge changes.
 
     Returns:
-        Names to the weights of linear layers (nn.Linear, Conv1D), without those of embeddings:
-        tied to one, or from the last features to the vocabulary.
+        Names to the weights of linear layers (nn.Linear, Conv1D). Weights that are tied to an
+        embedding, or that map the last features to the vocabulary, are left out.
     """
     output = None
     if isinstance(network, PreTrainedModel):
@@ -60,6 +60,7 @@ def linear_weights(network: nn.Module, among: Collection[str]) -> dict[str, Line
             else:
                 others.add(parameter)
     found = {}
+    # a weight that another kind of layer uses too is left out: its Gram would lack those inputs
     for name, parameter in network.named_parameters():
         if name in among and parameter in layers and parameter not in others:
             first = isinstance(layers[parameter][0], Conv1D)
@@ -70,11 +71,11 @@ def linear_weights(network: nn.Module, among: Collection[str]) -> dict[str, Line
 
 @final
 class GramPass(LightningModule):
-    """Accumulates G = Σ x xᵀ of one task's examples over the tokens that each layer sees.
+    """Accumulates G = Σ x xᵀ of each linear layer's inputs x over one task's examples.
 
-    ``Trainer.predict`` gives each example to one process alone, in eval mode and without
-    gradients; the sums are added over the processes at the end. A layer counts every row that
-    scoring runs: each choice of an example, and a prompt once more for each answer that reads it.
+    ``Trainer.predict`` gives each example to one process, in eval mode and without gradients; the
+    sums are added over the processes at the end. A layer counts every row that scoring runs: each
+    choice of an example, and a prompt again for each answer that reads it.
 
     Args:
         module: The task module, with the expert's weights.
@@ -120,10 +121,10 @@ class GramPass(LightningModule):
 
         Args:
             batch: One batch of the task.
-            batch_idx: Not used.
-            dataloader_idx: Not used.
+            batch_idx: The batch's index; required by Lightning.
+            dataloader_idx: The loader's index; required by Lightning.
         """
-        batch = told_apart(batch, self.has_decoder)
+        batch = with_distinct_lengths(batch, self.has_decoder)
         with self._recording(token_masks(batch, self.has_decoder)):
             self.module.label_log_probs(batch)
 
@@ -140,6 +141,7 @@ class GramPass(LightningModule):
         ).tolist()
         sums, self._sums = self._sums, {}
         self.grams, left = {}, []
+        # all processes reduce the same layers: each decides by the uses of all of them
         for (name, weight), (known, unknown) in zip(self.weights.items(), uses, strict=True):
             if unknown:
                 left.append(name)
@@ -177,6 +179,7 @@ class GramPass(LightningModule):
             total = self._sums[name]
             # padding may hold anything, a NaN too
             rows = x.to(total.dtype).masked_fill(~mask[..., None], 0).flatten(0, -2)
+            # autocast would multiply in half precision, whatever the dtype of the sums
             with torch.autocast(total.device.type, enabled=False):
                 total.addmm_(rows.T, rows)
 

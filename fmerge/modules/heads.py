@@ -1,4 +1,4 @@
-"""What modules share that are a Hugging Face body under one head for each task."""
+"""The base of modules with a shared Hugging Face body and one head for each task."""
 
 from abc import ABC
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ from torch import nn
 from fmerge.errors import UserError
 from fmerge.modules.base import TaskModule
 from fmerge.modules.optimization import Scheduler, adamw, check_numbers
-from fmerge.modules.truncation import CutPrompts, longest_prompt
+from fmerge.modules.truncation import TruncationCounter, max_input_length
 from fmerge.params import Params, params_of, select
 from fmerge.store import load_tokenizer, save_models
 
@@ -28,9 +28,9 @@ class HeadedModule(TaskModule, ABC):
             inside an installed package. ``fisher`` and ``merge`` take them from the experts.
         learning_rate: Peak learning rate of AdamW.
         weight_decay: Weight decay of AdamW, on matrices only.
-        scheduler: How the learning rate goes on after the warm-up.
+        scheduler: How the learning rate changes after the warm-up.
         warmup_fraction: Share of the training steps over which the learning rate rises from 0.
-        max_length: Tokens an input is cut to, if the model takes as many.
+        max_length: Tokens to which an input is truncated, if the model takes as many.
         tasks: Filled in by the data: task name to the names of its classes.
     """
 
@@ -56,7 +56,7 @@ class HeadedModule(TaskModule, ABC):
         self.tasks = tasks
         self.models = nn.ModuleDict()
         self.tokenizer: PreTrainedTokenizerBase | None = None
-        self.prompts = CutPrompts()
+        self.truncation = TruncationCounter()
         self._untrained: UserError | None = None
 
     def configure_model(self) -> None:
@@ -94,7 +94,7 @@ class HeadedModule(TaskModule, ABC):
             return self.read(path, task, labels, fresh_head=True)
 
     def body(self, model: nn.Module) -> Params:
-        """Picks everything but the head.
+        """Selects everything but the head.
 
         Args:
             model: A Hugging Face classifier.
@@ -105,10 +105,10 @@ class HeadedModule(TaskModule, ABC):
         return select(params_of(model), f"{model.base_model_prefix}.")
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Notes that trained heads have come from a checkpoint.
+        """Records that trained heads have come from a checkpoint.
 
         Args:
-            checkpoint: Not used.
+            checkpoint: The checkpoint; required by Lightning.
         """
         self._untrained = None
 
@@ -127,14 +127,15 @@ class HeadedModule(TaskModule, ABC):
     def adopt(
         self, models: Mapping[str, "PreTrainedModel"], tokenizer: "PreTrainedTokenizerBase"
     ) -> None:
-        """Takes over classifiers of one architecture: the first one's body, everyone's head.
+        """Adopts classifiers of one architecture: the body of the first one, the heads of all.
 
         Args:
-            models: Task name to classifier; all but the first lose their body to the first's.
+            models: Task name to classifier; the bodies are replaced by that of the first one.
             tokenizer: The tokenizer they share.
         """
         first = next(iter(models.values()))
         self.models = nn.ModuleDict()
+        # one body object for all tasks: a merge is written once, and memory holds one body
         for task, model in models.items():
             setattr(model, model.base_model_prefix, first.base_model)
             self.models[task] = model
@@ -160,10 +161,10 @@ class HeadedModule(TaskModule, ABC):
         return model
 
     def _longest(self) -> int:
-        """Tokens an input may have: as many as asked for, but no more than the model takes."""
+        """Tokens an input may have: at most ``max_length`` and what the model takes."""
         if self.tokenizer is None:
             raise RuntimeError("the tokenizer is read by configure_model or adopt: call one first")
-        return longest_prompt(self.max_length, self.tokenizer, list(self.models.values()))
+        return max_input_length(self.max_length, self.tokenizer, list(self.models.values()))
 
     def configure_optimizers(self) -> Any:
         """Makes AdamW and its schedule.
@@ -184,9 +185,9 @@ class HeadedModule(TaskModule, ABC):
         """Writes every task's classifier as a Hugging Face folder.
 
         Args:
-            folder: Where it shall be, if there is one task; where a folder of each task's name
-                shall be, if there are several.
-            cards: Task name to the model card of its folder, if there are any.
+            folder: The model's folder, if there is one task; with several, the folder in which
+                each task gets a folder of its name.
+            cards: Task name to the model card of its folder; None for no cards.
 
         Raises:
             RuntimeError: If the weights were not read yet.
@@ -201,7 +202,7 @@ class HeadedModule(TaskModule, ABC):
 
 
 def model_inputs(batch: Mapping[str, Any]) -> dict[str, Any]:
-    """Picks what a network takes.
+    """Selects the inputs of a network from a batch.
 
     Args:
         batch: What ``collate`` made.

@@ -1,4 +1,4 @@
-"""torchmetrics by name, right on merged models whose predictions have collapsed to one answer."""
+"""torchmetrics by name, correct also for merged models that always give one answer."""
 
 import warnings
 from collections.abc import Callable, Iterator
@@ -19,9 +19,9 @@ from fmerge.errors import UserError, known
 
 
 class _Matthews(MulticlassMatthewsCorrCoef):
-    """Matthews' correlation, zero for constant predictions or labels, as its definition says.
+    """Matthews' correlation, zero for constant predictions or labels.
 
-    torchmetrics gives a constant predictor a small correlation instead (its issue 3355).
+    torchmetrics returns a small correlation for a constant predictor (its issue 3355).
     """
 
     def compute(self) -> Tensor:
@@ -54,7 +54,7 @@ class _Spearman(SpearmanCorrCoef):
 
 @contextmanager
 def _constant_allowed() -> Iterator[None]:
-    """Keeps torchmetrics from warning of what is handled here."""
+    """Silences torchmetrics' warning about a case that is handled here."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The variance of predictions or target")
         yield
@@ -68,7 +68,7 @@ METRICS: Final[dict[str, Callable[[int], Metric]]] = {
     "pearson": lambda classes: _Pearson(),
     "spearman": lambda classes: _Spearman(),
 }
-"""Name of a metric to what makes it for a number of classes; all are better when higher."""
+"""Metric name to its constructor, which takes the number of classes; higher is better."""
 
 
 def make_metric(name: str, classes: int) -> Metric:
@@ -79,10 +79,10 @@ def make_metric(name: str, classes: int) -> Metric:
         classes: Number of classes; 0 where every example has candidates of its own.
 
     Returns:
-        The metric; updated with predictions (n,) and labels (n,).
+        The metric, to be updated with predictions (n,) and labels (n,).
 
     Raises:
-        UserError: If the name is unknown, or the metric needs other classes.
+        UserError: If the name is unknown, or the metric needs another number of classes.
     """
     if name not in METRICS:
         raise UserError(f"unknown metric '{name}'; known: {known(METRICS)}")

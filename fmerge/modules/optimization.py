@@ -1,4 +1,4 @@
-"""AdamW and the course of its learning rate, as every task module trains."""
+"""AdamW and its learning rate schedule, which all task modules use."""
 
 from collections.abc import Iterable
 from typing import Any, Literal
@@ -15,7 +15,7 @@ Scheduler = Literal["linear", "cosine", "constant"]
 def check_numbers(
     learning_rate: float, weight_decay: float, warmup_fraction: float, max_length: int
 ) -> None:
-    """Proves that what a task module is trained with lies where it can.
+    """Checks the training options of a task module.
 
     Args:
         learning_rate: Of AdamW.
@@ -24,7 +24,7 @@ def check_numbers(
         max_length: Tokens of an input.
 
     Raises:
-        UserError: If one does not.
+        UserError: If one is out of its range.
     """
     check_within("--model.learning_rate", learning_rate, "[0, inf)")
     check_within("--model.weight_decay", weight_decay, "[0, inf)")
@@ -43,11 +43,11 @@ def adamw(
     """Makes AdamW and its schedule.
 
     Args:
-        trainer: The Trainer of the fit, which knows how many steps there will be.
-        parameters: What is trained, by the names that checkpoints have, which Adam's state keeps.
+        trainer: The Trainer of the fit, which gives the number of steps.
+        parameters: What is trained, by its names in checkpoints; Adam's state has them too.
         learning_rate: The peak.
         weight_decay: On matrices only.
-        scheduler: How the learning rate goes on after the warm-up.
+        scheduler: How the learning rate changes after the warm-up.
         warmup_fraction: Share of the steps over which the learning rate rises from 0.
 
     Returns:
@@ -55,12 +55,13 @@ def adamw(
     """
     from transformers import get_scheduler
 
+    # weight decay would pull biases and the scales of normalization layers to zero
     parameters = list(parameters)
     groups: list[dict[str, Any]] = [
         {"params": [one for one in parameters if one[1].ndim > 1], "weight_decay": weight_decay},
         {"params": [one for one in parameters if one[1].ndim <= 1], "weight_decay": 0.0},
     ]
-    # Lightning clips no gradients of a fused optimizer under 16-mixed
+    # under 16-mixed Lightning refuses to clip gradients of a fused optimizer, which unscales them
     fused = trainer.precision != "16-mixed"
     optimizer = torch.optim.AdamW(groups, lr=learning_rate, fused=fused)
     steps = int(trainer.estimated_stepping_batches)

@@ -1,4 +1,4 @@
-"""What a model answered to each example of a test, kept while Lightning scores it."""
+"""The predictions of a test, recorded example by example while Lightning scores them."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -6,31 +6,34 @@ from typing import Any, final
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import Tensor, distributed
+from torch import Tensor
 
-Outcomes = dict[str, tuple[Tensor, Tensor]]
-"""Task name to predictions (n,) and what they are compared with (n,), on the CPU."""
+from fmerge.system.distributed import gather, in_dataset_order
+
+Predictions = dict[str, tuple[Tensor, Tensor]]
+"""Task name to predictions (n,) and the targets (n,) they are compared with, on the CPU."""
 
 
 @final
-class OutcomeRecorder(Callback):
-    """Keeps predictions and targets of the last ``Trainer.test``, from what ``test_step`` returns.
+class PredictionRecorder(Callback):
+    """Records predictions and targets of the last ``Trainer.test``, as ``test_step`` returns them.
 
-    The loaders of ``MultiTask`` give every example once and in one order, whatever the model: the
-    outcomes of two models are pairs.
+    The loaders of ``MultiTask`` give every example once and in one order, whatever the model.
+    The predictions of two models are therefore pairs, which a paired test can compare.
     """
 
     def __init__(self) -> None:
-        self._pieces: dict[str, list[tuple[Tensor, Tensor]]] = {}
+        self._batches: dict[str, list[tuple[Tensor, Tensor]]] = {}
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forgets what an earlier pass, perhaps one that ran out of memory, has left.
+        """Discards what an earlier pass recorded.
 
         Args:
-            trainer: Not used.
-            pl_module: Not used.
+            trainer: The Trainer; required by Lightning.
+            pl_module: The tested module; required by Lightning.
         """
-        self._pieces = {}
+        # a pass that ran out of memory is repeated: its first batches must not count twice
+        self._batches = {}
 
     def on_test_batch_end(
         self,
@@ -41,49 +44,47 @@ class OutcomeRecorder(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Keeps a batch's outcomes, where the module's ``test_step`` gives any.
+        """Records a batch, where the module's ``test_step`` returns predictions and targets.
 
         Args:
-            trainer: Not used.
-            pl_module: Not used.
+            trainer: The Trainer; required by Lightning.
+            pl_module: The tested module; required by Lightning.
             outputs: What ``test_step`` returned.
             batch: One task's batch.
-            batch_idx: Not used.
-            dataloader_idx: Not used: the batch knows its task.
+            batch_idx: The batch's index; required by Lightning.
+            dataloader_idx: The loader's index; required by Lightning. The batch names its task.
         """
         if isinstance(outputs, Mapping) and {"predictions", "targets"} <= outputs.keys():
-            chunk = outputs["predictions"].detach().cpu(), outputs["targets"].detach().cpu()
-            self._pieces.setdefault(batch["task"], []).append(chunk)
+            # on the CPU: a whole test may be too large for the device
+            recorded = outputs["predictions"].detach().cpu(), outputs["targets"].detach().cpu()
+            self._batches.setdefault(batch["task"], []).append(recorded)
 
-    def outcomes(self, trainer: Trainer) -> Outcomes:
-        """Brings the outcomes of all processes together, in all of them.
+    def predictions(self, trainer: Trainer) -> Predictions:
+        """Collects the predictions of all processes, in each of them.
 
         Args:
             trainer: The Trainer of the pass.
 
         Returns:
-            The outcomes, in the order that one process has them in.
+            Predictions and targets, in the order of the data set.
         """
-        mine = {
-            task: (torch.cat([one for one, _ in chunks]), torch.cat([two for _, two in chunks]))
-            for task, chunks in self._pieces.items()
+        own = {
+            task: (torch.cat([one for one, _ in pairs]), torch.cat([two for _, two in pairs]))
+            for task, pairs in self._batches.items()
         }
-        if trainer.world_size == 1:
-            return mine
-        parts: list[Any] = [None] * trainer.world_size
-        distributed.all_gather_object(parts, mine)
+        shares = gather(trainer, own)
         return {
             task: (
-                _interleaved([part[task][0] for part in parts]),
-                _interleaved([part[task][1] for part in parts]),
+                in_dataset_order([share[task][0] for share in shares]),
+                in_dataset_order([share[task][1] for share in shares]),
             )
-            for task in mine
+            for task in own
         }
 
 
 @contextmanager
-def recording(trainer: Trainer) -> Iterator[OutcomeRecorder]:
-    """Keeps what is answered in the tests of a block.
+def record_predictions(trainer: Trainer) -> Iterator[PredictionRecorder]:
+    """Records the predictions of the tests inside a block.
 
     Args:
         trainer: The Trainer that tests.
@@ -91,17 +92,9 @@ def recording(trainer: Trainer) -> Iterator[OutcomeRecorder]:
     Yields:
         The recorder.
     """
-    recorder = OutcomeRecorder()
+    recorder = PredictionRecorder()
     trainer.callbacks.append(recorder)  # type: ignore[attr-defined]
     try:
         yield recorder
     finally:
         trainer.callbacks.remove(recorder)  # type: ignore[attr-defined]
-
-
-def _interleaved(parts: list[Tensor]) -> Tensor:
-    """Undoes the sampler, which deals examples to the processes in turn."""
-    whole = torch.empty(sum(map(len, parts)), dtype=parts[0].dtype)
-    for rank, part in enumerate(parts):
-        whole[rank :: len(parts)] = part
-    return whole

@@ -1,4 +1,4 @@
-"""Text-to-text tasks: the answer is the choice that a language model finds likeliest."""
+"""Text-to-text tasks: a language model ranks the choices by their likelihood."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,7 +19,7 @@ from fmerge.modules.answers import (
 )
 from fmerge.modules.base import TaskModule
 from fmerge.modules.optimization import Scheduler, adamw, check_numbers
-from fmerge.modules.truncation import CutPrompts, longest_prompt, positions_of
+from fmerge.modules.truncation import TruncationCounter, max_input_length, position_count
 from fmerge.params import Params, params_of
 from fmerge.store import load_language_model, load_tokenizer, save_models
 
@@ -38,9 +38,10 @@ class RankChoice(TaskModule):
             inside an installed package. ``fisher`` and ``merge`` take them from the experts.
         learning_rate: Peak learning rate of AdamW.
         weight_decay: Weight decay of AdamW, on matrices only.
-        scheduler: How the learning rate goes on after the warm-up.
+        scheduler: How the learning rate changes after the warm-up.
         warmup_fraction: Share of the training steps over which the learning rate rises from 0.
-        max_length: Tokens a prompt is cut to, if the model takes as many; answers are never cut.
+        max_length: Tokens to which a prompt is truncated, if the model takes as many; answers
+            are never truncated.
     """
 
     def __init__(
@@ -63,7 +64,7 @@ class RankChoice(TaskModule):
         self.max_length = max_length
         self.model: PreTrainedModel | None = None
         self.tokenizer: PreTrainedTokenizerBase | None = None
-        self.prompts = CutPrompts()
+        self.truncation = TruncationCounter()
 
     def configure_model(self) -> None:
         """Reads the weights from ``path``, once.
@@ -95,9 +96,9 @@ class RankChoice(TaskModule):
         Args:
             source: A Hugging Face folder, a hub id, ``package:name/folder``, or a Lightning
                 ``.ckpt`` of a fit.
-            task: Not used: a language model is the same for every task.
-            labels: Not used.
-            fresh_head: Not used: there are no heads.
+            task: The task's name; a language model is the same for every task.
+            labels: Names of classes, which a language model does not have; ignored.
+            fresh_head: Whether to start a new head; ignored, as there are no heads.
 
         Returns:
             A text-to-text or causal language model.
@@ -107,7 +108,7 @@ class RankChoice(TaskModule):
     def adopt(
         self, models: Mapping[str, "PreTrainedModel"], tokenizer: "PreTrainedTokenizerBase"
     ) -> None:
-        """Takes over the first of some models, for all tasks.
+        """Adopts the first of some models, for all tasks.
 
         Args:
             models: Task name to model; all but the first only name their tasks.
@@ -119,7 +120,7 @@ class RankChoice(TaskModule):
         self.add_metrics(dict.fromkeys(models, ()), {})  # choices differ by example
 
     def body(self, model: nn.Module) -> Params:
-        """Reads what a merge merges: everything.
+        """Selects what a merge merges: everything.
 
         Args:
             model: A model that ``read`` gave.
@@ -133,7 +134,7 @@ class RankChoice(TaskModule):
         """Finds the model, which all tasks share.
 
         Args:
-            task: Not used.
+            task: The task's name; it makes no difference here.
 
         Returns:
             A Hugging Face language model.
@@ -167,7 +168,7 @@ class RankChoice(TaskModule):
         return -sums.sum() / lengths.sum()
 
     def collate(self, examples: Sequence[Mapping[str, Any]], task: str) -> dict[str, Any]:
-        """Tokenizes n prompts and their choices, and fills them up on the right.
+        """Tokenizes n prompts and their choices, and pads them on the right.
 
         Args:
             examples: Mappings with ``text``, ``choices`` (at least two strings) and ``label``.
@@ -178,21 +179,21 @@ class RankChoice(TaskModule):
             there is no token, ``labels`` (n,) and ``task``.
 
         Raises:
-            UserError: If an example has fewer than two choices, a label that is none of them, or
-                nothing to read in its prompt or a choice.
+            UserError: If an example has fewer than two choices, a label out of range, or a
+                prompt or choice without tokens.
         """
         model, tokenizer = self._ready
         for example in examples:
             _check_example(example, task)
         texts = [example["text"] for example in examples]
         choices = [list(example["choices"]) for example in examples]
-        limits = [longest_prompt(self.max_length, tokenizer, [model])] * len(texts)
+        limits = [max_input_length(self.max_length, tokenizer, [model])] * len(texts)
         if model.config.is_encoder_decoder:
             answers = target_tokens(tokenizer, choices)
         else:
             texts = [bare(text) for text in texts]
             answers = continuation_tokens(tokenizer, texts, choices)
-            limits = self._beside(answers, limits[0])
+            limits = self._prompt_limits(answers, limits[0])
         prompts = self._prompt_tokens(texts, limits, task)
         for ids, own, example in zip(prompts, answers, examples, strict=True):
             if not ids or not all(own):
@@ -225,7 +226,7 @@ class RankChoice(TaskModule):
         """Writes the model as a Hugging Face folder.
 
         Args:
-            folder: Where it shall be.
+            folder: The model's folder.
             cards: Task name to model card, of which the first is written.
         """
         model, tokenizer = self._ready
@@ -252,10 +253,10 @@ class RankChoice(TaskModule):
         self.val_loss.update(-sums / lengths, weight=lengths)  # a mean over tokens, as in training
         return predictions
 
-    def _beside(self, answers: Sequence[Sequence[Sequence[int]]], limit: int) -> list[int]:
-        """Tokens of a prompt that leave room for its longest answer among the positions."""
+    def _prompt_limits(self, answers: Sequence[Sequence[Sequence[int]]], limit: int) -> list[int]:
+        """Tokens that each prompt may have, so that its longest answer fits after it."""
         model, _ = self._ready
-        positions = positions_of(model) or float("inf")
+        positions = position_count(model) or float("inf")
         longest = [max(map(len, own)) for own in answers]
         if positions <= max(longest):
             raise UserError(
@@ -272,7 +273,7 @@ class RankChoice(TaskModule):
             for text, limit in zip(texts, limits, strict=True)
         ]
         lengths = [len(ids) for ids in prompts]
-        self.prompts.count(tokenizer, [[text] for text in texts], lengths, limits, task)
+        self.truncation.count(tokenizer, [[text] for text in texts], lengths, limits, task)
         if model.config.is_encoder_decoder:
             return prompts
         # some tokenizers end every text, but here the answer follows

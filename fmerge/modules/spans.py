@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _POSITIONS = 100_000
-"""More than any text has: start and end become one number by it."""
+"""More than any text has; start · _POSITIONS + end encodes a span as one number."""
 
 
 @final
@@ -24,12 +24,12 @@ class SpanAnswers(HeadedModule):
     """Extractive question answering: start and end of the answer, independent given the text.
 
     log p(start, end) = log p(start) + log p(end), each a softmax over the tokens that are not
-    padding. An example without an answer, or whose answer was cut off, has the span of its first
-    token, where CLS stands.
+    padding. Where an example has no answer, or it was truncated, the span is the first token,
+    which is CLS.
 
-    The spans of t tokens are t², but their exact Fisher needs 2t backward passes only: as start
-    and end are independent and E ∂log p(start)/∂θ = 0, the mean over all spans of the square of
-    ∂ log p(start) + ∂ log p(end) is the mean square of the one plus that of the other. The
+    A text of t tokens has t² spans, but the exact Fisher needs only 2t backward passes: start and
+    end are independent and E ∂log p(start)/∂θ = 0, so that the mean of
+    (∂ log p(start) + ∂ log p(end))² over all spans is the sum of the two mean squares. The
     ``sampled`` Fisher takes one pass for each draw.
     """
 
@@ -45,7 +45,7 @@ class SpanAnswers(HeadedModule):
         Args:
             source: A Hugging Face folder, a hub id, or a Lightning ``.ckpt`` of a fit.
             task: Which of a Lightning checkpoint's heads to take.
-            labels: Not used: spans have no names.
+            labels: Names of classes, which spans do not have; ignored.
             fresh_head: Start a new head where the source has none; otherwise refuse.
 
         Returns:
@@ -56,14 +56,14 @@ class SpanAnswers(HeadedModule):
     def adopt(
         self, models: Mapping[str, "PreTrainedModel"], tokenizer: "PreTrainedTokenizerBase"
     ) -> None:
-        """Takes over networks of one architecture: the first one's body, everyone's head.
+        """Adopts networks of one architecture: the body of the first one, the heads of all.
 
         Args:
             models: Task name to network.
             tokenizer: The tokenizer they share.
 
         Raises:
-            UserError: If the tokenizer does not know where its tokens stand in the text.
+            UserError: If the tokenizer gives no positions of its tokens in the text.
         """
         if not tokenizer.is_fast:
             raise UserError("SpanAnswers: needs a fast tokenizer, which knows where tokens stand")
@@ -73,7 +73,7 @@ class SpanAnswers(HeadedModule):
         self.add_metrics(self.tasks, {})
 
     def collate(self, examples: Sequence[Mapping[str, Any]], task: str) -> dict[str, Any]:
-        """Tokenizes questions with their texts, which are cut where both are too long.
+        """Tokenizes questions with their texts, truncated together.
 
         Args:
             examples: Mappings with ``text``, ``text_pair`` and ``label``: the answer's first and
@@ -102,15 +102,15 @@ class SpanAnswers(HeadedModule):
         )
         texts = [[one["text"], one["text_pair"]] for one in examples]
         lengths = encoded["attention_mask"].sum(1).tolist()
-        self.prompts.count(self.tokenizer, texts, lengths, [limit] * len(texts), task)
+        self.truncation.count(self.tokenizer, texts, lengths, [limit] * len(texts), task)
         labels = torch.tensor([_span(encoded, i, *one["label"]) for i, one in enumerate(examples)])
         return {**encoded, "labels": labels, "task": task}
 
     def lists_answers(self, task: str, estimator: Estimator) -> bool:
-        """Tells whether starts and ends are weighed apart, or whole spans are drawn.
+        """Tells whether starts and ends are weighted separately, or whole spans are drawn.
 
         Args:
-            task: Not used.
+            task: The task's name; it makes no difference here.
             estimator: How a Fisher is to be estimated.
 
         Returns:
@@ -125,16 +125,18 @@ class SpanAnswers(HeadedModule):
             batch: What ``collate`` made, with ``answers`` (n, c, 2) where spans were drawn.
 
         Returns:
-            ℓ (n, c), at least float32; of all starts, then all ends, (n, 2t), if there are no
-            answers. Those have their gradients multiplied by √2, since weights that sum to one
-            give each side a half.
+            ℓ (n, c), at least float32; without answers, that of all starts, then all ends
+            (n, 2t). Gradients of the latter are multiplied by √2: weights that sum to one give
+            each side one half, and the Fisher is the sum of both.
         """
         starts, ends = self._log_probs(batch)
         if "answers" in batch:
             spans: Tensor = batch["answers"]
             return starts.gather(1, spans[..., 0]) + ends.gather(1, spans[..., 1])
         both = torch.cat([starts, ends], dim=1)
+        # the same values, with a larger gradient
         doubled = both.detach() + math.sqrt(2) * (both - both.detach())
+        # -inf - (-inf) is NaN: padding gets its -inf again
         return doubled.masked_fill(both.detach() == -torch.inf, -torch.inf)
 
     def draw_answers(
@@ -156,6 +158,7 @@ class SpanAnswers(HeadedModule):
         sides = []
         for side, log_probs in enumerate(self._log_probs(batch)):
             cumulative = log_probs.double().cpu().exp().cumsum(dim=1)
+            # the sums end at one but for rounding: scaled, no draw lies behind the last token
             scaled = uniforms[..., side].contiguous() * cumulative[:, -1:]
             drawn = torch.searchsorted(cumulative, scaled, right=True)
             sides.append(drawn.clamp_max(cumulative.shape[1] - 1))
@@ -176,7 +179,7 @@ class SpanAnswers(HeadedModule):
         return -true[:, 0], starts.argmax(1) * _POSITIONS + ends.argmax(1)
 
     def targets(self, batch: Mapping[str, Any]) -> Tensor:
-        """Makes one number of each true span, as ``outcome`` does of the predictions.
+        """Encodes each true span as one number, as ``outcome`` encodes predictions.
 
         Args:
             batch: What ``collate`` made.
@@ -201,7 +204,7 @@ class SpanAnswers(HeadedModule):
 
 
 def _span(encoded: Any, i: int, first: int, last: int) -> tuple[int, int]:
-    """Finds the tokens of the characters; the first token of all where there is no answer."""
+    """Finds the first and last token of an answer; the first of all where there is none."""
     start, end = (encoded.char_to_token(i, one, 1) if one >= 0 else None for one in (first, last))
     if start is None or end is None:
         start = end = int(encoded["attention_mask"][i].argmax())

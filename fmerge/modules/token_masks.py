@@ -1,7 +1,7 @@
-"""Which positions of what the layers of a network read are tokens, and which are padding.
+"""Masks of the positions that hold tokens, for all inputs that a network's layers read.
 
-Letters: n example, c choice, t token of a prompt, s token of an answer; rows r = n·c keep the
-choices of an example together.
+Letters: n example, c choice, t token of a prompt, s token of an answer; rows r = n·c are
+example-major.
 """
 
 from collections.abc import Mapping
@@ -15,17 +15,17 @@ from fmerge.errors import UserError
 from fmerge.modules.answers import ABSENT
 
 
-def told_apart(batch: Mapping[str, Any], has_decoder: bool) -> dict[str, Any]:
-    """Pads a batch's answers until prompts and answers differ in length.
+def with_distinct_lengths(batch: Mapping[str, Any], has_decoder: bool) -> dict[str, Any]:
+    """Makes prompts and answers of an encoder-decoder differ in length.
 
-    A mask can then be found by its shape.
+    A layer's mask is found by the shape of its input, which must not be that of both.
 
     Args:
         batch: One task's batch.
-        has_decoder: Whether the network reads prompts and answers apart.
+        has_decoder: Whether the network reads prompts and answers in separate layers.
 
     Returns:
-        The batch; with one more position without a token for its answers where t = s.
+        The batch; where t = s, with one position of padding more in its answers.
     """
     batch = dict(batch)
     if has_decoder and "choice_ids" in batch:
@@ -36,16 +36,16 @@ def told_apart(batch: Mapping[str, Any], has_decoder: bool) -> dict[str, Any]:
 
 
 def token_masks(batch: Mapping[str, Any], has_decoder: bool) -> list[Tensor]:
-    """Makes the masks of all that a network's layers read of a batch.
+    """Makes the masks of all inputs of a network's layers.
 
     Args:
-        batch: One task's batch, of which ``told_apart`` has made sure.
-        has_decoder: Whether the network reads prompts and answers apart.
+        batch: One task's batch, as ``with_distinct_lengths`` returns it.
+        has_decoder: Whether the network reads prompts and answers in separate layers.
 
     Returns:
-        Masks by shape, True where there is a token of an example or of a choice that it has: of
-        the text (n, t); or of prompts (n, t), of answers (r, s), and of the prompts as the
-        answers attend to them (r, t); or of the prompts with their answers (r, k).
+        Masks of different shapes, True at the tokens of an example or of one of its choices.
+        Without choices: the text (n, t). An encoder-decoder: prompts (n, t), answers (r, s), and
+        prompts as the answers attend to them (r, t). A decoder: prompts with answers (r, k).
 
     Raises:
         UserError: If the batch has no ``attention_mask``.
@@ -61,8 +61,9 @@ def token_masks(batch: Mapping[str, Any], has_decoder: bool) -> list[Tensor]:
     answers: Tensor = batch["choice_ids"]
     c, s = answers.shape[1:]
     present = (answers != ABSENT).flatten(0, 1)
-    there = present.any(1, keepdim=True)
-    prompts = mask.repeat_interleave(c, 0) & there
+    # examples with fewer choices have rows without any token: their prompts do not count
+    exists = present.any(1, keepdim=True)
+    prompts = mask.repeat_interleave(c, 0) & exists
     if has_decoder:
         return [mask, present, prompts]
     # an answer follows its prompt without a gap, and all rows are as long as the longest

@@ -1,4 +1,4 @@
-"""How long a prompt may be, and how many were longer."""
+"""How many tokens an input may have, and how many inputs were truncated to that."""
 
 import logging
 from collections import Counter
@@ -10,19 +10,19 @@ from torch import nn
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_log = logging.getLogger(__name__)
+_LOG = logging.getLogger(__name__)
 
 
-class CutPrompts:
-    """Counts, task by task, the prompts that were cut.
+class TruncationCounter:
+    """Counts the truncated inputs of each task.
 
     Attributes:
-        cut: Task name to the number of prompts cut so far, in this process.
-        seen: Task name to the number of prompts so far, in this process.
+        truncated: Task name to the number of inputs truncated so far, in this process.
+        seen: Task name to the number of inputs so far, in this process.
     """
 
     def __init__(self) -> None:
-        self.cut: Counter[str] = Counter()
+        self.truncated: Counter[str] = Counter()
         self.seen: Counter[str] = Counter()
 
     def count(
@@ -33,53 +33,54 @@ class CutPrompts:
         limits: Sequence[int],
         task: str,
     ) -> None:
-        """Adds n prompts to the counts, and logs one line the first time a task's are cut.
+        """Adds n inputs to the counts, and logs one line when the first of a task is truncated.
 
         Args:
-            tokenizer: The tokenizer that cut them.
-            texts: The arguments of the tokenizer for each prompt (n,): a text, perhaps a pair.
-            lengths: Tokens of each prompt as it was cut (n,).
-            limits: Tokens that each might have (n,).
+            tokenizer: The tokenizer that truncated them.
+            texts: The tokenizer's arguments for each input (n,): a text, or a pair of texts.
+            lengths: Tokens of each input after truncation (n,).
+            limits: Tokens that each may have (n,).
             task: The task's name.
         """
-        # only a prompt as long as allowed can have been cut: what it was before tells
-        suspects = [i for i, limit in enumerate(limits) if lengths[i] >= limit]
-        cut = [
-            i for i in suspects if len(tokenizer(*texts[i], verbose=False)["input_ids"]) > limits[i]
+        # only an input of full length can have been truncated; to tokenize it once more, without
+        # a limit, shows whether it was
+        full = [i for i, limit in enumerate(limits) if lengths[i] >= limit]
+        truncated = [
+            i for i in full if len(tokenizer(*texts[i], verbose=False)["input_ids"]) > limits[i]
         ]
-        first = bool(cut) and not self.cut[task]
-        self.cut[task] += len(cut)
+        first = bool(truncated) and not self.truncated[task]
+        self.truncated[task] += len(truncated)
         self.seen[task] += len(texts)
         if first:
-            _log.warning(
+            _LOG.warning(
                 "task '%s': %d of the first %d prompts are longer than %d tokens and were cut; "
                 "later ones are cut silently",
                 task,
-                self.cut[task],
+                self.truncated[task],
                 self.seen[task],
-                limits[cut[0]],
+                limits[truncated[0]],
             )
 
 
-def longest_prompt(
+def max_input_length(
     max_length: int, tokenizer: "PreTrainedTokenizerBase", models: Sequence[nn.Module]
 ) -> int:
     """Finds how many tokens an input may have.
 
     Args:
-        max_length: As many as asked for.
-        tokenizer: Knows how many its model takes.
-        models: May have positions for so many.
+        max_length: The user's limit.
+        tokenizer: The tokenizer, whose limit is that of its model.
+        models: The networks, which may have a limited number of positions.
 
     Returns:
-        The smallest of these.
+        The smallest of these limits.
     """
     limits: list[int] = [max_length, tokenizer.model_max_length]
-    return min([*limits, *filter(None, map(positions_of, models))])
+    return min([*limits, *filter(None, map(position_count, models))])
 
 
-def positions_of(model: nn.Module) -> int | None:
-    """Counts the tokens a model has positions for; RoBERTa's begin behind that of the padding.
+def position_count(model: nn.Module) -> int | None:
+    """Counts the tokens for which a model has positions.
 
     Args:
         model: A Hugging Face model.
@@ -90,5 +91,6 @@ def positions_of(model: nn.Module) -> int | None:
     positions: int | None = getattr(model.config, "max_position_embeddings", None)
     for name, layer in model.named_modules():
         if positions and name.endswith("position_embeddings") and isinstance(layer, nn.Embedding):
+            # RoBERTa's positions begin after that of the padding token
             return positions - (-1 if layer.padding_idx is None else layer.padding_idx) - 1
     return positions

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from lightning.pytorch import Trainer
 from rich.console import Console
 from rich.table import Table
@@ -20,10 +21,10 @@ from fmerge.runs.timing import (
     adopt_random,
     batches,
     examples_in_batch,
-    free_memory,
     seconds_of_pass,
 )
 from fmerge.search import Search
+from fmerge.system.memory import free_memory
 
 if TYPE_CHECKING:
     from fmerge.runs.fisher import FisherRun
@@ -130,7 +131,7 @@ def _time(
     measure: Callable[[Cost, str], float],
 ) -> str:
     """Multiplies the times of one batch by the batches there are."""
-    free = free_memory(trainer.strategy.root_device)
+    free = _free_bytes(trainer)
     if free is not None and needed > free:
         return f"not measured: a batch takes {_mib(needed)} or more, of which {_mib(free)} are free"
     kinds = sorted({(task, kind) for kind, task, _, _ in passes})  # task by task
@@ -188,8 +189,15 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
+def _free_bytes(trainer: Trainer) -> int | None:
+    """The least of what the device and main memory, which models are read into, have free."""
+    devices = {trainer.strategy.root_device, torch.device("cpu")}
+    found = [one.free for one in map(free_memory, devices) if one is not None]
+    return min(found, default=None)
+
+
 def _free(trainer: Trainer) -> str:
-    free = free_memory(trainer.strategy.root_device)
+    free = _free_bytes(trainer)
     return "" if free is None else f"; {_mib(free)} free"
 
 

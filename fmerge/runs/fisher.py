@@ -18,7 +18,7 @@ from fmerge.errors import UserError
 from fmerge.evaluation.evaluator import Evaluator
 from fmerge.fisher import FisherSettings
 from fmerge.fisher import FisherEstimate
-from fmerge.system.signals import asking_to_stop
+from fmerge.system.signals import catch_signals
 from fmerge.modules import Saving, TaskModule
 from fmerge.params import check_finite, check_same_layout, fingerprint, params_of
 from fmerge.report.sections import layer_table
@@ -128,7 +128,7 @@ class FisherRun:
         evaluator = Evaluator(self.trainer, self.module, self.data)
         path = self._unfinished(self.trainer.global_rank)
         try:
-            with asking_to_stop(self.trainer, "batch", together=False) as stop:
+            with catch_signals(self.trainer, "batch", together=False) as stop:
                 saving = Saving(path, belongs_to, self.save_every, stop)
                 estimate = evaluator.fisher(self.task, self.settings, bar=True, saving=saving)
         except SystemExit:

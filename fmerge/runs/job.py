@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from rich.console import Console
 
 from fmerge.data import MultiTask
 from fmerge.evaluation.head_refit import Refitting
-from fmerge.fisher import FisherSettings
+from fmerge.fisher import MERGE_DEFAULTS, FisherSettings
 from fmerge.merging.expert_fishers import Expert
 from fmerge.merging.experts import load_ensemble, target_first
 from fmerge.merging.optimizer import MergeOptimizer
@@ -29,7 +29,7 @@ from fmerge.runs.merge import MergeRun
 from fmerge.runs.pass_plan import Baselines, PassPlan
 from fmerge.search import Search
 from fmerge.store import RunFolder, lock_of, only_run
-from fmerge.system.signals import asking_to_stop
+from fmerge.system.signals import catch_signals
 from fmerge.system.slurm import is_requeued
 from fmerge.system.watchdog import check_strategy
 
@@ -77,7 +77,8 @@ class MergeJob:
             What was saved and the test scores; None of a dry run.
         """
         with only_run(lock_of(self.output, folder=True), on=self.trainer.is_global_zero):
-            folder = RunFolder(self.output, self.config)
+            defaults = {"fisher": asdict(MERGE_DEFAULTS)}
+            folder = RunFolder(self.output, self.config, defaults)
             resuming, records = self._look_into(folder)
             check_strategy(self.trainer)
             run, search = self._prepare()
@@ -161,7 +162,7 @@ class MergeJob:
         elif self.trainer.is_global_zero:
             folder.start(fingerprints(run))
         try:
-            with asking_to_stop(self.trainer) as stop:
+            with catch_signals(self.trainer) as stop:
                 report = self._long(
                     run, lambda: run.run(self.optimizer, search, folder, done, stop)
                 )

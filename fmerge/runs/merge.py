@@ -154,7 +154,7 @@ class MergeRun:
             self._statistics(),
             parts=search.space.groups,
             curve_nodes=self.settings.curve,
-            keep=FisherCache(folder.path, weight.device).keep,
+            keep=FisherCache(folder.path, weight.device).put,
         )
 
     @property

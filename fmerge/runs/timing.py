@@ -3,10 +3,8 @@
 import math
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 
@@ -21,7 +19,6 @@ AUTOMATIC = 16
 """Examples in the measured batch where the size is yet to be found."""
 
 Clock = Callable[[], float]
-_CGROUP = Path("/sys/fs/cgroup")
 
 
 def seconds_of_pass(
@@ -102,26 +99,3 @@ def examples_in_batch(data: MultiTask) -> int:
         Examples.
     """
     return AUTOMATIC if data.automatic else data.batch_size
-
-
-def free_memory(device: torch.device) -> int | None:
-    """Tells how much memory a model could get.
-
-    Args:
-        device: Where; anything but a CUDA device is taken to share the machine's memory.
-
-    Returns:
-        Bytes; None where the system does not say.
-    """
-    free = []
-    if device.type == "cuda":
-        free.append(torch.cuda.mem_get_info(device)[0])
-    try:
-        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
-            if line.startswith("MemAvailable:"):
-                free.append(1024 * int(line.split()[1]))
-        most, used = ((_CGROUP / f"memory.{one}").read_text() for one in ("max", "current"))
-        free.append(int(most) - int(used))
-    except (OSError, ValueError):
-        pass  # another system, or a group without a bound
-    return min(free, default=None)

@@ -16,7 +16,7 @@ _AGAIN = "give a .ckpt of 'fmerge fit', or a Fisher of 'fmerge fisher'"
 
 
 def read_second_moments(path: Path, task: str, names: Collection[str]) -> tuple[Params, Params]:
-    r"""Reads the running mean of squared batch gradients, its start at zero corrected.
+    r"""Reads the bias-corrected running mean of squared batch gradients.
 
     .. math::
         \hat v = v / (1 - \beta_2^t)
@@ -55,7 +55,7 @@ def read_second_moments(path: Path, task: str, names: Collection[str]) -> tuple[
 
 
 def _prefix(path: Path, state: Mapping[str, Tensor], task: str) -> str:
-    """Finds where the checkpoint keeps a task's network: ``models.<task>.``, or ``model.``."""
+    """Finds the prefix of a task's network: ``models.<task>.``, or ``model.``."""
     if not any(name.startswith("models.") for name in state):
         return "model."
     tasks = {name.split(".")[1] for name in state if name.startswith("models.")}
@@ -65,20 +65,22 @@ def _prefix(path: Path, state: Mapping[str, Tensor], task: str) -> str:
 
 
 def _by_name(path: Path, optimizers: Any) -> dict[str, tuple[Mapping[str, Any], float]]:
-    """Names to each parameter's state and β₂."""
+    """Parameter names to Adam's state and β₂."""
     if not optimizers:
         raise UserError(f"{path}: was saved without its optimizer's state; {_AGAIN}")
+    # several optimizers, as of a GAN: nothing says which one trained the network
     if len(optimizers) > 1:
         raise UserError(f"{path}: has the states of {len(optimizers)} optimizers, not of one Adam")
     (optimizer,) = optimizers
     found: dict[str, tuple[Mapping[str, Any], float]] = {}
     for group in optimizer["param_groups"]:
+        # SGD has no betas; optimizers with betas and another state are refused in _corrected
         if "betas" not in group:
             raise UserError(f"{path}: its optimizer has no second moment, as Adam has; {_AGAIN}")
         if "param_names" not in group:
             raise UserError(
-                f"{path}: its optimizer does not name its parameters, whose order says nothing "
-                f"safe; {_AGAIN}"
+                f"{path}: its optimizer does not name its parameters, and their order may differ; "
+                f"{_AGAIN}"
             )
         for index, name in zip(group["params"], group["param_names"], strict=True):
             if name in found:
@@ -104,6 +106,7 @@ def _corrected(
     if "exp_avg_sq" not in state:
         raise UserError(f"{path}: its optimizer has no second moment 'exp_avg_sq'; {_AGAIN}")
     square, steps = state["exp_avg_sq"], float(state["step"])
+    # a sharded or factored moment has another shape
     if square.shape != weight.shape:
         raise UserError(
             f"{path}: the Adam state of '{name}' is {tuple(square.shape)}, but its weight "

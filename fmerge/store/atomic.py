@@ -1,4 +1,9 @@
-"""Files and folders that are whole or absent: written beside, then renamed."""
+"""Files and folders that are whole or absent: written under another name, then renamed.
+
+A rename within one file system is atomic. But the system may write it to the disk before the
+content of the file, and the other way round: the content is synced before the rename, and the
+folder, which holds the name, after it.
+"""
 
 import errno
 import os
@@ -11,15 +16,15 @@ from pathlib import Path
 from fmerge.errors import UserError
 
 LOCK = ".fmerge.lock"
-"""Name of the file by which a run keeps others out of its folder."""
+"""Name of the file that a run locks in its folder."""
 
 
 @contextmanager
 def replacing_file(path: Path) -> Iterator[Path]:
-    """Writes a file under a temporary name beside its place, then renames it.
+    """Writes a file under a temporary name in the same folder, then renames it.
 
     Args:
-        path: Where the file shall be; its folder is made.
+        path: The file; its folder is made.
 
     Yields:
         The temporary path to write to. If the block raises, nothing is left behind and what
@@ -35,7 +40,7 @@ def replacing_file(path: Path) -> Iterator[Path]:
         try:
             yield temporary
             _sync(temporary)
-            temporary.chmod(0o666 & ~_umask())
+            temporary.chmod(0o666 & ~_umask())  # mkstemp's files are private
             temporary.replace(path)
             _sync(path.parent)
         finally:
@@ -43,10 +48,10 @@ def replacing_file(path: Path) -> Iterator[Path]:
 
 
 def remove_leftovers(path: Path) -> None:
-    """Removes what kills during ``replacing_file`` left beside its place.
+    """Removes the temporary files of runs that were killed during ``replacing_file``.
 
     Args:
-        path: The file that was being replaced, by a run that has the place for itself.
+        path: The file that was being replaced. No other run may be writing it.
     """
     if path.parent.is_dir():
         for one in path.parent.iterdir():
@@ -56,10 +61,10 @@ def remove_leftovers(path: Path) -> None:
 
 @contextmanager
 def replacing_folder(path: Path) -> Iterator[Path]:
-    """Fills a folder under a temporary name beside its place, then renames it.
+    """Fills a folder under a temporary name beside the final one, then renames it.
 
     Args:
-        path: Where the folder shall be; what was there goes once the new one is whole.
+        path: The folder; an old one is removed once the new one is whole.
 
     Yields:
         The temporary folder. If the block raises, nothing is left behind and what was at
@@ -75,7 +80,9 @@ def replacing_folder(path: Path) -> Iterator[Path]:
                 _sync(one)
             _sync(temporary)
             temporary.chmod(0o777 & ~_umask())
-            # a kill between any two of these lines leaves the old or the new one whole
+            # a folder cannot be renamed onto one that is not empty: the old one is moved aside.
+            # A kill between any two of these lines leaves the old or the new one whole, and
+            # recover_folder finds which
             if path.exists():
                 path.replace(_aside(path))
             temporary.replace(path)
@@ -89,12 +96,13 @@ def replacing_folder(path: Path) -> Iterator[Path]:
 
 
 def recover_folder(path: Path) -> None:
-    """Puts right what a kill during ``replacing_folder`` left.
+    """Repairs what a kill during ``replacing_folder`` left.
 
     Args:
         path: The folder that was being replaced.
     """
     aside = _aside(path)
+    # the kill came between the two renames: the new folder may not be whole, the old one is
     if aside.is_dir() and not path.exists():
         aside.replace(path)
     shutil.rmtree(aside, ignore_errors=True)
@@ -104,7 +112,7 @@ def recover_folder(path: Path) -> None:
 
 @contextmanager
 def explaining(path: Path) -> Iterator[None]:
-    """Turns what a disk refuses into one line that says what to do.
+    """Turns an error of the disk into one line that says what to do.
 
     Args:
         path: What is being written.
@@ -132,13 +140,13 @@ def disk_trouble(error: BaseException, path: Path | None = None) -> str | None:
 
     Args:
         error: Any error.
-        path: What was being written, where that is known.
+        path: What was being written, if known.
 
     Returns:
-        One line; None if it is another kind of error.
+        One line; None for other errors.
     """
     number = error.errno if isinstance(error, OSError) else None
-    text = str(error)  # safetensors and torch put the system's words into errors of their own
+    text = str(error)  # safetensors and torch raise their own errors with the system's message
     name = path or getattr(error, "filename", None) or "the output"
     if number in _FULL or os.strerror(errno.ENOSPC) in text:
         place = Path(name).absolute().parent if path else "its disk"
@@ -158,7 +166,7 @@ def write_text(path: Path, text: str) -> None:
     """Writes a text file whole or not at all.
 
     Args:
-        path: Where the file shall be.
+        path: The file.
         text: Its content, written as UTF-8.
     """
     with replacing_file(path) as temporary:
@@ -166,7 +174,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Adds a line to a log and waits until it is on the disk.
+    """Appends a line to a log and waits until it is on the disk.
 
     Args:
         path: The log, made if absent.
@@ -179,14 +187,14 @@ def append_line(path: Path, line: str) -> None:
 
 
 def check_new_folder(path: Path, overwrite: bool) -> None:
-    """Proves that a run may write into a folder.
+    """Checks that a run may write into a folder.
 
     Args:
         path: The output folder.
-        overwrite: Whether what is in it may be replaced.
+        overwrite: Whether its content may be replaced.
 
     Raises:
-        UserError: If it is a file, or holds something and ``overwrite`` is off.
+        UserError: If it is a file, or is not empty and ``overwrite`` is off.
     """
     if path.exists() and not path.is_dir():
         raise UserError(f"--output {path}: is a file, but a folder is needed; name another place")
@@ -197,7 +205,7 @@ def check_new_folder(path: Path, overwrite: bool) -> None:
 
 
 def check_new_file(path: Path, overwrite: bool) -> None:
-    """Proves that a run may write a file.
+    """Checks that a run may write a file.
 
     Args:
         path: The output file.
@@ -225,6 +233,7 @@ def _sync(path: Path) -> None:
 
 
 def _umask() -> int:
+    # it can only be read by setting it
     mask = os.umask(0)
     os.umask(mask)
     return mask

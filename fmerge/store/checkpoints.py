@@ -38,23 +38,24 @@ def load_classifier(
     Args:
         source: A Hugging Face folder, a hub id, or a Lightning ``.ckpt`` of a fit.
         task: Which of a Lightning checkpoint's heads to take.
-        labels: The task's label names, whose order the outputs are put into; those of the
-            checkpoint when None or none.
+        labels: The task's label names, in the order that the outputs will have; those of the
+            checkpoint when None or empty.
         fresh_head: Start a new head where the source has none that fits; otherwise refuse.
-        head: What the head is for.
+        head: The kind of head.
 
     Returns:
         A Hugging Face model of that head, with every body weight from the source.
 
     Raises:
-        UserError: If the source cannot be read, lacks body weights or a head, or its labels are
-            others than ``labels``.
+        UserError: If the source cannot be read, lacks body weights or a head, or its labels
+            differ from ``labels``.
     """
     state: dict[str, Tensor] | None = None
     folder = source
     if is_lightning(source):
         folder, labels, state = _read_lightning(Path(source), task, labels)
     config = read_config(source, folder)
+    # a Lightning checkpoint was trained on these labels in this order, as _read_lightning checks
     order = label_order(config, labels, source, fresh_head) if labels and state is None else []
     if labels:
         set_labels(config, labels)
@@ -90,6 +91,7 @@ def _check_complete(
     fresh_head: bool,
     head: Head,
 ) -> None:
+    # a head may be new, a body never: transformers fills what is missing with random numbers
     body = [key for key in lacking if key.startswith(model.base_model_prefix + ".")]
     if body:
         more = f", and {len(body) - 1} more" if len(body) > 1 else ""

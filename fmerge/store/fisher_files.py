@@ -1,4 +1,4 @@
-"""Fisher files: ``.safetensors`` or ``.h5``, with what they were computed from."""
+"""Fisher files, ``.safetensors`` or ``.h5``, with their provenance."""
 
 import json
 import math
@@ -20,14 +20,14 @@ from fmerge.store.folders import safetensors_header
 
 SUFFIXES = (".safetensors", ".h5")
 _KEY = "fmerge.fisher"
-_SECONDS = 120  # to find out where an HDF5 file's tensors are, on however busy a machine
+_SECONDS = 120  # to find the tensors of an HDF5 file, also on a busy machine
 
 
 def check_fisher_path(path: Path) -> None:
-    """Proves that a Fisher can be written under this name here.
+    """Checks that a Fisher can be written under this name.
 
     Args:
-        path: Where it shall be.
+        path: The file.
 
     Raises:
         UserError: If the ending is unknown, or it is ``.h5`` and h5py is not installed.
@@ -80,10 +80,10 @@ def read_fisher(path: Path) -> tuple[Params, dict[str, Any]]:
 
 
 def check_fisher(path: Path, values: Params) -> None:
-    """Proves that tensors can weigh experts.
+    """Checks that tensors can weight experts.
 
     Args:
-        path: Where they come from.
+        path: Their source, for the message.
         values: F by parameter name.
 
     Raises:
@@ -93,6 +93,7 @@ def check_fisher(path: Path, values: Params) -> None:
     for name, tensor in values.items():
         if (tensor < 0).any():
             raise UserError(f"{path}: tensor '{name}' has negative entries; a Fisher has none")
+    # zeros in some tensors are normal, as of words that the examples do not have
     if not any(tensor.any() for tensor in values.values()):
         raise UserError(
             f"{path}: holds nothing but zeros, by which no expert can be weighted; compute it "
@@ -101,7 +102,7 @@ def check_fisher(path: Path, values: Params) -> None:
 
 
 def read_fisher_header(path: Path) -> tuple[Params, dict[str, Any]]:
-    """Reads what a Fisher file says of itself, and none of its values.
+    """Reads the names, shapes and provenance of a Fisher file, and none of its values.
 
     Args:
         path: A file that ``write_fisher`` wrote.
@@ -147,7 +148,7 @@ def _safetensors_shapes(path: Path) -> dict[str, tuple[int, ...]]:
 
 
 def _read_safetensors(path: Path) -> tuple[Params, Any]:
-    _safetensors_shapes(path)
+    _safetensors_shapes(path)  # refuses integers, which would be read without an error
     try:
         with safe_open(path, framework="pt") as file:
             text = (file.metadata() or {}).get(_KEY)
@@ -164,6 +165,7 @@ def _read_h5(path: Path) -> tuple[Params, Any]:
 def _h5_layout(path: Path) -> dict[str, Any]:
     _h5py(path)  # or an error that says how to install it
     script = Path(__file__).with_name("hdf5_layout.py")
+    # -P: nothing is imported from the script's folder, whose modules have names like others'
     command = [sys.executable, "-P", str(script), str(path), _KEY]
     try:
         done = subprocess.run(command, capture_output=True, timeout=_SECONDS, check=False)
@@ -179,11 +181,11 @@ def _h5_layout(path: Path) -> dict[str, Any]:
 
 
 def read_layout(path: Path, tensors: Mapping[str, Any]) -> Params:
-    """Reads tensors whose places in a file are known.
+    """Reads tensors whose offsets in a file are known.
 
     Args:
         path: The file.
-        tensors: Names to offset in bytes, shape and NumPy's name of the kind.
+        tensors: Names to offset in bytes, shape and NumPy's name of the dtype.
 
     Returns:
         Names to tensors.

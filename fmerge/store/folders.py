@@ -1,7 +1,7 @@
-"""A Hugging Face folder before anything in it is believed: config, index, weights, tokenizer.
+"""Checks of a Hugging Face folder before it is used: config, index, weights, tokenizer.
 
-Everything here reads headers and small files alone. Links to regular files are followed, as the
-hub's own cache is made of them; names inside of an index are not, as they come with the download.
+Only headers and small files are read here. Links to regular files are followed, as the hub's own
+cache consists of them. Paths inside an index are refused, as they come with the download.
 """
 
 import json
@@ -16,7 +16,7 @@ from fmerge.errors import UserError
 from fmerge.store.pickles import load_plain
 
 MOST_JSON = 64 << 20
-"""Bytes of the largest config or index that is read; the largest on the hub have a few million."""
+"""Largest config or index that is read, in bytes; the largest on the hub have a few million."""
 
 _FLOATS = {"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"}
 _INDICES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
@@ -26,7 +26,7 @@ _LAYERS = ("num_hidden_layers", "num_layers", "num_decoder_layers", "n_layer", "
 _MOST_LAYERS = 256
 
 Header = dict[str, tuple[str, tuple[int, ...]]]
-"""Tensor names to their kind, such as ``F32``, and shape."""
+"""Tensor names to dtype, such as ``F32``, and shape."""
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -39,7 +39,7 @@ def read_object(path: Path) -> dict[str, Any]:
         The object.
 
     Raises:
-        UserError: If it is no regular file, too large, no JSON, or something else than an object.
+        UserError: If it is not a regular file, too large, not JSON, or not an object.
     """
     if not path.is_file():
         raise UserError(f"{path}: is no regular file")
@@ -56,7 +56,7 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def check_folder(folder: Path) -> None:
-    """Refuses a folder whose config or tokenizer would run code or cannot be what it says.
+    """Refuses a folder whose config or tokenizer would run code or is not valid.
 
     Args:
         folder: A folder with a ``config.json``.
@@ -82,6 +82,7 @@ def check_folder(folder: Path) -> None:
     for name in ("num_attention_heads", "hidden_size", "vocab_size", *_LAYERS):
         value = config.get(name)
         whole = isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**40
+        # below 2**40: a larger number would end in an overflow deep inside transformers
         if value is not None and not whole:
             raise UserError(
                 f"{folder / 'config.json'}: {name} is {str(value)[:40]}, but must be a positive "
@@ -90,14 +91,14 @@ def check_folder(folder: Path) -> None:
 
 
 def check_weights(folder: Path, config: Mapping[str, Any]) -> Header:
-    """Reads the headers of a folder's weights and holds them against its config.
+    """Reads the headers of a folder's weights and compares them with its config.
 
     Args:
         folder: A folder with a ``config.json``.
-        config: What is in it.
+        config: Its content.
 
     Returns:
-        Every tensor's kind and shape.
+        Every tensor's dtype and shape.
 
     Raises:
         UserError: If a file is missing, damaged, outside of the folder or would run code, or the
@@ -117,17 +118,18 @@ def check_weights(folder: Path, config: Mapping[str, Any]) -> Header:
 
 
 def check_described(folder: Path, described: int, header: Header) -> None:
-    """Refuses a config that describes far more weights than there are, before they get memory.
+    """Refuses a config that describes far more weights than there are, before any are allocated.
 
     Args:
         folder: The folder, for the message.
         described: How many weights a model of this config has.
-        header: What the files hold.
+        header: Dtypes and shapes in the files.
 
     Raises:
         UserError: If the files hold less than half of them.
     """
     held = sum(math.prod(shape) for _, shape in header.values())
+    # a factor of two: tied weights are described twice and held once
     if described > 2 * held + 10_000_000:  # new heads and new positions are small
         raise UserError(
             f"{folder / 'config.json'}: describes a model of {described} weights, but the files "
@@ -136,21 +138,21 @@ def check_described(folder: Path, described: int, header: Header) -> None:
 
 
 def safetensors_header(path: Path) -> Header:
-    """Reads a safetensors file's header, whose claims the library holds against the file's size.
+    """Reads a safetensors file's header, which the library checks against the file's size.
 
     Args:
         path: The file.
 
     Returns:
-        Every tensor's kind and shape.
+        Every tensor's dtype and shape.
 
     Raises:
-        UserError: If it is damaged or no safetensors file.
+        UserError: If it is damaged or not a safetensors file.
     """
     if not path.is_file():
         raise UserError(f"{path}: no such file, or no regular file")
     try:
-        # as PyTorch it would be mapped to be written to, which the system counts as memory
+        # for PyTorch the file would be mapped writable, which the system counts as memory
         with safe_open(path, framework="numpy") as file:
             views = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
             return {
@@ -164,13 +166,13 @@ def safetensors_header(path: Path) -> Header:
 
 
 def is_float(kind: str) -> bool:
-    """Tells the kinds of floating-point numbers.
+    """Tells whether a dtype is a floating-point one.
 
     Args:
-        kind: As a header names it.
+        kind: The dtype, as a header names it.
 
     Returns:
-        Whether it is one.
+        Whether it is.
     """
     return kind in _FLOATS
 
@@ -190,6 +192,7 @@ def _shards(index: Path) -> list[Path]:
         raise UserError(f"{index}: lacks 'weight_map' or 'metadata'; get the file again")
     ending = index.name.removesuffix(".index.json").rpartition(".")[2]
     for name in files.values():
+        # "../x" or "/etc/x" would read files that are not part of the model
         plain = isinstance(name, str) and name == Path(name).name and "\\" not in name
         if not plain or not name.endswith(f".{ending}"):
             raise UserError(

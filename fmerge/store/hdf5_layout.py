@@ -1,7 +1,7 @@
-"""Where the tensors of an HDF5 file are; run as a process of its own: ``hdf5_layout.py FILE KEY``.
+"""Finds the tensors of an HDF5 file, in a process of its own: ``hdf5_layout.py FILE KEY``.
 
-A damaged file can make libhdf5 crash, or loop without end. In a process of its own that is
-harmless, and the one that wants the tensors reads their bytes itself.
+A damaged file can make libhdf5 crash or loop forever. In a process of its own that is harmless;
+the calling process then reads the tensors' bytes itself.
 """
 
 import json
@@ -14,13 +14,13 @@ from typing import Any
 import h5py
 
 SECONDS = 5
-"""Of processor time; a sound file takes less than one."""
+"""Most processor time, in seconds; a valid file takes less than one."""
 
 _BYTES = 8 << 30  # of address space: Python, NumPy and libhdf5 reserve a good part of it
 
 
 class NotPlainError(Exception):
-    """A file that is no flat list of plain tensors; the message says why."""
+    """A file that is not a flat list of plain tensors; the message says why."""
 
 
 def layout(path: Path, key: str) -> dict[str, Any]:
@@ -34,15 +34,15 @@ def layout(path: Path, key: str) -> dict[str, Any]:
         ``tensors``: name to offset in bytes, shape and dtype; ``provenance``: a text or None.
 
     Raises:
-        NotPlainError: If anything in it leads elsewhere, is no floating-point tensor, is stored
-            in chunks, or claims more bytes than there are.
+        NotPlainError: If anything in it is a link, not a floating-point tensor, stored in chunks,
+            or claims more bytes than the file has.
     """
     size, claimed = path.stat().st_size, 0
     tensors: dict[str, tuple[int, tuple[int, ...], str]] = {}
     with h5py.File(path, "r") as file:
         for name in file:
             link = file.get(name, getlink=True)
-            if not isinstance(link, h5py.HardLink):  # soft and external links lead elsewhere
+            if not isinstance(link, h5py.HardLink):  # others point to other objects or files
                 raise NotPlainError(_wrong(name, f"is a {type(link).__name__}"))
             one = file[name]
             _check_plain(name, one)

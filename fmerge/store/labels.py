@@ -1,13 +1,13 @@
-"""A checkpoint's label names against the task's: the same, in another order, or others."""
+"""Compares a checkpoint's label names with the task's: equal, permuted or different."""
 
 import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 
 from fmerge.errors import UserError, known
+from fmerge.params import last_linear
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -16,20 +16,20 @@ if TYPE_CHECKING:
 def label_order(
     config: Any, labels: Sequence[str], source: str, any_labels: bool = False
 ) -> list[int]:
-    """Finds out which of a checkpoint's outputs belongs to each of the task's labels.
+    """Finds which of a checkpoint's outputs belongs to each of the task's labels.
 
-    Names are compared without regard to case, spaces, hyphens and underscores. Names that say
-    nothing (``LABEL_0``, …) stand in the task's order. A single output is a number, whatever it
-    is called.
+    Names are compared without case, spaces, hyphens and underscores. Names that mean nothing
+    (``LABEL_0``, …) are taken to be in the task's order. A single output is a number, whatever its
+    name.
 
     Args:
         config: A Hugging Face configuration.
         labels: The task's label names in order.
         source: Where the checkpoint is, for the message.
-        any_labels: Leave outputs of other names as they are: they will be trained anew.
+        any_labels: Accept outputs of other names: they will be trained anew.
 
     Returns:
-        The checkpoint's output of each label.
+        The index of the checkpoint's output for each label.
 
     Raises:
         UserError: If the checkpoint has other labels.
@@ -45,6 +45,7 @@ def label_order(
     if len(own) == len(labels) and (own == list(labels) or unnamed or len(own) == 1):
         return list(range(len(own)))
     found, wanted = [_plain(name) for name in own], [_plain(name) for name in labels]
+    # names that are equal but for case or hyphens cannot be assigned
     if sorted(found) != sorted(wanted) or len(set(found)) < len(found):
         if any_labels:
             return list(range(len(labels)))
@@ -72,7 +73,7 @@ def reorder_outputs(
 
     Args:
         model: A Hugging Face classifier.
-        order: The present output of each label.
+        order: The index of the present output for each label.
         source: Where the checkpoint is, for the message.
 
     Returns:
@@ -83,15 +84,15 @@ def reorder_outputs(
     """
     if list(order) == list(range(len(order))):
         return model
-    body = set(model.base_model.modules())
-    linear = [m for m in model.modules() if isinstance(m, nn.Linear) and m not in body]
-    if not linear or linear[-1].out_features != len(order):
+    found = last_linear(model)
+    if found is None or found[1].out_features != len(order):
         raise UserError(
             f"{source}: its labels stand in another order than the task's, and its head does not "
             "end in a linear layer whose rows could be exchanged; list the task's labels in the "
             "expert's order"
         )
-    for parameter in linear[-1].parameters():
+    # weight and bias alike: both have an output for each row
+    for parameter in found[1].parameters():
         parameter.data = parameter.detach()[list(order)]
     return model
 

@@ -17,7 +17,7 @@ from fmerge.store.weights import read_weights
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-_PREFIX = "model."  # where a task module keeps its one model
+_PREFIX = "model."  # of a task module's one model in its checkpoints
 _OTHERS = ("Classification", "MaskedLM", "QuestionAnswering")
 
 
@@ -63,7 +63,7 @@ def _read_lightning(path: Path) -> tuple[str, dict[str, Tensor]]:
 
 
 def _check_kind(config: Any, source: str) -> None:
-    # transformers would read an encoder as a causal model whose tokens see those after them
+    # transformers would load an encoder as a causal model, whose tokens attend to later ones
     for name in config.architectures or []:
         if any(other in name for other in _OTHERS):
             raise UserError(

@@ -15,11 +15,11 @@ _LOG = logging.getLogger(__name__)
 
 
 def lock_of(output: Path, folder: bool) -> Path:
-    """Says where the lock of an output is.
+    """Names the lock of an output.
 
     Args:
         output: A run's folder, or the file it writes.
-        folder: Which of the two it is.
+        folder: Whether it is a folder.
 
     Returns:
         A file in the folder, or beside the file.
@@ -29,20 +29,21 @@ def lock_of(output: Path, folder: bool) -> Path:
 
 @contextmanager
 def only_run(lock: Path, on: bool = True) -> Iterator[None]:
-    """Keeps other runs out until this one ends, in whatever way it ends.
+    """Lets no other run write to an output until this one ends, in whatever way.
 
-    The file names process and host for whoever meets it. What keeps others out is the system's
-    lock on it, which a killed process loses with its life: a file that nobody holds is taken over.
+    The file names the process and host that hold it, for the error message. What excludes others
+    is the system's lock on the file, which ends with its process: the file of a killed run is
+    taken over.
 
     Args:
-        lock: The file; it and the folders made for it go in the end, unless they are in use.
-        on: Whether to lock at all: only the first of several processes does.
+        lock: The file. It and the folders made for it are removed in the end, unless in use.
+        on: Whether to lock at all; only the first of several processes does.
 
     Yields:
         Nothing.
 
     Raises:
-        UserError: If another run holds it, or the output's place is no folder.
+        UserError: If another run holds it, or its folder is a file.
     """
     if not on:
         yield
@@ -54,19 +55,20 @@ def only_run(lock: Path, on: bool = True) -> Iterator[None]:
     try:
         yield
     finally:
-        with suppress(OSError):  # the folder may be read-only by now, which is said elsewhere
+        # removed before the lock is given up: afterwards it may be the file of another run
+        with suppress(OSError):  # a folder that has become read-only is reported by its writers
             lock.unlink()
         os.close(handle)
         for folder in made:
             try:
                 folder.rmdir()
-            except OSError:  # the run's results are in it, or another run already
+            except OSError:  # not empty: it holds results, or the lock of another run
                 break
 
 
 def _take(lock: Path) -> int:
     while True:
-        # the one who held it may remove file and folder at any moment: then it is made again
+        # the run that held the lock may remove file and folder at any moment: then try again
         try:
             lock.parent.mkdir(parents=True, exist_ok=True)
             handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
@@ -76,6 +78,7 @@ def _take(lock: Path) -> int:
             continue
         try:
             _hold(lock, handle)
+            # a file that was removed after it was opened can be locked, but excludes nobody
             if _is_at(lock, handle):
                 owner = json.dumps({"pid": os.getpid(), "host": socket.gethostname()})
                 os.ftruncate(handle, 0)

@@ -1,4 +1,4 @@
-"""Unfinished work on disk: tensors, and what they belong to."""
+"""Unfinished work on disk: tensors, and a description of the work that they belong to."""
 
 import json
 import logging
@@ -21,20 +21,20 @@ def write_partial(path: Path, belongs_to: Mapping[str, Any], tensors: Mapping[st
     """Writes tensors whole or not at all.
 
     Args:
-        path: Where; what is there is replaced.
-        belongs_to: Plain values that say of what work they are a part.
+        path: The file; an old one is replaced.
+        belongs_to: Plain values that identify the work.
         tensors: Names to tensors, on any device.
     """
     with replacing_file(path) as temporary:
-        kept = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        save_file(kept, temporary, metadata={_KEY: json.dumps(belongs_to, sort_keys=True)})
+        contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        save_file(contiguous, temporary, metadata={_KEY: json.dumps(belongs_to, sort_keys=True)})
 
 
 def remove_partial(path: Path) -> None:
-    """Removes what is not needed any more, and what a kill left of its writing.
+    """Removes unfinished work that is no longer needed, and temporary files of its writing.
 
     Args:
-        path: Where ``write_partial`` put it, if it did.
+        path: The file, which may be absent.
     """
     path.unlink(missing_ok=True)
     remove_leftovers(path)
@@ -44,12 +44,12 @@ def read_partial(path: Path, belongs_to: Mapping[str, Any]) -> Params | None:
     """Reads tensors back, if they belong to the same work.
 
     Args:
-        path: Where ``write_partial`` put them.
-        belongs_to: What work is being done now.
+        path: The file that ``write_partial`` wrote.
+        belongs_to: Plain values that identify the present work.
 
     Returns:
-        Names to tensors; None where there is no such file, or where it belongs to other work,
-        which is logged with the first difference.
+        Names to tensors; None where there is no file, or where it belongs to other work, which is
+        logged with the first difference.
     """
     if not path.is_file():
         return None
@@ -59,20 +59,24 @@ def read_partial(path: Path, belongs_to: Mapping[str, Any]) -> Params | None:
                 return None
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
+        # not refused: what it held can be computed again
         _LOG.warning("%s: not readable (%s); beginning anew", path, error)
         return None
 
 
 def begun_with(path: Path, belongs_to: Mapping[str, Any], key: str) -> Any:
-    """Reads one thing that unfinished work was begun with, and this command leaves open.
+    """Reads a value that unfinished work was begun with and that this command leaves open.
+
+    Such as the batch size, where it is to be found automatically: sums of whole batches can be
+    resumed only in batches of the same size.
 
     Args:
-        path: Where ``write_partial`` put it, if it did.
-        belongs_to: What work is being done now, without that thing.
-        key: What is asked for.
+        path: The file, which may be absent.
+        belongs_to: Plain values that identify the present work, without that one.
+        key: The value's name.
 
     Returns:
-        What ``write_partial`` was told; None where there is no such work.
+        The value; None where there is no such work.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -86,10 +90,11 @@ def begun_with(path: Path, belongs_to: Mapping[str, Any], key: str) -> Any:
 
 
 def _belongs(path: Path, found: Any, belongs_to: Mapping[str, Any]) -> bool:
-    """Compares what a file says it is a part of, before its tensors are read; logs a difference."""
+    """Compares the work of a file with the present work; logs the first difference."""
     if not isinstance(found, dict):
         _LOG.warning("%s: does not say what it is a part of; beginning anew", path)
         return False
+    # through JSON and back, as the file was: a tuple then equals its list
     expected = json.loads(json.dumps(belongs_to))
     for key in {**expected, **found}:
         if expected.get(key) != found.get(key):

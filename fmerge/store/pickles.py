@@ -1,4 +1,4 @@
-"""Pickled files, ``.ckpt`` and ``.bin``: read as tensors and plain values, never run."""
+"""Pickled files, ``.ckpt`` and ``.bin``: only tensors and plain values are read, no code is run."""
 
 import warnings
 import zipfile
@@ -11,7 +11,7 @@ from fmerge.errors import UserError
 
 
 def load_plain(path: Path) -> Any:
-    """Reads what ``torch.save`` wrote, on the CPU, running nothing that is in it.
+    """Reads a file of ``torch.save`` on the CPU, and runs no code in it.
 
     Args:
         path: The file.
@@ -20,14 +20,14 @@ def load_plain(path: Path) -> Any:
         Its content: tensors and plain values in dictionaries and lists.
 
     Raises:
-        UserError: If it is missing, no regular file, damaged, or holds anything else.
+        UserError: If it is missing, not a regular file, damaged, or holds anything else.
     """
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     try:
-        # tensors of a zip file stay in it, so that none can claim more than the file holds
+        # the tensors of a zip file are mapped, so that none can claim more than the file holds
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of the protocols of files that are refused
+            warnings.simplefilter("ignore")  # about pickle protocols of files that are refused
             mapped = zipfile.is_zipfile(path)
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # a damaged pickle makes the unpickler raise nearly anything

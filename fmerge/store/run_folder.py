@@ -1,8 +1,12 @@
-"""A merge's folder: its trial log is the search's state, complete after every trial."""
+"""The folder of a merge, and whether the run in it can be resumed.
+
+The trial log is the state of the search: it is complete after every trial. A run is resumed by
+telling the search the trials of the log again, so that nothing else needs to be saved.
+"""
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +20,16 @@ from fmerge.store.atomic import (
     remove_leftovers,
     write_text,
 )
-from fmerge.store.fisher_cache import CACHED
+from fmerge.store.fisher_cache import CACHE_FILE
+from fmerge.store.run_config import TRIALS, first_difference, flat, resolved
+from fmerge.store.trial_log import read_trials
 
-_IGNORED = (
-    *("output", "overwrite", "dry_run", "config", "build"),
-    *("trainer.callbacks", "trainer.enable_progress_bar"),
-)
-"""What a run may be gone on with although it differs."""
-
-_GROWING = "optimizer.search.init_args.trials"
 _RESULTS = (
     *("report.md", "report.html", "scores.json", "search.png"),
     *("pareto.json", "pareto.png"),
 )
+"""Files of a finished run; the first one makes it finished."""
+
 _POINTS = "points"
 
 
@@ -38,38 +39,44 @@ class RunFolder:
     Args:
         path: The folder.
         config: The resolved configuration as YAML; None where it is not known.
+        defaults: Name of a section to what a configuration without that section means.
     """
 
-    def __init__(self, path: Path, config: str | None = None) -> None:
+    def __init__(
+        self, path: Path, config: str | None = None, defaults: Mapping[str, Any] | None = None
+    ) -> None:
         self.path = path
         self.config = config
+        self.defaults = defaults or {}
         self._log = path / "trials.jsonl"
         self._inputs = path / "inputs.json"
 
     def check(self, overwrite: bool) -> bool:
-        """Finds out what to do about what is in the folder.
+        """Decides whether a run in the folder is resumed.
 
         Args:
             overwrite: Whether a run there may be replaced.
 
         Returns:
-            Whether a run there is to be gone on with: it was begun with this configuration and
-            is not finished, or may make more trials now.
+            Whether to resume: the run has this configuration and is not finished, or it may make
+            more trials now.
 
         Raises:
-            UserError: If there is something else, or it is damaged, and ``overwrite`` is off.
+            UserError: If the folder holds something else, or a damaged run, and ``overwrite`` is
+                off.
         """
+        # first of all: a kill between two renames has left the merged weights under another name
         recover_folder(self.path / "merged")
         begun = self.path / "config.yaml"
         if overwrite or self.config is None or not (self._log.is_file() and begun.is_file()):
             check_new_folder(self.path, overwrite)
             return False
-        old = _flat(_mapping(begun, yaml.safe_load))
-        new = _flat(yaml.safe_load(self.config) or {})
-        more = old.get(_GROWING) != new.get(_GROWING)
-        if more and (new.get(_GROWING) or 0) > (old.get(_GROWING) or 0):
-            old[_GROWING] = new.get(_GROWING)
-        if differs := _difference(old, new):
+        old, new = self._both(self.config)
+        more = old.get(TRIALS) != new.get(TRIALS)
+        # more trials are no difference; fewer would have to forget some that were made
+        if more and (new.get(TRIALS) or 0) > (old.get(TRIALS) or 0):
+            old[TRIALS] = new.get(TRIALS)
+        if differs := first_difference(old, new):
             raise UserError(
                 f"--output {self.path}: holds a run with another configuration: {differs}; name "
                 "another folder, or add --overwrite true"
@@ -88,7 +95,7 @@ class RunFolder:
             The records of its trials.
 
         Raises:
-            UserError: If there is none, it is damaged, or it was made otherwise.
+            UserError: If there is none, it is damaged, or its configuration is another one.
         """
         begun = self.path / "config.yaml"
         if not (self._log.is_file() and begun.is_file() and self._is_finished):
@@ -97,16 +104,15 @@ class RunFolder:
                 "command without --build first"
             )
         if self.config is not None:
-            old, new = _mapping(begun, yaml.safe_load), yaml.safe_load(self.config) or {}
-            if differs := _difference(_flat(old), _flat(new)):
+            if differs := first_difference(*self._both(self.config)):
                 raise UserError(
                     f"--output {self.path}: holds a run with another configuration: {differs}; "
                     "give the command that it was made with, and --build"
                 )
-        return self._records()
+        return read_trials(self._log)
 
     def point(self, index: int) -> Path:
-        """Names the place of a trial that is built by its index.
+        """Names the folder of a trial that is built by its index.
 
         Args:
             index: The trial's.
@@ -117,7 +123,7 @@ class RunFolder:
         return self.path / _POINTS / str(index)
 
     def begin_point(self, index: int) -> None:
-        """Removes what kills left of a trial that was being built.
+        """Removes the temporary files of a killed run that was building a trial.
 
         Args:
             index: The trial's.
@@ -130,12 +136,12 @@ class RunFolder:
         return (self.path / _RESULTS[0]).is_file()
 
     def start(self, inputs: Mapping[str, Any]) -> None:
-        """Begins a run: an empty trial log, and nothing of a run before.
+        """Begins a run: an empty trial log, and nothing of an earlier run.
 
         Args:
-            inputs: Plain values that tell the experts, the base and the data from others.
+            inputs: Plain values that identify the experts, the base and the data.
         """
-        remove_leftovers(self.path / CACHED)
+        remove_leftovers(self.path / CACHE_FILE)
         for stale in _RESULTS:
             (self.path / stale).unlink(missing_ok=True)  # of the run that --overwrite replaces
         for folder in ("merged", _POINTS):
@@ -144,7 +150,7 @@ class RunFolder:
         self._describe(inputs)
 
     def check_inputs(self, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Proves that a run was begun with these experts, base and data.
+        """Checks that a run was begun with these experts, base and data.
 
         Args:
             inputs: As for ``start``.
@@ -153,11 +159,11 @@ class RunFolder:
             What was noted of its inputs.
 
         Raises:
-            UserError: If the experts, the base or the data are others now.
+            UserError: If an expert, the base or the data have changed since.
         """
         noted = _mapping(self._inputs, json.loads) if self._inputs.is_file() else {}
-        before = _flat(noted)
-        for key, value in _flat(inputs).items():
+        before = flat(noted)
+        for key, value in flat(inputs).items():
             if key in before and before[key] != value:
                 raise UserError(
                     f"--output {self.path}: its run was begun with another {key}; name another "
@@ -166,7 +172,7 @@ class RunFolder:
         return noted
 
     def resume(self, inputs: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """Goes on with a run.
+        """Resumes a run.
 
         Args:
             inputs: As for ``start``.
@@ -175,12 +181,14 @@ class RunFolder:
             The records of its finished trials.
         """
         noted = self.check_inputs(inputs)
-        records = self._records()
-        for name in ("trials.jsonl", "inputs.json", "config.yaml", CACHED, *_RESULTS):
+        # everything is read and checked before anything is written
+        records = read_trials(self._log)
+        for name in ("trials.jsonl", "inputs.json", "config.yaml", CACHE_FILE, *_RESULTS):
             remove_leftovers(self.path / name)
-        # with more trials to make, a run that was finished is so no longer
+        # with more trials to make the run is not finished: were it killed now with its report in
+        # place, the same command would be refused as finished
         (self.path / _RESULTS[0]).unlink(missing_ok=True)
-        # a kill may have left half a line behind
+        # without the half line of a kill, to which the next record would be appended
         write_text(self._log, "".join(json.dumps(record) + "\n" for record in records))
         self._describe({**noted, **inputs})
         return records
@@ -200,12 +208,12 @@ class RunFolder:
             key: What it was noted under.
 
         Returns:
-            What was noted, by this run or before it was interrupted; None if nothing was.
+            What was noted, perhaps before an interruption; None if nothing was.
         """
         return json.loads(self._inputs.read_text(encoding="utf-8")).get(key)
 
     def note(self, key: str, value: Any) -> None:
-        """Keeps what was found out about the inputs, for a run that goes on.
+        """Notes what was found out about the inputs, for when the run is resumed.
 
         Args:
             key: What to note it under.
@@ -214,29 +222,16 @@ class RunFolder:
         inputs = json.loads(self._inputs.read_text(encoding="utf-8"))
         write_text(self._inputs, json.dumps(inputs | {key: value}, indent=1) + "\n")
 
+    def _both(self, config: str) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The configurations of the run in the folder and of the present command."""
+        trees = _mapping(self.path / "config.yaml", yaml.safe_load), yaml.safe_load(config) or {}
+        old, new = (resolved(tree, self.defaults) for tree in trees)
+        return old, new
+
     def _describe(self, inputs: Mapping[str, Any]) -> None:
         write_text(self._inputs, json.dumps(inputs, indent=1) + "\n")
         if self.config is not None:
             write_text(self.path / "config.yaml", self.config)
-
-    def _records(self) -> list[dict[str, Any]]:
-        # a kill may have cut a letter in two, in the last line, which is not used
-        text = self._log.read_bytes().decode(errors="replace")
-        whole, _, _ = text.rpartition("\n")
-        records: list[dict[str, Any]] = []
-        for number, line in enumerate(whole.splitlines()):
-            try:
-                record = json.loads(line)
-                right = isinstance(record, dict) and _is_trial(record, number)
-            except (ValueError, RecursionError):
-                right = False
-            if not right:
-                raise UserError(
-                    f"{self._log}: line {number + 1} is not the record of trial {number}; mend "
-                    "it, or begin anew with --overwrite true"
-                )
-            records.append(record)
-        return records
 
 
 def _mapping(path: Path, parse: Callable[[str], Any]) -> Mapping[str, Any]:
@@ -250,54 +245,5 @@ def _mapping(path: Path, parse: Callable[[str], Any]) -> Mapping[str, Any]:
     return found or {}
 
 
-def _difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    """Words the first difference of two configurations that matters; empty if none does."""
-    for key in sorted(old.keys() | new.keys()):
-        if not key.startswith(_IGNORED) and old.get(key) != new.get(key):
-            return f"{key} was {old.get(key)} and is {new.get(key)}"
-    return ""
-
-
 def _damaged(path: Path, reason: str) -> UserError:
     return UserError(f"{path}: is damaged ({reason}); mend it, or begin anew with --overwrite true")
-
-
-def _is_trial(record: Mapping[str, Any], number: int) -> bool:
-    objective, status = record.get("objective"), record.get("status")
-    optional = (record.get(key, {}) for key in ("objectives", "objective_errors"))
-    numbers = (record.get("coefficients"), record.get("metrics"), *optional)
-    return (
-        record.get("trial") == number
-        and (status in {"ok", "failed"} or (status == "stopped" and _is_partial(record)))
-        and (objective is None or _is_number(objective))
-        and all(isinstance(one, dict) and all(map(_is_number, one.values())) for one in numbers)
-    )
-
-
-def _is_partial(record: Mapping[str, Any]) -> bool:
-    partial = record.get("partial")
-    return (
-        _is_number(record.get("objective"))
-        and isinstance(partial, dict)
-        and partial.keys() == {"examples", "of", "error", "errors"}
-        and isinstance(errors := partial["errors"], dict)
-        and all(map(_is_number, [partial["examples"], partial["of"], partial["error"]]))
-        and all(map(_is_number, errors.values()))
-    )
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _flat(tree: Mapping[str, Any]) -> dict[str, Any]:
-    return dict(_leaves(tree, ""))
-
-
-def _leaves(tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, Mapping) and value:
-            yield from _leaves(value, f"{name}.")
-        else:
-            yield name, value

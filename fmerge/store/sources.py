@@ -1,4 +1,4 @@
-"""Where models come from and go to: folders, hub ids, packages and Lightning checkpoints."""
+"""Sources of models: folders, hub ids, packages and Lightning checkpoints; and their saving."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -35,7 +35,7 @@ def load_tokenizer(source: str) -> "PreTrainedTokenizerBase":
         "tokenizer",
         lambda auto: auto.AutoTokenizer.from_pretrained(place, trust_remote_code=False),
     )
-    # without its files transformers makes an empty one, to which every word is unknown
+    # without its files transformers makes an empty tokenizer, to which every word is unknown
     files = {*tokenizer.vocab_files_names.values(), "tokenizer.json"}
     if (
         tokenizer.vocab_files_names
@@ -58,11 +58,11 @@ def save_models(
     """Writes Hugging Face folders, all of them whole or none.
 
     Args:
-        folder: Where the folders shall be; what is there is replaced.
-        models: Name of each model's folder below it to the model; ``""`` puts a
-            single one into ``folder`` itself.
+        folder: The folder they are written to; an old one is replaced.
+        models: Name of each model's folder inside it to the model; ``""`` puts a single one into
+            ``folder`` itself.
         tokenizer: The tokenizer they share.
-        cards: Name of each model's folder to its ``README.md``, if there is one.
+        cards: Name of each model's folder to its ``README.md``; None for no cards.
     """
     with replacing_folder(folder) as temporary, quiet_transformers():
         for name, model in models.items():
@@ -73,7 +73,7 @@ def save_models(
 
 
 def is_lightning(source: str) -> bool:
-    """Tells a Lightning checkpoint by its ending.
+    """Recognizes a Lightning checkpoint by its ending.
 
     Args:
         source: A path or hub id.
@@ -85,10 +85,10 @@ def is_lightning(source: str) -> bool:
 
 
 def package_folder(source: str) -> str:
-    """Resolves ``package:name/sub/folder``, a model that an installed package carries.
+    """Resolves ``package:name/sub/folder``, a model inside an installed package.
 
     Args:
-        source: Any source; all but those that start with ``package:`` are returned as they are.
+        source: Any source; those that do not start with ``package:`` are returned unchanged.
 
     Returns:
         The folder inside the installed package, which is not imported.
@@ -101,7 +101,7 @@ def package_folder(source: str) -> str:
     from importlib.util import find_spec
 
     name, _, rest = source.removeprefix("package:").partition("/")
-    spec = find_spec(name)
+    spec = find_spec(name)  # finds the package and does not run it
     if spec is None or not spec.submodule_search_locations:
         raise UserError(
             f"{source}: the package '{name}' is not installed; run: pip install 'fmerge[demo]'"
@@ -110,16 +110,16 @@ def package_folder(source: str) -> str:
 
 
 def local_folder(source: str) -> str:
-    """Tells a missing local folder from a hub id, before anything asks the network.
+    """Distinguishes a missing local folder from a hub id, before the network is asked.
 
     Args:
         source: A Hugging Face folder, a hub id, or ``package:name/folder``.
 
     Returns:
-        The folder, or the hub id as it is.
+        The folder, or the unchanged hub id.
 
     Raises:
-        UserError: If it is a folder without a config, or one that would run code, a file, or a
+        UserError: If it is a folder without a config, a folder that would run code, a file, or a
             path that does not exist.
     """
     source = package_folder(source)
@@ -131,6 +131,7 @@ def local_folder(source: str) -> str:
         return source
     if path.exists():
         raise UserError(f"{source}: is neither a Hugging Face folder nor a Lightning .ckpt")
+    # a hub id is "name" or "owner/name"; what can only be a path must not be asked for there
     if (
         path.is_absolute()
         or source.startswith(".")
@@ -143,15 +144,15 @@ def local_folder(source: str) -> str:
 
 
 def read_part(source: str, what: str, read: Callable[[Any], Any]) -> Any:
-    """Reads with transformers, whose many errors become one.
+    """Reads with transformers, and turns its many errors into one.
 
     Args:
-        source: Where from, for the message.
+        source: The source, for the message.
         what: What is read, for the message.
-        read: From the module ``transformers`` to what is read.
+        read: Is called with the module ``transformers``, and reads.
 
     Returns:
-        What ``read`` gave.
+        What ``read`` returned.
 
     Raises:
         UserError: If it cannot be read.
@@ -163,7 +164,7 @@ def read_part(source: str, what: str, read: Callable[[Any], Any]) -> Any:
             return read(transformers)
     except UserError:
         raise
-    except Exception as error:  # a hostile config makes transformers raise nearly anything
+    except Exception as error:  # a damaged config makes transformers raise nearly anything
         words = str(error).split() or [type(error).__name__]
         reason = " ".join(words)[:300]
         if not isinstance(error, OSError | ValueError | RuntimeError):
@@ -173,10 +174,10 @@ def read_part(source: str, what: str, read: Callable[[Any], Any]) -> Any:
 
 
 def read_config(source: str, folder: str) -> Any:
-    """Reads a model's config, running nothing that it names.
+    """Reads a model's config, and runs no code that it names.
 
     Args:
-        source: Where from, for the message.
+        source: The source, for the message.
         folder: The folder or hub id.
 
     Returns:
@@ -191,16 +192,16 @@ def read_config(source: str, folder: str) -> Any:
 
 
 def hyperparameters(path: Path) -> dict[str, Any]:
-    """Reads what a Lightning checkpoint's module was made with.
+    """Reads the arguments of a Lightning checkpoint's module.
 
     Args:
         path: The ``.ckpt``.
 
     Returns:
-        The module's arguments, a nonempty ``path`` among them.
+        The module's arguments, among them a nonempty ``path``.
 
     Raises:
-        UserError: If it is no checkpoint of ``fmerge fit``.
+        UserError: If it is not a checkpoint of ``fmerge fit``.
     """
     found: dict[str, Any] = load_lightning(path).get("hyper_parameters", {})
     if not isinstance(found.get("path"), str) or not found["path"]:
@@ -211,13 +212,13 @@ def hyperparameters(path: Path) -> dict[str, Any]:
 
 
 def load_lightning(path: Path) -> dict[str, Any]:
-    """Reads a Lightning checkpoint, on the CPU, running nothing that is in it.
+    """Reads a Lightning checkpoint on the CPU, and runs no code in it.
 
     Args:
         path: The ``.ckpt``.
 
     Returns:
-        Its content, ``state_dict`` among it.
+        Its content, with ``state_dict``.
 
     Raises:
         UserError: If it is missing, damaged, of another kind, or would run code.
@@ -230,6 +231,7 @@ def load_lightning(path: Path) -> dict[str, Any]:
         raise UserError(
             f"{path}: its 'state_dict' or 'hyper_parameters' is no dictionary; it is damaged"
         )
+    # weights_only admits any plain value: a damaged file may hold a number in place of a tensor
     for name, value in state.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
             raise UserError(f"{path}: '{str(name)[:80]}' is no tensor; it is damaged")
@@ -237,15 +239,15 @@ def load_lightning(path: Path) -> dict[str, Any]:
 
 
 def check_resume(ckpt_path: str | Path | None) -> None:
-    """Proves that a checkpoint can be gone on from, before Lightning reads it.
+    """Checks that a fit can be resumed from a checkpoint, before Lightning reads it.
 
-    Lightning would run what is in one that comes from an address on the web.
+    Lightning would download a checkpoint from a URL, and run code in it.
 
     Args:
         ckpt_path: A ``.ckpt``, one of Lightning's words for its own, or None.
 
     Raises:
-        UserError: If it is no file here, damaged, or would run code.
+        UserError: If it is not a local file, damaged, or would run code.
     """
     if ckpt_path is None or ckpt_path in {"best", "last", "hpc"}:
         return
@@ -259,7 +261,7 @@ def check_resume(ckpt_path: str | Path | None) -> None:
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Keeps loading bars and reports off the terminal: what matters in them is checked here.
+    """Silences progress bars and loading reports of transformers; what matters is checked here.
 
     Yields:
         Nothing.

@@ -1,8 +1,9 @@
-"""A model's weights, or their headers, read once they have proved to be what its config says."""
+"""A model's weights, or their headers alone, checked against its config before they are read."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,8 +25,8 @@ _HEADERS = ContextVar("headers", default=False)
 def reading_headers() -> Iterator[None]:
     """Makes ``read_weights`` read names, kinds and shapes alone inside the block.
 
-    Its models then have one zero in the place of every weight, whatever their size. A model from
-    the hub, whose header is not here, is read whole.
+    The weights of its models are then zeros that share one number's memory. A model from the hub
+    is read whole, as its header is not on this machine.
 
     Yields:
         Nothing.
@@ -50,35 +51,23 @@ def read_weights(
         state: The weights themselves.
 
     Returns:
-        The model, and the names of the tensors it did not get, to what is wrong with each.
+        The model, and for each tensor that the source does not give it, by name, what is wrong.
     """
-    header: Header = {}
     place = None if state is not None else local_folder(folder)
-    if place is not None and Path(place).is_dir():
-        header = check_weights(Path(place), config.to_dict())
-
-    def describe(auto: Any) -> Any:
-        with torch.device("meta"):
-            return getattr(auto, kind).from_config(config, trust_remote_code=False)
-
-    if place is not None and header:
-        described = dict(read_part(source, "config", describe).named_parameters())
-        numbers = sum(parameter.numel() for parameter in described.values())
-        check_described(Path(place), numbers, header)
-        _check_kinds(source, described, header)
-
+    describe = partial(_on_meta, kind, config)
+    header = _checked_header(source, place, config, describe)
     quiet: Any = nullcontext()
     if _HEADERS.get() and (state is not None or header):
         from transformers.initialization import no_init_weights
 
         place, state = None, _unread(header) if state is None else _emptied(state)
-        quiet = no_init_weights()  # what is lacking would get memory
+        quiet = no_init_weights()  # parameters that the file lacks would be given memory
 
     def read(auto: Any) -> Any:
         loader = getattr(auto, kind)
         if state is not None:  # the class itself takes tensors, the Auto class wants a folder
             loader = type(describe(auto))
-        # not load_state_dict, which overwrites a weight that the config ties and the file does not
+        # load_state_dict would overwrite a weight that the config ties and the file does not
         return loader.from_pretrained(
             place,
             config=config,
@@ -98,6 +87,29 @@ def read_weights(
     return model, lacking
 
 
+def _on_meta(kind: str, config: Any, auto: Any) -> Any:
+    """Makes the model that a config describes, without memory for its weights."""
+    with torch.device("meta"):
+        return getattr(auto, kind).from_config(config, trust_remote_code=False)
+
+
+def _checked_header(
+    source: str, place: str | None, config: Any, describe: Callable[[Any], Any]
+) -> Header:
+    """Reads the header of a local folder and compares it with the config."""
+    # before the weights are read: a damaged config may describe a model that fills the memory
+    if place is None or not Path(place).is_dir():
+        return {}
+    header = check_weights(Path(place), config.to_dict())
+    if header:
+        described = dict(read_part(source, "config", describe).named_parameters())
+        numbers = sum(parameter.numel() for parameter in described.values())
+        check_described(Path(place), numbers, header)
+        _check_kinds(source, described, header)
+    return header
+
+
+# one number, expanded to any shape, takes the memory of one number
 def _unread(header: Header) -> dict[str, Tensor]:
     kinds = {True: torch.float32, False: torch.int64}
     return {
@@ -122,7 +134,7 @@ def _check_kinds(source: str, described: Mapping[str, Any], header: Header) -> N
 
 
 def _check_layers(source: str, unexpected: Iterable[str], names: Sequence[str]) -> None:
-    """Refuses layers that the config does not know: the model would run without them."""
+    """Refuses layers that the config does not have: the model would run without them."""
     for key in sorted(unexpected):
         layer = layer_of(key)
         if not layer:

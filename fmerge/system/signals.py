@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the first ends a search after a trial, a Fisher after a batch."""
+"""Ctrl-C and SIGTERM: the first one ends a search after its trial, a Fisher after its batch."""
 
 import os
 import signal
@@ -9,73 +9,72 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 
-from fmerge.system.slurm import requeue_signal, requeueing
+from fmerge.system.distributed import gather
+from fmerge.system.slurm import requeue_on_signal, requeue_signal
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 @contextmanager
-def asking_to_stop(
+def catch_signals(
     trainer: Trainer, after: str = "trial", together: bool = True
 ) -> Iterator[Callable[[], int]]:
-    """Notes a request to stop, for a loop that ends when it suits it.
+    """Records a request to stop, for a loop that ends at its next safe point.
 
-    Lightning's own handler would end the pass of the running trial, and its exception the search:
-    it is kept from registering. A second signal raises ``SystemExit`` wherever the process is.
-    Under SLURM its signal before the end of a job's time asks as well; the job is then put back.
+    A second signal raises ``SystemExit`` at once. SLURM's signal before the end of a job's time
+    is a request as well; the job is then put back into the queue.
 
     Args:
-        trainer: The trainer whose passes run inside the block.
+        trainer: The Trainer whose passes run inside the block.
         after: What is finished first, for the message.
-        together: Whether all processes ask at the same times; otherwise each knows its own signal.
+        together: Whether all processes ask at the same times; otherwise each process knows only
+            of its own signal.
 
     Yields:
-        Tells the number of the signal that any process got, 0 if none did.
+        A function that returns the number of the signal that any process got, or 0.
     """
     if threading.current_thread() is not threading.main_thread():
-        yield lambda: 0  # signals come to the main thread alone
+        yield lambda: 0  # Python delivers signals to the main thread alone
         return
-    asked: list[int] = []
-    back = requeue_signal(trainer)
-    signals = SIGNALS if back is None else (*SIGNALS, signal.Signals(back))
+    requests: list[int] = []
+    requeue = requeue_signal(trainer)
+    signals = SIGNALS if requeue is None else (*SIGNALS, signal.Signals(requeue))
 
     def handle(number: int, frame: Any) -> None:
-        if asked:
-            if number == asked[0] == back:
-                return  # SLURM may send it to the job and to its step
+        if requests:
+            if number == requests[0] == requeue:
+                return  # SLURM may send its signal to the job and to the job's step
+            # a third signal must end the process even if the exception is caught somewhere
             for one in signals:
                 signal.signal(one, signal.SIG_DFL)
-            _end_others(trainer)
-            raise SystemExit(128 + (back if asked[0] == back else number))
-        asked.append(number)
+            _kill_started(trainer)
+            raise SystemExit(128 + (requeue if requests[0] == requeue else number))
+        requests.append(number)
         if trainer.is_global_zero:
-            # print is not safe here: the signal may have come in the middle of another
+            # not print, whose buffer the signal may have interrupted in the middle of a write
             os.write(2, f"\nfmerge: stopping after this {after}; once more to stop now\n".encode())
 
+    # Lightning's own handler would end the running pass, and its exception the whole search
     connector: Any = trainer._signal_connector
     before = {one: signal.signal(one, handle) for one in signals}
     connector.register_signal_handlers = lambda: None
     try:
-        with requeueing(trainer):
-            yield lambda: _asked(trainer, asked[0] if asked else 0, together)
+        with requeue_on_signal(trainer):
+            yield lambda: _requested(trainer, requests[0] if requests else 0, together)
     finally:
         del connector.register_signal_handlers
         for one, handler in before.items():
+            # None: a handler that was not installed from Python, which cannot be restored
             signal.signal(one, signal.SIG_DFL if handler is None else handler)
 
 
-def _asked(trainer: Trainer, number: int, together: bool) -> int:
-    if trainer.world_size == 1 or not together:
-        return number
-    from torch import distributed
-
-    numbers = [0] * trainer.world_size
-    distributed.all_gather_object(numbers, number)
-    return max(numbers)
+def _requested(trainer: Trainer, number: int, together: bool) -> int:
+    # processes must stop after the same trial: one that went on would wait for the others
+    return max(gather(trainer, number)) if together else number
 
 
-def _end_others(trainer: Trainer) -> None:
-    """Ends the processes that this one started, which wait for it in vain."""
+def _kill_started(trainer: Trainer) -> None:
+    """Kills the processes that this one started, which would wait for it in a collective."""
     launcher: Any = trainer.strategy.launcher
     if launcher is not None:
         launcher.kill(signal.SIGKILL)

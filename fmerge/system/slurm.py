@@ -1,4 +1,4 @@
-"""SLURM's signal before a job's time is over: save, put the job back into the queue, end."""
+"""SLURM's signal before the end of a job's time: save, requeue the job, and end."""
 
 import os
 import re
@@ -15,17 +15,17 @@ from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 _NAME = "hpc_ckpt_1.ckpt"
-"""As Lightning calls a checkpoint of a job that is to be put back."""
+"""Lightning's name for the checkpoint of a requeued job, which its ``fit`` looks for."""
 
 
 def requeue_signal(trainer: Trainer) -> int | None:
-    """Tells the signal after which a job is put back into the queue.
+    """Finds the signal on which a job is requeued.
 
     Args:
         trainer: The Trainer.
 
     Returns:
-        The signal's number; None outside of SLURM, or where its environment was told not to.
+        The signal's number; None outside of SLURM, or where ``auto_requeue`` is off.
     """
     environment = trainer._accelerator_connector.cluster_environment
     if isinstance(environment, SLURMEnvironment) and environment.auto_requeue:
@@ -34,10 +34,11 @@ def requeue_signal(trainer: Trainer) -> int | None:
 
 
 def requeue() -> None:
-    """Puts this job back into SLURM's queue, and says whether that went well."""
+    """Puts this job back into SLURM's queue, and prints whether that succeeded."""
     job = os.environ.get("SLURM_JOB_ID", "")
     if array := os.environ.get("SLURM_ARRAY_JOB_ID"):
         job = f"{array}_{os.environ.get('SLURM_ARRAY_TASK_ID', '')}"
+    # not a shell, and only digits: nothing in the environment can become a command
     reason = "SLURM_JOB_ID is no number"
     if re.fullmatch("[0-9]+(_[0-9]+)?", job):
         try:
@@ -52,7 +53,7 @@ def requeue() -> None:
 
 
 def is_requeued(trainer: Trainer) -> bool:
-    """Tells whether this job has been put back into the queue, and goes on now.
+    """Tells whether this job was requeued and runs again.
 
     Args:
         trainer: The Trainer.
@@ -65,37 +66,37 @@ def is_requeued(trainer: Trainer) -> bool:
 
 
 def requeued_checkpoint(trainer: Trainer, overwrite: bool) -> Path | None:
-    """Finds what a fit that was put back into the queue goes on from.
+    """Finds the checkpoint from which a requeued fit is resumed.
 
     Args:
         trainer: The Trainer, in whose ``default_root_dir`` it is.
-        overwrite: Whether a job that is not a requeued one shall begin anew.
+        overwrite: Whether a job that was not requeued begins anew.
 
     Returns:
-        The checkpoint; None if there is none, or this is no job of SLURM's.
+        The checkpoint; None if there is none, or outside of SLURM.
     """
     path = Path(trainer.default_root_dir) / _NAME
     if requeue_signal(trainer) is None or not path.is_file():
         return None
     if overwrite and not is_requeued(trainer):
         if trainer.is_global_zero:
-            path.unlink()  # Lightning would go on from it
+            path.unlink()  # Lightning would resume from it by itself
         return None
     return path
 
 
-class RequeuedFit(Callback):
-    """Saves after the batch in which the signal came, puts the job back and ends the process.
+class RequeueCallback(Callback):
+    """Ends a fit on SLURM's signal: after the batch it saves, requeues the job and exits.
 
-    Lightning's own handler saves wherever the signal comes, also in the middle of a step.
+    Lightning's own handler saves at once, even in the middle of a step.
     """
 
     def __init__(self) -> None:
-        self._asked = False
+        self._requested = False
 
     @contextmanager
-    def listening(self, trainer: Trainer) -> Iterator[None]:
-        """Notes the signal, in whose place Lightning then sets none.
+    def catching_signal(self, trainer: Trainer) -> Iterator[None]:
+        """Records the signal during a fit.
 
         Args:
             trainer: The Trainer that fits.
@@ -109,8 +110,9 @@ class RequeuedFit(Callback):
             return
 
         def handle(*_: object) -> None:
-            self._asked = True
+            self._requested = True
 
+        # Lightning installs its own handler only where there is none yet
         before = signal.signal(number, handle)
         trainer.callbacks.append(self)  # type: ignore[attr-defined]
         try:
@@ -118,6 +120,7 @@ class RequeuedFit(Callback):
         finally:
             trainer.callbacks.remove(self)  # type: ignore[attr-defined]
             signal.signal(number, signal.SIG_DFL if before is None else before)
+        # only where the fit has ended by itself: a later one must not resume from it
         if trainer.is_global_zero:
             (Path(trainer.default_root_dir) / _NAME).unlink(missing_ok=True)
 
@@ -129,19 +132,20 @@ class RequeuedFit(Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Ends the process if any process got the signal.
+        """Saves and exits if any process got the signal.
 
         Args:
             trainer: The Trainer.
-            pl_module: Not used.
-            outputs: Not used.
-            batch: Not used.
-            batch_idx: Not used.
+            pl_module: The module; required by Lightning.
+            outputs: What ``training_step`` returned; required by Lightning.
+            batch: The batch; required by Lightning.
+            batch_idx: The batch's index; required by Lightning.
 
         Raises:
-            SystemExit: If so, once all is saved.
+            SystemExit: If a process got it, after the checkpoint is saved.
         """
-        if not trainer.strategy.reduce_boolean_decision(self._asked, all=False):
+        # every process takes part in this reduction and in saving: they must decide alike
+        if not trainer.strategy.reduce_boolean_decision(self._requested, all=False):
             return
         trainer.save_checkpoint(Path(trainer.default_root_dir) / _NAME)
         if trainer.is_global_zero:
@@ -150,8 +154,8 @@ class RequeuedFit(Callback):
 
 
 @contextmanager
-def requeueing(trainer: Trainer) -> Iterator[None]:
-    """Puts the job back where a block ends by the signal.
+def requeue_on_signal(trainer: Trainer) -> Iterator[None]:
+    """Requeues the job if the block ends by SLURM's signal.
 
     Args:
         trainer: The Trainer.

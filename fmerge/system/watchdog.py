@@ -1,4 +1,4 @@
-"""Several processes on one machine: when one is lost, the others end, and one line says so."""
+"""Several processes on one machine: when one is lost, the others end with one line."""
 
 import os
 import signal
@@ -17,22 +17,26 @@ from fmerge.errors import UserError
 
 _STARTER = "FMERGE_STARTED_BY"
 _GRACE = 10.0
-"""Seconds in which the first process may find out by itself, and end in its own words."""
+"""Seconds in which the main thread may notice the loss itself, and say more about it."""
 
 _LOST = ("closed by peer", "reset by peer", "Broken pipe", "Connection refused", "NCCL")
-"""What the backends say when another process is gone."""
+"""What Gloo and NCCL say when another process is gone."""
 
-_GOING_ON = (
-    "what was finished is saved: the same command goes on (a fit with --ckpt_path of its last.ckpt)"
+_TO_RESUME = (
+    "finished work is saved: give the same command to resume (a fit with --ckpt_path of its "
+    "last.ckpt)"
 )
 
 _started: list[subprocess.Popen[bytes]] = []
 _starter: list[int] = []
-"""The process that started this one, if this is not the first."""
+"""Id of the process that started this one; empty in the first process."""
 
 
 class LostProcessError(RuntimeError):
-    """Another process of the command is gone; the message is one line, or empty if it is said."""
+    """Another process of the command is gone.
+
+    The message is one line, or empty where the first process prints it.
+    """
 
 
 def check_strategy(trainer: Trainer) -> None:
@@ -42,8 +46,8 @@ def check_strategy(trainer: Trainer) -> None:
         trainer: The Trainer.
 
     Raises:
-        UserError: If its strategy splits parameters over processes, or starts processes whose
-            results do not come back.
+        UserError: If the strategy splits parameters over processes, or starts processes whose
+            results are lost.
     """
     strategy = trainer.strategy
     name = type(strategy).__name__.removesuffix("Strategy")
@@ -60,11 +64,10 @@ def check_strategy(trainer: Trainer) -> None:
 
 
 @contextmanager
-def watching_processes() -> Iterator[None]:
+def watch_processes() -> Iterator[None]:
     """Ends every process of a command when one of them is lost.
 
-    Lightning kills the first process as well, which then cannot say why; its watcher is replaced.
-    The others watch the first one: where a backend waits for its peers they would live on.
+    The first process watches those that it started, and each of those watches the first one.
 
     Yields:
         Nothing.
@@ -72,8 +75,11 @@ def watching_processes() -> Iterator[None]:
     Raises:
         LostProcessError: If a pass failed because another process was lost.
     """  # noqa: DOC501 - what else the block raises passes through
-    module: Any = subprocess_script  # the watcher's name in it is private
+    # Lightning's own observer kills the first process too, which then cannot say why
+    module: Any = subprocess_script
     before = module._launch_process_observer
+    # set by the first process, inherited by those it starts; a pid tells them from a command
+    # that was started inside another one
     starter = os.environ.get(_STARTER)
     if starter == str(os.getppid()):
         _starter.append(os.getppid())
@@ -91,7 +97,7 @@ def watching_processes() -> Iterator[None]:
             raise
         raise LostProcessError(line) from error
     except BaseException:
-        _end_started()  # they wait for this one in vain
+        _end_started()  # they would wait for this one in a collective
         raise
     finally:
         module._launch_process_observer = before
@@ -100,32 +106,35 @@ def watching_processes() -> Iterator[None]:
 
 
 def _loss(error: BaseException) -> str | None:
-    """Words an error that comes of another process's end; None if it does not."""
+    """Words an error caused by the end of another process; None for other errors."""
     if not any(one in str(error) for one in _LOST):
         return None
     if _starter:
-        time.sleep(1)  # the thread that watches the first process ends this one if that is gone
-        return ""  # otherwise the first process says it
+        # if the first process is gone, the thread that watches it ends this process meanwhile
+        time.sleep(1)
+        return ""  # otherwise the first process prints the line
     deadline = time.monotonic() + _GRACE
+    # a broken connection may be noticed before the system reports the exit code
     while _started and time.monotonic() < deadline:
         if (line := _first_lost(_started)) is not None:
             return line
         time.sleep(0.05)
     if _started:
-        return None  # they live: it is another kind of error
+        return None  # all are alive: the error has another cause
     rank = os.environ.get("RANK") or os.environ.get("LOCAL_RANK", "0")
-    return f"process {rank} lost its connection to the others; {_GOING_ON}"
+    return f"process {rank} lost its connection to the others; {_TO_RESUME}"
 
 
 def _first_lost(started: list[subprocess.Popen[bytes]]) -> str | None:
+    """Words how the first of some processes was lost; None if all run or ended well."""
     codes = {rank: process.poll() for rank, process in enumerate(started, start=1)}
-    # the death of one makes the others end with errors: a signal came first
+    # the loss of one makes the others fail: a signal is the cause, an exit code may be an effect
     for rank, code in sorted(codes.items(), key=lambda one: (one[1] or 0) >= 0):
         if code:
             how = f"with exit code {code}" if code > 0 else f"by {signal.Signals(-code).name}"
             if code == -signal.SIGKILL:
                 how += ", as where memory is short"
-            return f"process {rank} of {len(started) + 1} ended {how}; {_GOING_ON}"
+            return f"process {rank} of {len(started) + 1} ended {how}; {_TO_RESUME}"
     return None
 
 
@@ -143,16 +152,18 @@ def _watch_started(started: list[subprocess.Popen[bytes]]) -> None:
                 return
             time.sleep(0.5)
         time.sleep(_GRACE)
-        # the main thread hangs in a collective, where no exception reaches it
+        # the main thread still waits in a collective, where no exception can reach it
         _end_started()
         os.write(2, f"fmerge: error: {line}\n".encode())
         os._exit(1)
 
+    # a daemon: it must not keep the command from ending
     threading.Thread(target=watch, daemon=True, name="watch-processes").start()
 
 
 def _watch_starter(starter: int) -> None:
+    # a process whose parent has ended gets another parent
     while os.getppid() == starter:
         time.sleep(0.2)
-    os.write(2, f"fmerge: error: the first process is gone; {_GOING_ON}\n".encode())
+    os.write(2, f"fmerge: error: the first process is gone; {_TO_RESUME}\n".encode())
     os._exit(1)

@@ -8,7 +8,7 @@ import torch
 
 from fmerge.cli.app import main
 from fmerge.evaluation import batch_size as batch_sizes
-from fmerge.evaluation.memory import find_batch_size
+from fmerge.evaluation.batch_size import find_batch_size
 from fmerge.modules import FisherPass, TextClassifier
 from fmerge.store import read_fisher
 from tests.cli.run import data_config, fails
@@ -17,47 +17,6 @@ from tests.cli.test_out_of_memory import ERRORS, limit, merge
 
 def run(*args):
     main([str(arg) for arg in args])
-
-
-class Machine:
-    """A pass over n examples takes ``seconds(n)``, and memory for ``most`` of them."""
-
-    def __init__(self, seconds, most):
-        self.seconds, self.most, self.now, self.tried = seconds, most, 0.0, []
-
-    def run(self, size):
-        self.tried.append(size)
-        if size > self.most:
-            raise torch.OutOfMemoryError("CUDA out of memory.")
-        self.now += self.seconds(size)
-
-    def find(self, most):
-        return find_batch_size(self.run, most, clock=lambda: self.now)
-
-
-def test_the_largest_that_fits_is_found_while_larger_is_faster():
-    assert Machine(lambda n: 1.0, most=100).find(4096) == 64
-    assert Machine(lambda n: 1.0, most=64).find(4096) == 64
-    assert Machine(lambda n: 1.0, most=10**9).find(100) == 64  # no more than there is
-    assert Machine(lambda n: 1.0, most=0).find(100) == 1
-    machine = Machine(lambda n: 1.0, most=63)
-    assert machine.find(4096) == 32 and machine.tried[-1] == 64  # each was tried
-
-
-def test_no_memory_is_spent_where_larger_is_no_faster():
-    saturated = Machine(lambda n: max(1.0, n / 8), most=10**9)
-    assert saturated.find(4096) == 8 and max(saturated.tried) == 32
-    # a busy moment at one size is not the end
-    hiccup = Machine(lambda n: 9.0 if n == 4 else 1.0, most=10**9)
-    assert hiccup.find(64) == 64
-
-
-def test_other_errors_of_a_trial_pass():
-    def fail(size):
-        raise RuntimeError("a bug")
-
-    with pytest.raises(RuntimeError, match="a bug"):
-        find_batch_size(fail, 8)
 
 
 @pytest.fixture

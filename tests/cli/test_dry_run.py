@@ -18,6 +18,7 @@ from fmerge.runs import fisher as fisher_run
 from fmerge.runs import timing as measured
 from fmerge.runs.dry_run import total_seconds
 from fmerge.store import write_fisher
+from fmerge.system.memory import Memory
 from tests.cli.run import data_config, experts, fails
 from tests.cli.test_fisher_pass import Own, text_to_text
 
@@ -168,7 +169,8 @@ def sparse(source, folder, rows):
 
 def test_no_weights_are_read_however_many_there_are(zoo, tmp_path, capfd, monkeypatch):
     """Two experts and a base of 60 GB each."""
-    monkeypatch.setattr("fmerge.runs.dry_run.free_memory", lambda device: 8 * 2**30)
+    memory = Memory(8 * 2**30, 16 * 2**30)
+    monkeypatch.setattr("fmerge.runs.dry_run.free_memory", lambda device: memory)
     width = json.loads((Path(zoo.base) / "config.json").read_text())["hidden_size"]
     rows = 60 * 2**30 // (4 * width)
     names = {**zoo.experts, "base": zoo.base}

@@ -80,7 +80,7 @@ def lose(arguments, rank, ready, log):
 def said(text):
     assert "Traceback" not in text
     (line,) = [one for one in text.splitlines() if one.startswith("fmerge: ")]
-    assert "the same command goes on" in line
+    assert "give the same command to resume" in line
     return line
 
 

@@ -314,12 +314,6 @@ def test_a_dry_run_counts_the_passes(zoo, tmp_path, capsys, monkeypatch):
     assert not (tmp_path / "out").exists()
 
 
-def test_the_rows_of_several_processes_are_put_in_order():
-    rows = torch.arange(14).view(7, 2)
-    assert torch.equal(refit.in_order([rows[rank::3] for rank in range(3)]), rows)
-    assert torch.equal(refit.in_order([rows]), rows)
-
-
 @pytest.mark.slow
 def test_two_processes_refit_as_one(zoo, tmp_path):
     """20 examples a task in batches of 4 and, drawn, 9: the processes have unequally many."""

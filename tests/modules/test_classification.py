@@ -5,8 +5,9 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 from fmerge.errors import UserError
-from fmerge.modules import FeaturePass, TextClassifier, last_linear
+from fmerge.modules import FeaturePass, TextClassifier
 from fmerge.modules.heads import model_inputs
+from fmerge.params import last_linear
 from fmerge.store import load_classifier, load_tokenizer
 from tests import hub_layout, tiny
 

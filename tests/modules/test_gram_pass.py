@@ -9,7 +9,7 @@ from transformers import DebertaV2Config
 from transformers.pytorch_utils import Conv1D
 
 from fmerge.modules import GramPass, TextClassifier, linear_weights
-from fmerge.modules.token_masks import token_masks, told_apart
+from fmerge.modules.token_masks import token_masks, with_distinct_lengths
 from tests import tiny
 from tests.compare import assert_same
 from tests.modules.test_rank_choice import make
@@ -104,7 +104,7 @@ def test_of_a_text_to_text_model(kind, batch_size):
     assert_same(grams, loop.sums)
 
 
-def test_lengths_that_would_be_mistaken_are_told_apart():
+def test_equal_lengths_are_made_distinct():
     """The test above means something: some of its batches have t = s."""
     module = make("t5")
     sizes = [module.collate(questions()[i : i + 4], "one") for i in range(0, 11, 4)]
@@ -112,7 +112,7 @@ def test_lengths_that_would_be_mistaken_are_told_apart():
     same = [b for b in sizes if b["input_ids"].shape[1] == b["choice_ids"].shape[2]]
     assert same
     for batch in same:
-        masks = token_masks(told_apart(batch, True), True)
+        masks = token_masks(with_distinct_lengths(batch, True), True)
         assert len({mask.shape for mask in masks}) == 3
 
 

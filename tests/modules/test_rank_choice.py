@@ -409,7 +409,9 @@ def test_prompts_are_cut_and_counted(kind, caplog):
             batch = module.collate([short | rest, long | rest, long | rest], "one")
             module.collate([short | rest], "two")
     assert batch["input_ids"].shape == (3, 4) and batch["choice_ids"].shape == (3, 2, 4)
-    assert module.prompts.cut == {"one": 4, "two": 0} and module.prompts.seen["one"] == 6
+    assert (
+        module.truncation.truncated == {"one": 4, "two": 0} and module.truncation.seen["one"] == 6
+    )
     assert [record.getMessage() for record in caplog.records] == [
         "task 'one': 2 of the first 3 prompts are longer than 4 tokens and were cut; "
         "later ones are cut silently"
@@ -422,10 +424,10 @@ def test_a_prompt_of_exactly_the_length_is_not_cut(zoo):
         {"colour": module._load(zoo.base, "colour", ["a", "b", "c"], True)}, tiny.tokenizer()
     )
     module.collate([{"text": "red cat", "label": 0}, {"text": "red", "label": 0}], "colour")
-    assert not module.prompts.cut["colour"] and module.prompts.seen["colour"] == 2
+    assert not module.truncation.truncated["colour"] and module.truncation.seen["colour"] == 2
     pair = {"text": "red cat", "text_pair": "blue", "label": 0}
     module.collate([pair], "colour")
-    assert module.prompts.cut["colour"] == 1
+    assert module.truncation.truncated["colour"] == 1
 
 
 def test_an_answer_finds_room_among_a_causal_model_s_positions():

@@ -1,4 +1,4 @@
-"""Where the Fishers of curves are kept, and that it makes no difference."""
+"""Where the Fishers of curves are cached, and that it makes no difference."""
 
 import os
 
@@ -9,6 +9,7 @@ from fmerge.errors import UserError
 from fmerge.merging.assembler import Assembler
 from fmerge.methods import DFMerge
 from fmerge.store import FisherCache, RunFolder, fisher_cache
+from fmerge.system.memory import Memory
 from tests.compare import assert_same
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
@@ -28,21 +29,14 @@ PLENTY, SHORT = (800, 1000), (250, 1000)  # bytes free and in all
     ],
 )
 def test_a_set_goes_to_the_first_place_with_room(monkeypatch, device, size, main, own, expected):
-    monkeypatch.setattr(fisher_cache, "in_main_memory", lambda: main)
-    monkeypatch.setattr(fisher_cache, "_on_cuda", lambda asked: own)
+    free = {CPU: Memory(*main), GPU: own and Memory(*own)}
+    monkeypatch.setattr(fisher_cache, "free_memory", free.__getitem__)
     assert FisherCache("unused", device).place(size) == expected
 
 
-def test_the_limit_of_a_control_group_counts_without_what_can_be_read_again(monkeypatch, tmp_path):
-    monkeypatch.setattr(fisher_cache, "_GROUP", tmp_path)
-    free, total = fisher_cache.in_main_memory()
-    assert 0 < free <= total and total > 2**28
-    tmp_path.joinpath("memory.max").write_text("1000\n")
-    tmp_path.joinpath("memory.current").write_text("900\n")
-    tmp_path.joinpath("memory.stat").write_text("anon 700\ninactive_file 200\n")
-    assert fisher_cache.in_main_memory() == (300, 1000)
-    tmp_path.joinpath("memory.max").write_text("max\n")
-    assert fisher_cache.in_main_memory()[1] == total
+def test_where_the_system_does_not_say_a_set_goes_to_the_disk(monkeypatch):
+    monkeypatch.setattr(fisher_cache, "free_memory", lambda device: None)
+    assert FisherCache("unused", CPU).place(1) == "disk"
 
 
 def merges(folder):
@@ -58,7 +52,7 @@ def merges(folder):
         turned = {key: one.square() + (key == "b") for key, one in body.items()}
         return turned | {"w": turned["w"].T.contiguous().T}
 
-    keep = FisherCache(folder, CPU).keep
+    keep = FisherCache(folder, CPU).put
     assembler = Assembler(
         DFMerge(normalize=True, damping=0.1), base, dict(zip("ab", experts, strict=True)),
         fisher_of, curve_nodes=3, keep=keep,
@@ -73,10 +67,10 @@ def test_disk_and_memory_give_the_same_merges_and_leave_no_file(monkeypatch, tmp
     monkeypatch.setattr(
         fisher_cache, "save_file", lambda *args: (files.append(args[1]), save(*args))
     )
-    monkeypatch.setattr(fisher_cache, "in_main_memory", lambda: (10**12, 10**12))
+    monkeypatch.setattr(fisher_cache, "free_memory", lambda device: Memory(10**12, 10**12))
     expected = list(merges(tmp_path / "run"))
     assert not files
-    monkeypatch.setattr(fisher_cache, "in_main_memory", lambda: (0, 10**12))
+    monkeypatch.setattr(fisher_cache, "free_memory", lambda device: Memory(0, 10**12))
     for one, other in zip(merges(tmp_path / "run"), expected, strict=True):
         assert_same(one, other, rtol=0, atol=0)
         assert os.listdir(tmp_path / "run") == []
@@ -84,7 +78,7 @@ def test_disk_and_memory_give_the_same_merges_and_leave_no_file(monkeypatch, tmp
 
 
 def test_a_disk_that_refuses_leaves_no_file(monkeypatch, tmp_path):
-    monkeypatch.setattr(fisher_cache, "in_main_memory", lambda: (0, 10**12))
+    monkeypatch.setattr(fisher_cache, "free_memory", lambda device: Memory(0, 10**12))
 
     def full(tensors, name):
         with open(name, "wb") as file:
@@ -93,7 +87,7 @@ def test_a_disk_that_refuses_leaves_no_file(monkeypatch, tmp_path):
 
     monkeypatch.setattr(fisher_cache, "save_file", full)
     with pytest.raises(UserError, match=r"fisher_curve.safetensors: cannot be written, .* full"):
-        FisherCache(tmp_path, CPU).keep({"w": torch.ones(3)})
+        FisherCache(tmp_path, CPU).put({"w": torch.ones(3)})
     assert os.listdir(tmp_path) == []
 
 
@@ -109,11 +103,11 @@ def test_what_a_kill_left_is_removed_when_a_run_begins(monkeypatch, tmp_path, be
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(fisher_cache, "in_main_memory", lambda: (0, 10**12))
+        patch.setattr(fisher_cache, "free_memory", lambda device: Memory(0, 10**12))
         patch.setattr(fisher_cache, "save_file", killed)
         patch.setattr(fisher_cache.Path, "unlink", lambda self: None)
         with pytest.raises(KeyboardInterrupt):
-            FisherCache(tmp_path, CPU).keep({"w": torch.ones(3)})
+            FisherCache(tmp_path, CPU).put({"w": torch.ones(3)})
     assert os.path.exists(names[0])
     begin(RunFolder(tmp_path), {})
     assert not os.path.exists(names[0])

@@ -1,0 +1,70 @@
+"""A run's configuration, compared with the one that its folder was made with."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+_IGNORED = (
+    *("output", "overwrite", "dry_run", "config", "build"),
+    *("trainer.callbacks", "trainer.enable_progress_bar"),
+)
+"""Options that may differ when a run is resumed: they change no trial."""
+
+_RENAMED = {"references": "baselines"}
+"""Former names of options, which the config.yaml of an older run has."""
+
+TRIALS = "optimizer.search.init_args.trials"
+"""The option that may grow: a run with more trials begins with those of the run with fewer."""
+
+
+def resolved(tree: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Flattens a configuration, under the present names of its options.
+
+    Args:
+        tree: The configuration, as YAML gives it.
+        defaults: Name of a section to what holds where a configuration does not have it. Older
+            versions left out a section that was not given. A section that is there is taken as it
+            is, as options that are null are never written.
+
+    Returns:
+        Dotted name of each option to its value.
+    """
+    given = {_RENAMED.get(key, key): value for key, value in tree.items() if value is not None}
+    return flat({**defaults, **given})
+
+
+def first_difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """Names the first option by which two configurations give different runs.
+
+    Args:
+        old: Dotted name to value, of the run in the folder.
+        new: Dotted name to value, of the present command.
+
+    Returns:
+        The option and both values; empty if there is none.
+    """
+    for key in sorted(old.keys() | new.keys()):
+        # prefixes: "trainer.callbacks" stands for all options of all callbacks
+        if not key.startswith(_IGNORED) and old.get(key) != new.get(key):
+            return f"{key} was {old.get(key)} and is {new.get(key)}"
+    return ""
+
+
+def flat(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Flattens nested mappings.
+
+    Args:
+        tree: Name to value or to a mapping.
+
+    Returns:
+        Dotted name to value; an empty mapping is a value.
+    """
+    return dict(_leaves(tree, ""))
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, f"{name}.")
+        else:
+            yield name, value
