@@ -1,8 +1,9 @@
 """Diagonal Fishers, per example and exactly, of any module with log-likelihoods of answers."""
 
-from fmerge.fisher.accumulator import FisherAccumulator, FisherEstimate, estimate_fisher
+from fmerge.fisher.accumulator import FisherAccumulator, FisherEstimate
 from fmerge.fisher.engine.per_example import Fallback
 from fmerge.fisher.engine.rules import Rule, register_rule, unregister_rule
+from fmerge.fisher.estimate import estimate_fisher
 from fmerge.fisher.estimators import ESTIMATORS, Estimator, Weighting, candidate_weights, uniforms
 from fmerge.fisher.settings import MERGE_DEFAULTS, Errors, FisherSettings
 

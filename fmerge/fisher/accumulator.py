@@ -1,7 +1,7 @@
 """Sums of squared per-example gradients, batch by batch, and the estimate made of them."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -240,62 +240,6 @@ class FisherAccumulator:
             random = signs(indices, self.samples, roots.shape[1], self.seed).to(roots)
             seeds = [random[:, k] * roots * self._scale for k in range(self.samples)]
             square_gradients(log_likelihoods, seeds, parameters, sums, 1 / self.samples)
-
-
-def estimate_fisher(
-    module: nn.Module,
-    batches: Iterable[Any],
-    log_probs: LogProbs,
-    estimator: Weighting = FisherSettings.estimator,
-    samples: int = FisherSettings.samples,
-    seed: int = FisherSettings.seed,
-    labels: Callable[[Any], Tensor] = batch_labels,
-    fallback: Fallback = FisherSettings.fallback,
-    errors: Errors | None = None,
-    until: float | None = FisherSettings.until,
-) -> FisherEstimate:
-    r"""Estimates a diagonal Fisher without a Trainer.
-
-    .. math::
-        F = 1/N \sum_n \sum_c W_{nc} (\partial \ell_{nc} / \partial \theta)^2
-
-    Args:
-        module: Any module; its parameters that require grad are differentiated, in eval mode.
-        batches: The data, on the module's device.
-        log_probs: From a batch to ℓ (n, c), the log-likelihoods of the candidate answers.
-        estimator: ``exact``: W = softmax꜀(ℓ); ``sampled``: answers drawn from it;
-            ``empirical``: the true answer; ``rademacher``: unbiased for exact, by random signs.
-        samples: Draws per example of ``sampled``, backward passes of ``rademacher``.
-        seed: Seed of those draws.
-        labels: From a batch to the true answers (n,), for ``empirical``.
-        fallback: What is done about parameters that no rule covers: exact differentiation
-            example by example, by ``vmap`` or a ``loop``, or an ``error`` that names them.
-        errors: Whether the standard error of the ``total`` is estimated too, or those of all
-            ``entries``.
-        until: Stop when the relative standard error of the total is below this; the batches
-            must come in random order.
-
-    Returns:
-        F by parameter name, the number of examples, and the standard errors asked for.
-    """
-    if until is not None and errors is None:
-        errors = "total"
-    accumulator = FisherAccumulator(
-        module,
-        log_probs,
-        estimator,
-        samples,
-        seed=seed,
-        labels=labels,
-        fallback=fallback,
-        errors=errors,
-    )
-    for batch in batches:
-        accumulator.add(batch)
-        if until is not None and accumulator.spread is not None:
-            if accumulator.spread.enough(until):
-                break
-    return accumulator.estimate()
 
 
 def _clear(sums: Params) -> Params:

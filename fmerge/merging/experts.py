@@ -115,16 +115,14 @@ def load_ensemble(
         method: What the merge will compute.
         module: Reads the networks and knows what their tasks share.
         labels: Task name to class names, where the data are known.
-        values: Whether numbers are read; without them all is checked that headers tell, and the
-            tensors of the ensemble have shapes alone.
+        values: Whether numbers are read; else headers alone are, and tensors have only shapes.
 
     Returns:
-        The ensemble; the bodies are not those of the networks that ``module`` will run on.
+        The ensemble; its bodies are not those of the networks that ``module`` runs on.
 
     Raises:
-        UserError: If experts and tasks differ, the method takes another number of them, the base
-            is missing, layouts or functions differ, an expert is of another base, a tensor is not
-            finite, or a Fisher is missing or belongs to another model.
+        UserError: If experts do not fit the tasks, the method, the base or each other, a tensor
+            is not finite, or a Fisher is missing or belongs to another model.
     """
     _check_names(experts, labels)
     _check_needs(method, len(experts), base)
@@ -132,7 +130,7 @@ def load_ensemble(
     read, ancestor = _read(experts, base, module, labels or {}, values)
     bodies = {name: module.body(model) for name, model in read.items()}
     first = next(iter(bodies))
-    if values:  # a copy: these are the live network's weights, which passes will change
+    if values:  # these are the live network's weights, which passes will change
         bodies[first] = {name: tensor.clone() for name, tensor in bodies[first].items()}
     relative = _Relative(read[first], bodies[first], experts[first].path)
     if ancestor is not None:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from fmerge.data import MultiTask, Split
+from fmerge.evaluation.statistics import statistic_of
 from fmerge.fisher import FisherSettings
 from fmerge.methods import MergeMethod
 
@@ -30,14 +31,14 @@ def split_facts(
     facts = [
         f"validation examples, used to choose: {chose}; test examples, used to score: {scored}"
     ]
-    if method.statistic in {"fisher", "moving fisher"} and origins:
-        told = "; ".join(f"`{name}` {origin}" for name, origin in origins.items())
-        return [*facts, f"Fishers: given, {told}"]
-    if method.statistic is None:
+    statistic = statistic_of(method)
+    if statistic is None:
         return facts
-    what = "Grams" if method.statistic == "gram" else "Fishers"
+    if statistic.from_files and origins:
+        told = "; ".join(f"`{name}` {origin}" for name, origin in origins.items())
+        return [*facts, f"{statistic.label}: given, {told}"]
     used = _counts(data, tasks, settings.split, settings.examples)
-    if settings.until is not None and what == "Fishers":
+    if settings.until is not None and statistic.cost == "Fisher":
         used = f"at most {used}"
     overlap = {
         "train": "none of them used to choose or to score",
@@ -45,11 +46,8 @@ def split_facts(
         "test": "ALSO USED TO SCORE; give another --fisher.split",
     }[settings.split]
     source = f"estimated on examples of the {settings.split} split"
-    return [*facts, f"{what}: {source}: {used}; {overlap}"]
+    return [*facts, f"{statistic.label}: {source}: {used}; {overlap}"]
 
 
 def _counts(data: MultiTask, tasks: Sequence[str], split: Split, most: int | None = None) -> str:
-    sizes = {task: len(data.tasks[task].examples(split)) for task in tasks}
-    return ", ".join(
-        f"{task} {size if most is None else min(size, most)}" for task, size in sizes.items()
-    )
+    return ", ".join(f"{task} {data.size(task, split, most)}" for task in tasks)
