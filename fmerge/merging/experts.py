@@ -111,7 +111,7 @@ def load_ensemble(
 
     Args:
         experts: Task name to expert, the target's first.
-        base: Where the base is; needed by methods on task vectors.
+        base: Where the base is, if there is one.
         method: What the merge will compute.
         module: Reads the networks and knows what their tasks share.
         labels: Task name to class names, where the data are known.
@@ -128,10 +128,8 @@ def load_ensemble(
     _check_needs(method, len(experts), base)
     files = fisher_files(experts, method)
     read, ancestor = _read(experts, base, module, labels or {}, values)
-    bodies = {name: module.body(model) for name, model in read.items()}
+    bodies = _bodies(module, read, values)
     first = next(iter(bodies))
-    if values:  # these are the live network's weights, which passes will change
-        bodies[first] = {name: tensor.clone() for name, tensor in bodies[first].items()}
     relative = _Relative(read[first], bodies[first], experts[first].path)
     if ancestor is not None:
         relative = _Relative(ancestor, module.body(ancestor), f"the base {base}")
@@ -142,7 +140,7 @@ def load_ensemble(
     fishers, origins = read_fishers(files, experts, read, bodies, values)
     sources = {name: expert.path for name, expert in experts.items()}
     return Ensemble(
-        models={name: model for name, model in read.items() if not experts[name].donor},
+        models={name: one for name, one in read.items() if not experts[name].donor},
         bodies=bodies,
         base=None if ancestor is None else relative.body,
         fishers=fishers or None,
@@ -169,6 +167,14 @@ def _read(
         }
         ancestor = None if base is None else module.read(base, "base", fresh_head=True)
     return read, ancestor
+
+
+def _bodies(module: TaskModule, read: Mapping[str, nn.Module], values: bool) -> dict[str, Params]:
+    bodies = {name: module.body(model) for name, model in read.items()}
+    first = next(iter(bodies))
+    if values:  # these are the live network's weights, which passes will change
+        bodies[first] = {name: tensor.clone() for name, tensor in bodies[first].items()}
+    return bodies
 
 
 @dataclass(frozen=True)
