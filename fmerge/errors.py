@@ -1,5 +1,8 @@
 """The exception that a user sees as one line, and helpers that raise or word it."""
 
+from inspect import isabstract, isclass
+from types import ModuleType
+
 
 class UserError(Exception):
     """A mistake in what the user passed: a file, a name, a value or a combination of them.
@@ -37,3 +40,21 @@ def check_within(name: str, value: float, interval: str) -> None:
     below = value <= high if interval[-1] == "]" else value < high
     if not (above and below):
         raise UserError(f"{name}: is {value}, but must lie in {interval}")
+
+
+def classes_of(module: ModuleType, base: type) -> dict[str, type]:
+    """Finds the classes of a module that can be named where an object of a kind is needed.
+
+    Args:
+        module: Its public names are in ``__all__``.
+        base: The kind.
+
+    Returns:
+        Name to class, of the public classes that derive from ``base`` and are not abstract.
+    """
+    found = {name: getattr(module, name) for name in module.__all__}
+    return {
+        name: one
+        for name, one in found.items()
+        if isclass(one) and issubclass(one, base) and not isabstract(one)
+    }

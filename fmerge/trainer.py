@@ -27,6 +27,23 @@ class FMergeTrainer(Trainer):
 
     Attributes:
         resolved_config: What ``fit`` and ``merge`` save as ``config.yaml``, if not None.
+
+    Examples:
+        >>> import fmerge
+        >>> trainer = fmerge.Trainer(logger=False, enable_model_summary=False)
+        >>> report = trainer.merge(
+        ...     fmerge.modules.TextClassifier(),
+        ...     fmerge.data.MultiTask(),
+        ...     experts={"a": "path/to/model_a", "b": "path/to/model_b"},
+        ...     method=fmerge.methods.Average(),
+        ...     output="averaged",
+        ... )
+        Searching ...
+        Trials: averaged/trials.jsonl
+        Merged: averaged/merged
+        Report: averaged/report.html
+        >>> fmerge.load_params("averaged/merged/a")["classifier.weight"].shape
+        torch.Size([3, 16])
     """
 
     resolved_config: str | None = None

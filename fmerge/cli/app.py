@@ -70,10 +70,11 @@ class FMergeCLI(LightningCLI):
             parser.set_defaults(_CHECKPOINT)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parses the command line; a model that it chooses keeps its own defaults.
+        """Parses the command line, once the classes it chooses have become the defaults.
 
-        Where the class changes, jsonargparse hands the settings of the class before on to it, and
-        would do so with the defaults of TextClassifier. So a first pass finds the class alone.
+        jsonargparse passes the settings of a default class on to the class that replaces it, and
+        refuses the options of a class where there is no default. So a first pass finds the classes
+        alone, and sets them as the defaults of the second.
 
         Args:
             parser: The program's parser.
@@ -81,13 +82,15 @@ class FMergeCLI(LightningCLI):
         """
         given = sys.argv[1:] if args is None else args
         if isinstance(given, list):
-            given = [one for one in given if not str(one).startswith("--print_config")]
-            if any(str(one).startswith("--optimizer.search.") for one in given):
-                search = {"class_path": "fmerge.search.AxSearch"}  # unless another is named
-                self._parser("merge").set_defaults({"optimizer.search": search})
+            given = [str(one) for one in given if not str(one).startswith("--print_config")]
+            if any(one.startswith("--optimizer.search.") for one in given):
+                search = MergeOptimizer.default_search
+                path = f"{search.__module__}.{search.__qualname__}"
+                self._parser("merge").set_defaults({"optimizer.search": {"class_path": path}})
             found = parser.parse_args(given, _skip_validation=True)
-            chosen = found.get(f"{found.subcommand}.model.class_path")
-            self._parser(found.subcommand).set_defaults({"model": {"class_path": chosen}})
+            for key in ("model", "optimizer.search"):
+                if chosen := found.get(f"{found.subcommand}.{key}.class_path"):
+                    self._parser(found.subcommand).set_defaults({key: {"class_path": chosen}})
         super().parse_arguments(parser, args)
 
     def _set_seed(self) -> None:
@@ -113,7 +116,7 @@ class FMergeCLI(LightningCLI):
         """Checks a checkpoint before Lightning takes the model's arguments from it.
 
         Raises:
-            UserError: If it is damaged, would run code, or is of another class of models.
+            UserError: If it is damaged, would run code, or was made with another model class.
         """
         given = self.config.get(self.config.get("subcommand") or "")
         if given is not None and (path := given.get("ckpt_path")):
@@ -123,8 +126,8 @@ class FMergeCLI(LightningCLI):
                 own = given.model.class_path
                 if found not in {None, own}:  # naming a class imports its module
                     raise UserError(
-                        f"--ckpt_path {path}: is of a {found}, but --model is {own}; give the "
-                        "class that it was made with"
+                        f"--ckpt_path {path}: was made with {found}, but --model is {own}; give "
+                        "the class that it was made with"
                     )
         super()._parse_ckpt_path()
 
@@ -143,7 +146,7 @@ class FMergeCLI(LightningCLI):
         )
 
 
-# the best epoch on the monitored metric, and the last one to go on from
+# the best epoch by the monitored metric, and the last one, to resume from
 _CHECKPOINT = {
     "checkpoint.monitor": "val/score",
     "checkpoint.mode": "max",
@@ -159,7 +162,7 @@ def main(args: list[str] | None = None) -> None:
     Args:
         args: The command line without the program's name; the process's own when None.
     """  # noqa: DOC501 - errors that are not the user's pass through
-    # what Lightning says of devices and of ended loops is no news to a user of fmerge
+    # Lightning reports devices and finished loops, which tells users of fmerge nothing new
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
@@ -207,7 +210,8 @@ def _run(args: list[str] | None) -> None:
         parser_class=FMergeParser,
         parser_kwargs={
             "prog": "fmerge",
-            "description": "Fine-tune, estimate Fishers, merge; each command has its --help.",
+            "description": "Fine-tune models, estimate their Fishers and merge them. "
+            "'fmerge COMMAND --help' lists a command's options.",
         },
         args=args,
     )

@@ -6,13 +6,14 @@ import itertools
 import re
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NoReturn
 
 import yaml
 from lightning.pytorch.cli import LightningArgumentParser
 
 from fmerge import data, methods, modules, search
-from fmerge.errors import known
+from fmerge.errors import classes_of, known
 
 # the groups that several commands share, in the order of the help
 _TITLES = {
@@ -22,18 +23,15 @@ _TITLES = {
     "checkpoint": "Which checkpoint is kept (Lightning's ModelCheckpoint)",
     "trainer": "Lightning's Trainer: device, precision, processes, callbacks",
 }
-_CLASSES = {
-    "method": methods.__all__,
-    "search": search.__all__,
-    "tasks": data.__all__,
-    "model": modules.__all__,
+# the last part of an option that takes a class: where its classes are, and of what kind
+_CLASSES: dict[str, tuple[ModuleType, type]] = {
+    "method": (methods, methods.MergeMethod),
+    "search": (search, search.Search),
+    "tasks": (data, data.TaskData),
+    "model": (modules, modules.TaskModule),
 }
-_NOT_CHOICES = {
-    "BLOCKS", "MergeMethod", "Pick", "Search", "Trial", "Example", "MultiTask", "Split", "TaskData",
-    "TaskModule", "Estimation", "FisherPass", "GramPass", "FeaturePass", "HeadedModule", "Saving",
-    "fit_linear", "Gram", "Grams", "linear_weights",
-    "Predictions", "record_predictions", "non_dominated_trials",
-}  # fmt: skip
+# options of earlier versions, and what they are called now
+_RENAMED = {"--references": "--baselines"}
 
 
 class FMergeParser(LightningArgumentParser):
@@ -173,9 +171,11 @@ def one_line(message: str, options: list[str]) -> str:
 
 
 def _suggestion(name: str, options: list[str]) -> str:
+    if name in _RENAMED:
+        return f"it is called {_RENAMED[name]} now"
     close = difflib.get_close_matches(name, options, n=1)
     return f"did you mean {close[0]}?" if close else "see --help"
 
 
 def _choices(kind: str) -> str:
-    return known(set(_CLASSES.get(kind, [])) - _NOT_CHOICES)
+    return known(classes_of(*_CLASSES[kind]) if kind in _CLASSES else [])

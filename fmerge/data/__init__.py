@@ -1,4 +1,13 @@
-"""Task data: one ``TaskData`` per task, several side by side in ``MultiTask``."""
+"""Task data: one ``TaskData`` per task, several side by side in ``MultiTask``.
+
+Examples:
+    >>> from fmerge.data import MultiTask, TextFiles
+    >>> data = MultiTask({"a": TextFiles(train="a_train.csv", test="a_test.csv")}, batch_size=8)
+    >>> data.labels
+    {'a': ['cold', 'none', 'warm']}
+    >>> len(data.tasks["a"].examples("train"))
+    20
+"""
 
 from fmerge.data.blocks import BLOCKS
 from fmerge.data.docs import DocsTopics

@@ -43,6 +43,16 @@ def estimate_fisher(
 
     Returns:
         F by parameter name, the number of examples, and the standard errors asked for.
+
+    Examples:
+        >>> import fmerge, torch
+        >>> module = torch.nn.Linear(2, 3)
+        >>> batches = [torch.randn(4, 2), torch.randn(4, 2)]
+        >>> fisher = fmerge.estimate_fisher(
+        ...     module, batches, lambda batch: module(batch).log_softmax(dim=1)
+        ... )
+        >>> fisher.count, fisher.values["weight"].shape
+        (8, torch.Size([3, 2]))
     """
     if until is not None and errors is None:
         errors = "total"

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch import Callback, Trainer
@@ -47,7 +47,27 @@ class MergeOptimizer(Callback):
         racing: Score a trial on growing parts of the validation split, and stop it where it is
             all but sure to fall behind the best one so far; for tasks scored by accuracy. What
             is saved was scored on the whole split, to the score it has without racing.
+
+    Examples:
+        >>> import fmerge
+        >>> fixed = fmerge.search.Fixed({"a": 0.3, "b": 0.7})
+        >>> trainer = fmerge.Trainer(callbacks=[fmerge.MergeOptimizer(fixed)], logger=False)
+        >>> report = trainer.merge(
+        ...     fmerge.modules.TextClassifier(),
+        ...     fmerge.data.MultiTask(),
+        ...     experts={"a": "path/to/model_a", "b": "path/to/model_b"},
+        ...     method=fmerge.methods.Isotropic(),
+        ...     output="weighted",
+        ... )
+        Searching ...
+        Trials: weighted/trials.jsonl
+        Merged: weighted/merged
+        Report: weighted/report.html
+        >>> report.best.coefficients
+        {'a': 0.3, 'b': 0.7}
     """
+
+    default_search: ClassVar[type[Search]] = AxSearch
 
     def __init__(
         self,
@@ -87,7 +107,7 @@ class MergeOptimizer(Callback):
         objective = self.goal(tasks)
         search = self.search
         if search is None:
-            search = AxSearch() if method.uses_coefficients and scored else Fixed()
+            search = self.default_search() if method.uses_coefficients and scored else Fixed()
         if not method.uses_coefficients:
             self._check_without_coefficients(search, method)
         if not scored:

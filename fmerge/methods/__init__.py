@@ -1,4 +1,12 @@
-"""Merging formulas: pure functions of named tensors, one small class each."""
+"""Merging formulas: pure functions of named tensors, one small class each.
+
+Examples:
+    >>> import torch
+    >>> from fmerge.methods import TaskArithmetic
+    >>> base, expert = {"weight": torch.zeros(2)}, {"weight": torch.ones(2)}
+    >>> TaskArithmetic().merge(base, [expert], [0.5])
+    {'weight': tensor([0.5000, 0.5000])}
+"""
 
 from fmerge.methods.averages import Average, FisherMerge, Isotropic
 from fmerge.methods.base import MergeMethod

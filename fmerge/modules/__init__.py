@@ -1,4 +1,12 @@
-"""LightningModules: task modules, and the passes around one."""
+"""LightningModules: task modules, and the passes around one.
+
+Examples:
+    >>> from fmerge.modules import TextClassifier
+    >>> module = TextClassifier(max_length=48)
+    >>> network = module.read("path/to/model_a", "a")
+    >>> network.config.num_labels
+    3
+"""
 
 from fmerge.modules.base import TaskModule
 from fmerge.modules.classification import TextClassifier

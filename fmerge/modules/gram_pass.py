@@ -10,8 +10,6 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
-from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from fmerge.errors import UserError
 from fmerge.methods import Gram
@@ -47,6 +45,10 @@ def linear_weights(network: nn.Module, among: Collection[str]) -> dict[str, Line
         Names to the weights of linear layers (nn.Linear, Conv1D). Weights that are tied to an
         embedding, or that map the last features to the vocabulary, are left out.
     """
+    # imported where it is needed: a command's --help does without
+    from transformers import PreTrainedModel
+    from transformers.pytorch_utils import Conv1D
+
     output = None
     if isinstance(network, PreTrainedModel):
         output = network.get_output_embeddings()  # type: ignore[no-untyped-call]
@@ -88,6 +90,8 @@ class GramPass(LightningModule):
     grams: dict[str, Gram]
 
     def __init__(self, module: TaskModule, task: str) -> None:
+        from transformers import PreTrainedModel
+
         super().__init__()
         self.module = module
         self.task = task

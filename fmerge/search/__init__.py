@@ -1,4 +1,16 @@
-"""Searches over merging coefficients, behind one ask and tell."""
+"""Searches over merging coefficients, behind one ask and tell.
+
+Examples:
+    >>> from fmerge.search import Grid, SearchSpace, Trial
+    >>> search = Grid(points=3)
+    >>> search.start(SearchSpace(["a", "b"]))
+    >>> while not search.finished:
+    ...     coefficients = search.ask()
+    ...     score = -((coefficients["a"] - 0.4) ** 2)
+    ...     search.tell(Trial(len(search.history), coefficients, score))
+    >>> search.best().coefficients
+    {'a': 0.5, 'b': 0.5}
+"""
 
 from fmerge.search.ax_search import AxSearch
 from fmerge.search.base import Pick, Search, Trial, non_dominated_trials

@@ -105,7 +105,7 @@ def check_weights(folder: Path, config: Mapping[str, Any]) -> Header:
             config describes far more layers than there are tensors.
     """
     header: Header = {}
-    for path in _weight_files(folder):
+    for path in weight_files(folder):
         header |= safetensors_header(path) if path.suffix == ".safetensors" else _bin_header(path)
     for name in _LAYERS:
         layers = config.get(name)
@@ -177,7 +177,18 @@ def is_float(kind: str) -> bool:
     return kind in _FLOATS
 
 
-def _weight_files(folder: Path) -> list[Path]:
+def weight_files(folder: Path) -> list[Path]:
+    """Finds the files of a folder's weights.
+
+    Args:
+        folder: A Hugging Face folder.
+
+    Returns:
+        One file, or the shards that an index names.
+
+    Raises:
+        UserError: If there is none, or the index names files that are missing or elsewhere.
+    """
     # in the order in which transformers looks for them
     found = next((folder / name for name in _WEIGHTS if (folder / name).is_file()), None)
     if found is None:

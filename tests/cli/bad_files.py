@@ -145,7 +145,7 @@ CHECKPOINTS = [
     ("going on from a .ckpt that would run code", "bad.ckpt: refused", checkpoint(evil, "fit")),
     ("going on from a missing .ckpt", "--ckpt_path", checkpoint(None, "fit")),
     ("testing a .ckpt that would run code", "bad.ckpt: refused", checkpoint(evil, "test")),
-    ("a .ckpt that names a class", "is of a os.Evil, but --model is", checkpoint(
+    ("a .ckpt that names a class", "was made with os.Evil, but --model is", checkpoint(
         {"state_dict": {}, "hyper_parameters": {"_class_path": "os.Evil"}}, "test")),
     ("a .ckpt on the web", "nothing is downloaded",
      lambda zoo, tmp_path: ["test", "--ckpt_path", "https://example.org/x.ckpt"]),

@@ -1,0 +1,178 @@
+"""A merge of dictionaries of tensors in memory: no data, no search, no Trainer."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+import torch
+
+from fmerge import methods
+from fmerge.errors import UserError, classes_of, known
+from fmerge.methods import MergeMethod
+from fmerge.params import Params, check_finite, check_same_layout
+from fmerge.search.simple import check_coefficients
+
+_Value = TypeVar("_Value")
+_STATISTICS = {
+    "fisher": "a diagonal Fisher",
+    "moving fisher": "a diagonal Fisher at θ₀ + λτ",
+    "gram": "a Gram by linear layer",
+}
+
+
+def merge(
+    experts: Sequence[Params] | Mapping[str, Params],
+    method: MergeMethod | str,
+    coefficients: Sequence[float] | Mapping[str, float] | None = None,
+    base: Params | None = None,
+    statistics: Sequence[Mapping[str, Any]] | Mapping[str, Mapping[str, Any]] | None = None,
+) -> Params:
+    """Merges dictionaries of tensors.
+
+    Floating-point tensors are merged. Others, such as position ids, must be equal in all experts.
+
+    Args:
+        experts: θₘ: M dictionaries of one layout, in a list or by the experts' names.
+        method: The formula, or the name of its class, which is then made with its defaults.
+        coefficients: λₘ in [0, 1], in a list or by the experts' names; 1/M each when left out.
+        base: θ₀, of the experts' layout, for the methods that use one.
+        statistics: For the methods that use them, Fₘ or the Grams of each expert, in a list or by
+            the experts' names.
+
+    Returns:
+        New tensors of the experts' layout and dtypes.
+
+    Raises:
+        UserError: If an argument is missing, would not be used, or does not fit the others.
+
+    Examples:
+        >>> import fmerge, torch
+        >>> a, b = {"weight": torch.tensor([1.0, 2.0])}, {"weight": torch.tensor([3.0, 6.0])}
+        >>> fmerge.merge([a, b], "Average")
+        {'weight': tensor([2., 4.])}
+        >>> fmerge.merge({"a": a, "b": b}, fmerge.methods.Isotropic(), {"a": 0.25, "b": 0.75})
+        {'weight': tensor([2.5000, 5.0000])}
+    """
+    method = _method(method)
+    kind = type(method).__name__
+    names = list(experts) if isinstance(experts, Mapping) else list(range(len(experts)))
+    if not names:
+        raise UserError("experts: is empty; give at least one dictionary of tensors")
+    models = _in_order("experts", experts, names)
+    method.check_count(len(models))
+    _check_layouts({f"experts[{name!r}]": one for name, one in zip(names, models, strict=True)})
+    if base is None and method.needs_base:
+        raise UserError(f"base: {kind} needs the model that the experts started from")
+    if base is not None:
+        _check_layouts({f"experts[{names[0]!r}]": models[0], "base": base})
+    weights = _weights(kind, method, coefficients, names)
+    measured = _statistics(kind, method, statistics, names)
+    floats = [_floats(one) for one in models]
+    if measured is not None:
+        _check_statistics(method, measured, names, floats[0])
+    origin = None if base is None else _floats(base)
+    try:
+        merged = method.merge(origin, floats, weights, measured)
+    except ValueError as error:  # what a formula itself cannot do with these numbers
+        raise UserError(f"{kind}: {error}") from error
+    check_finite(merged, f"{kind} with coefficients {weights}")
+    return {name: merged[name] if name in merged else t.clone() for name, t in models[0].items()}
+
+
+def _method(method: MergeMethod | str) -> MergeMethod:
+    if isinstance(method, MergeMethod):
+        return method
+    classes = classes_of(methods, MergeMethod)
+    if method not in classes:
+        raise UserError(f"method: unknown name {method!r}; known: {known(classes)}")
+    try:
+        made: MergeMethod = classes[method]()
+    except TypeError as error:  # a method made of another one has no defaults
+        raise UserError(f"method: {method} takes arguments; give an object, not a name") from error
+    return made
+
+
+def _in_order(
+    parameter: str, values: Sequence[_Value] | Mapping[Any, _Value], names: Sequence[Any]
+) -> list[_Value]:
+    """Puts one value per expert into the experts' order."""
+    if isinstance(values, Mapping):
+        if set(values) != set(names):
+            raise UserError(
+                f"{parameter}: are given for {known(values)}, but the experts are {known(names)}"
+            )
+        return [values[name] for name in names]
+    if len(values) != len(names):
+        raise UserError(f"{parameter}: {len(values)} are given for {len(names)} experts")
+    return list(values)
+
+
+def _check_layouts(models: Mapping[str, Params]) -> None:
+    """Checks that models can be merged with the first: layout, equal integers, finite numbers."""
+    first_name, first = next(iter(models.items()))
+    for name, model in models.items():
+        check_same_layout(first, model, first_name, name)
+        check_finite(_floats(model), name)
+        for key, tensor in model.items():
+            if tensor.is_floating_point() != first[key].is_floating_point():
+                raise UserError(
+                    f"{name}: tensor '{key}' is {tensor.dtype}, but {first[key].dtype} in "
+                    f"{first_name}"
+                )
+            if not tensor.is_floating_point() and not torch.equal(tensor, first[key]):
+                raise UserError(
+                    f"{name}: tensor '{key}' of {tensor.dtype} differs from that in {first_name}; "
+                    "only floating-point tensors can be merged"
+                )
+
+
+def _weights(
+    kind: str,
+    method: MergeMethod,
+    coefficients: Sequence[float] | Mapping[str, float] | None,
+    names: Sequence[Any],
+) -> list[float]:
+    if coefficients is None:
+        return [1 / len(names)] * len(names)
+    if not method.uses_coefficients:
+        instead = "; Isotropic is the weighted average" if kind == "Average" else ""
+        raise UserError(f"coefficients: {kind} uses none; leave them out{instead}")
+    values = _in_order("coefficients", coefficients, names)
+    return check_coefficients(
+        dict(zip(map(str, names), values, strict=True)), list(map(str, names))
+    )
+
+
+def _statistics(
+    kind: str,
+    method: MergeMethod,
+    statistics: Sequence[Mapping[str, Any]] | Mapping[str, Mapping[str, Any]] | None,
+    names: Sequence[Any],
+) -> list[Mapping[str, Any]] | None:
+    if method.statistic is None and statistics is not None:
+        raise UserError(f"statistics: {kind} uses none; leave them out")
+    if method.statistic is None:
+        return None
+    if statistics is None:
+        raise UserError(f"statistics: {kind} needs {_STATISTICS[method.statistic]} for each expert")
+    return _in_order("statistics", statistics, names)
+
+
+def _check_statistics(
+    method: MergeMethod,
+    statistics: Sequence[Mapping[str, Any]],
+    names: Sequence[Any],
+    reference: Params,
+) -> None:
+    for name, one in zip(names, statistics, strict=True):
+        if method.statistic == "gram":  # tensors without a Gram are averaged
+            if alien := set(one) - set(reference):
+                raise UserError(f"statistics[{name!r}]: no expert has a tensor '{min(alien)}'")
+            continue
+        check_same_layout(reference, one, f"experts[{names[0]!r}]", f"statistics[{name!r}]")
+        for key, tensor in one.items():
+            if not bool((tensor >= 0).all()):  # NaN is not
+                raise UserError(f"statistics[{name!r}]: tensor '{key}' has entries below 0 or NaN")
+
+
+def _floats(model: Params) -> Params:
+    return {name: tensor for name, tensor in model.items() if tensor.is_floating_point()}
