@@ -48,23 +48,14 @@ def estimate_fisher(
         >>> import fmerge, torch
         >>> module = torch.nn.Linear(2, 3)
         >>> batches = [torch.randn(4, 2), torch.randn(4, 2)]
-        >>> fisher = fmerge.estimate_fisher(
-        ...     module, batches, lambda batch: module(batch).log_softmax(dim=1)
-        ... )
+        >>> fisher = fmerge.estimate_fisher(module, batches, lambda x: module(x).log_softmax(1))
         >>> fisher.count, fisher.values["weight"].shape
         (8, torch.Size([3, 2]))
     """
     if until is not None and errors is None:
         errors = "total"
     accumulator = FisherAccumulator(
-        module,
-        log_probs,
-        estimator,
-        samples,
-        seed=seed,
-        labels=labels,
-        fallback=fallback,
-        errors=errors,
+        module, log_probs, estimator, samples, seed, labels, fallback=fallback, errors=errors
     )
     for batch in batches:
         accumulator.add(batch)
