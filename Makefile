@@ -56,12 +56,12 @@ $(RUNS)/average/report.md: $(FISHERS) $(CONFIGS)/merge.yaml
 	$(MERGE) --method Average
 
 $(RUNS)/fisher_merge/report.md: $(FISHERS) $(CONFIGS)/merge.yaml
-	$(MERGE) --method FisherMerge --references experts \
+	$(MERGE) --method FisherMerge --baselines experts \
 	  --optimizer.search AxSearch --optimizer.search.trials 12 \
 	  --optimizer.search.initial_trials 6
 
 $(RUNS)/df_merge/report.md: $(FISHERS) $(CONFIGS)/merge.yaml
-	$(MERGE) --method DFMerge --references experts \
+	$(MERGE) --method DFMerge --baselines experts \
 	  --optimizer.search AxSearch --optimizer.search.trials 10 \
 	  --optimizer.search.initial_trials 5
 

@@ -24,7 +24,7 @@ def test_searched_df_merge_keeps_more_than_the_plain_average(tmp_path, record_pr
             *["merge", "--config", config(tmp_path, *TASKS), "--base", str(base)],
             *[f"--experts.{task}={path}" for task, path in experts.items()],
             *["--method", "Isotropic" if name in TASKS else name, *options],
-            *["--references", "experts", "--output", str(tmp_path / f"merge_{name}")],
+            *["--baselines", "experts", "--output", str(tmp_path / f"merge_{name}")],
         ])
         lines = (tmp_path / f"merge_{name}" / "trials.jsonl").read_text().splitlines()
         best[name] = max(map(json.loads, lines), key=lambda trial: trial["objective"])

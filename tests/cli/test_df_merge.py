@@ -156,7 +156,7 @@ def test_merge_of_all_six(method, variant, place, tmp_path):
     run(
         *["merge", *configs("tasks/all_saved", "merge"), "--base=base", f"--method={method}"],
         *["--optimizer.search.trials=3", "--optimizer.search.initial_trials=2"],
-        *["--fisher.examples=1", f"--output={output}", "--references=experts"],
+        *["--fisher.examples=1", f"--output={output}", "--baselines=experts"],
         *VARIANTS[variant],
     )
     settings = yaml.safe_load((output / "config.yaml").read_text())

@@ -19,7 +19,7 @@ def merge(zoo, folder, output, *options):
         str(arg)
         for arg in [
             *["merge", "--config", data_config(zoo, folder), *experts(zoo), "--base", zoo.base],
-            *["--output", output, "--method", "TaskArithmetic", "--references", "experts"],
+            *["--output", output, "--method", "TaskArithmetic", "--baselines", "experts"],
             *options,
         ]
     ]

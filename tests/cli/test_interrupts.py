@@ -29,7 +29,7 @@ def merge(zoo, folder, output):
     search = ["--optimizer.search", "Dirichlet", "--optimizer.search.draws", "4"]
     return [
         *["merge", "--config", data_config(zoo, folder), *experts(zoo), "--output", output],
-        *["--method", "Isotropic", "--references", "experts", *search],
+        *["--method", "Isotropic", "--baselines", "experts", *search],
     ]
 
 

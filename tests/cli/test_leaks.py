@@ -48,7 +48,7 @@ def test_memory_and_files_stay_flat(zoo, tmp_path, monkeypatch, record_property,
         search = ["--optimizer.search", "Dirichlet", "--optimizer.search.draws", draws]
         arguments = [
             *["merge", "--config", data_config(zoo, tmp_path), *experts(zoo), "--base", zoo.base],
-            *["--output", tmp_path / folder, "--method", method, "--references", "experts"],
+            *["--output", tmp_path / folder, "--method", method, "--baselines", "experts"],
             *[*search, "--data.batch_size", "16"],
         ]
         main([str(one) for one in arguments])

@@ -21,7 +21,7 @@ def merge(zoo, folder, output):
     search = ["--optimizer.search", "Dirichlet", "--optimizer.search.draws", "60"]
     return [
         *["merge", "--config", data_config(zoo, folder), *experts(zoo), "--output", output],
-        *["--method", "Isotropic", "--references", "experts", *search, *DDP],
+        *["--method", "Isotropic", "--baselines", "experts", *search, *DDP],
     ]
 
 

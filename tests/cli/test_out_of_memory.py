@@ -19,7 +19,7 @@ def merge(zoo, folder, output, *options):
     search = ["--optimizer.search", "Dirichlet", "--optimizer.search.draws", "3"]
     return [
         *["merge", "--config", data_config(zoo, folder), *experts(zoo), "--base", zoo.base],
-        *["--output", output, "--method", "DFMerge", "--references", "all", *search, *options],
+        *["--output", output, "--method", "DFMerge", "--baselines", "all", *search, *options],
     ]
 
 

@@ -143,7 +143,7 @@ def test_a_run_that_is_cut_off_goes_on_with_the_same_trials(runs, zoo, tmp_path,
     inputs = json.loads((output / "inputs.json").read_text())
     assert len(inputs["training data"]["colour"]) == 64  # a trial depends on them
     arguments = [
-        *merge(zoo, runs, output, "trials", "--refit_examples", "512", "--references", "all")
+        *merge(zoo, runs, output, "trials", "--refit_examples", "512", "--baselines", "all")
     ]
     line = fails(capsys, *arguments, "--refit_heads", "end")
     assert "refit_heads was trials and is end; name another folder, or add --overwrite" in line
@@ -160,7 +160,7 @@ def test_a_run_that_is_cut_off_goes_on_with_the_same_trials(runs, zoo, tmp_path,
 
 def test_fishers_see_the_experts_own_heads(zoo, tmp_path):
     """The second trial's Fishers are taken after the first one's heads were refitted."""
-    quick = ["--method", "DFMerge", "--references", "experts", "--optimizer.search.draws", "2"]
+    quick = ["--method", "DFMerge", "--baselines", "experts", "--optimizer.search.draws", "2"]
     run(*merge(zoo, tmp_path, tmp_path / "trials", "trials", *quick))
     best = max(trials(tmp_path / "trials"), key=lambda trial: trial["objective"])
     search = fixed(best["coefficients"])
@@ -179,7 +179,7 @@ def test_a_fit_that_fails_is_a_failed_trial(zoo, tmp_path, monkeypatch, capsys):
         return whole(*args)
 
     monkeypatch.setattr(refit, "fit_linear", failing)
-    run(*merge(zoo, tmp_path, tmp_path / "out", "trials", "--references", "experts"))
+    run(*merge(zoo, tmp_path, tmp_path / "out", "trials", "--baselines", "experts"))
     log = trials(tmp_path / "out")
     assert [trial["status"] for trial in log] == ["ok", "failed", "ok"]
     assert log[1]["reason"] == "task 'colour': did not converge"
@@ -200,7 +200,7 @@ def test_a_merge_with_a_donor_reloads_to_the_very_logits(zoo, tmp_path, precisio
         output=tmp_path / "out",
         refit_heads="end",
         refit_examples=15,
-        references="experts",
+        baselines="experts",
     )
     names = ["experts", "plain average", "plain average, heads refitted"]
     assert [row.name for row in report.rows] == names
@@ -274,7 +274,7 @@ def test_what_cannot_be_refitted_is_refused(zoo, tmp_path, capsys):
 def test_a_class_without_examples_is_warned_of(zoo, tmp_path, caplog):
     two = tmp_path / "two.csv"
     two.write_text("text,label\nred cat,warm\nsky,none\nfish,none\n")
-    options = [f"--data.tasks.colour.init_args.train={two}", "--references", "experts"]
+    options = [f"--data.tasks.colour.init_args.train={two}", "--baselines", "experts"]
     search = ["--optimizer.search", "Fixed"]
     run(*merge(zoo, tmp_path, tmp_path / "out", "end", *options, search=search))
     assert "head of 'colour' will never answer cold, which none of the 3 training" in caplog.text
@@ -296,7 +296,7 @@ def test_a_dry_run_counts_the_passes(zoo, tmp_path, capsys, monkeypatch):
     for options, batches in (
         (["end"], off + 2 * 3 * (5 + 3) - 2 * 4 * (5 - 3)),
         (["trials"], off + 2 * 3 * (5 + 3) - 2 * 4 * (5 - 3) + 2 * 3 * 3),
-        (["end", "--references", "experts"], 2 * (3 * 4 + 2 * 3 + 3 + 3)),
+        (["end", "--baselines", "experts"], 2 * (3 * 4 + 2 * 3 + 3 + 3)),
     ):
         run(
             *merge(

@@ -49,7 +49,7 @@ def test_groups_and_a_donor(zoo, tmp_path):
         *["merge", "--config", data_config(zoo, tmp_path, "colour"), "--method", "RegMean"],
         *["--method.off_diagonal", "0.6", "--output", str(tmp_path / "out")],
         *[f"--experts.colour={zoo.experts['colour']}", f"--experts.animal={donor}"],
-        *["--optimizer.groups", "2", "--optimizer.search", "Fixed", "--references", "experts"],
+        *["--optimizer.groups", "2", "--optimizer.search", "Fixed", "--baselines", "experts"],
         *["--optimizer.search.coefficients", json.dumps(coefficients)],
     ])
     models = [
@@ -81,7 +81,7 @@ def test_two_processes_merge_as_one(zoo, tmp_path):
     for processes in (1, 2):
         in_process(
             *["merge", "--config", data_config(zoo, tmp_path), *experts(zoo)],
-            *["--method", "RegMean", "--optimizer.search", "Fixed", "--references", "experts"],
+            *["--method", "RegMean", "--optimizer.search", "Fixed", "--baselines", "experts"],
             *["--output", tmp_path / str(processes), "--trainer.devices", processes],
             *["--trainer.strategy", "ddp" if processes > 1 else "auto"],
         )

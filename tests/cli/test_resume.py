@@ -21,7 +21,7 @@ def merge(zoo, folder, output, *options):
     search = ["--optimizer.search", "AxSearch", "--optimizer.search.trials", "6"]
     return [
         *["merge", "--config", data_config(zoo, folder), *experts(zoo), "--base", zoo.base],
-        *["--output", output, "--method", "TaskArithmetic", "--references", "experts"],
+        *["--output", output, "--method", "TaskArithmetic", "--baselines", "experts"],
         *[*search, "--optimizer.search.initial_trials", "3", *options],
     ]
 
@@ -122,7 +122,7 @@ def test_more_trials_of_a_finished_run_can_be_interrupted(zoo, tmp_path):
     search = ["--optimizer.search", "Sobol", "--optimizer.search.trials"]
     few, more = (
         [*["merge", "--config", data_config(zoo, tmp_path), *experts(zoo), "--output", output],
-         *["--method", "Isotropic", "--references", "experts", *search, count]]
+         *["--method", "Isotropic", "--baselines", "experts", *search, count]]
         for count in ("1", "3")
     )  # fmt: skip
     run(*few)
