@@ -118,7 +118,7 @@ def check_refitting(
         if len(seen) < 2:
             option, other = "--refit_examples", "or --refit_heads off"
             if not settings.wanted:
-                option, other = "--references", "or --references experts"
+                option, other = "--baselines", "or --baselines experts"
             raise UserError(
                 f"{option}: the {len(chosen)} training examples of task '{task}' are all of one "
                 f"class, to which no head can be refitted; take more, of {known(names)}, {other}"
@@ -233,7 +233,7 @@ class Refitter:
         if not all(ends for _, ends in found):
             raise UserError(
                 f"the head of task '{task}' does not end with its last linear layer, which alone "
-                "could be refitted; set --refit_heads off and --references experts"
+                "could be refitted; set --refit_heads off and --baselines experts"
             )
         # with more processes than examples, the last ranks have none
         shares = [share for share, _ in found if share]
