@@ -272,7 +272,5 @@ def test_a_curves_scale_is_interpolated_as_its_entries_are():
         at = {k: BASE[k] + share * (EXPERTS[name][k] - BASE[k]) for k in BASE}
         sums[name, share] = sum(float((t**2 + 1).sum()) for t in at.values())
     scale = (sums["a", 0.0] * sums["a", 1.0]) ** 0.5
-    expected = {
-        k: 0.5 * EXPERTS["a"][k] / scale + EXPERTS["b"][k] / sums["b", 1.0] for k in BASE
-    }
+    expected = {k: 0.5 * EXPERTS["a"][k] / scale + EXPERTS["b"][k] / sums["b", 1.0] for k in BASE}
     assert_same(found, expected)

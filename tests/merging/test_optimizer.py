@@ -27,9 +27,7 @@ def trainer(first=True, proposals=None):
     """Of one process, or of a second one that receives proposals."""
     received = iter(proposals or [])
     broadcast = (lambda own: own) if first else (lambda own: next(received))
-    return SimpleNamespace(
-        is_global_zero=first, strategy=SimpleNamespace(broadcast=broadcast)
-    )
+    return SimpleNamespace(is_global_zero=first, strategy=SimpleNamespace(broadcast=broadcast))
 
 
 def run(score, search=None, stop=lambda: 0, **options):
@@ -130,9 +128,7 @@ def test_one_goal_by_value():
 
 def test_bounds_are_shares_of_the_experts_scores():
     own = {"x": 0.8, "y": 0.5}
-    assert MergeOptimizer(keep=0.9).goal(TASKS, own).bounds == pytest.approx(
-        {"x": 0.72, "y": 0.45}
-    )
+    assert MergeOptimizer(keep=0.9).goal(TASKS, own).bounds == pytest.approx({"x": 0.72, "y": 0.45})
     assert MergeOptimizer(keep={"y": 0.5}).goal(TASKS, own).bounds == {"y": 0.25}
     assert MergeOptimizer(keep=0.9).goal(TASKS).bounds == {}  # not known yet
     with pytest.raises(UserError, match="the expert of 'y' scores 0 on its validation split"):
