@@ -117,7 +117,9 @@ class MergeOptimizer(Callback):
                 "--optimizer.racing: stops what cannot be best by one objective, but there are "
                 f"{len(objective.parts)}; leave racing out, or name one --optimizer.objective"
             )
-        if self.groups == "whole":  # else the number of coefficients depends on the tensors
+        # with groups the number of coefficients depends on the tensors; that there are no experts
+        # is refused where they are read
+        if self.groups == "whole" and experts:
             search.start(self.space(method, experts), objective)
         return search
 
