@@ -1,19 +1,19 @@
-"""Time and peak memory of a trial's merge, against streaming and against the obvious loop.
+"""Time and peak memory of a trial's merge, against torch.add and a plain loop.
 
 Run:  python benchmarks/assembly.py [--models minilm t5-base] [--threads 1 2] [--rounds 9]
 
 Six experts, their Fishers and a base of random float32 numbers, in the shapes of the model. Three
-ways take turns in one process, so that other work on the machine meets them all:
+ways alternate in one process, so that other load on the machine affects all of them:
 
-- fmerge: `Assembler.assemble` with new coefficients, as in every trial: norms of the Fishers are
-  known after the first, the result is checked for NaN, and is written over the last one.
-- torch.add: `torch.add(x, y, out=z)` over x and y among the same inputs, and one output, until as
-  many bytes were read and written as the formula has to: each input once, the result once.
-- the loop: the formula as whole-model dict comprehensions, out of place, without any checks.
+- fmerge: `Assembler.assemble` with new coefficients, as in every trial: the norms of the
+  Fishers are cached after the first, and the result is checked for NaN and overwrites the last one.
+- torch.add: `torch.add(x, y, out=z)` over x and y among the same inputs, and one output, until
+  it has moved as many bytes as the formula must: each input read once, the result written once.
+- the loop: the formula as dict comprehensions over the whole model, out of place, without checks.
 
-Peak memory is the highest resident size during a first merge minus that before: 1 result is its
-floor. DFMerge is given its Fishers, as after a pass over data; with a curve it interpolates them
-between two nodes that are among the six, so that as much is read. The error is the largest
+Peak memory is the highest resident size during a first merge minus that before: 1 result is the
+minimum. DFMerge gets its Fishers, as after a pass over data; with a curve it interpolates them
+between two nodes that are among the six, so that it reads as much. The error is the largest
 difference from the loop, relative to the largest entry.
 """
 
@@ -58,7 +58,7 @@ Loop = Callable[[Model, list[Model], list[Model], list[float]], Model]
 
 
 def total(tensors: Iterable[Tensor]) -> Tensor:
-    """Adds one after the other."""
+    """Adds the terms in order."""
     return functools.reduce(operator.add, tensors)
 
 
@@ -107,7 +107,7 @@ FORMULAS: dict[str, tuple[MergeMethod, Loop]] = {
 
 
 class Inputs:
-    """Base, experts and Fishers in the shapes of a model: each one flat tensor, seen by name."""
+    """Base, experts and Fishers of a model's shapes: each one flat tensor, with views by name."""
 
     def __init__(self, key: str) -> None:
         with torch.device("meta"):
@@ -128,7 +128,7 @@ class Inputs:
 
     @cached_property
     def logs(self) -> list[Model]:
-        """The Fishers as a curve keeps them."""
+        """The logarithms of the Fishers, as a curve stores them."""
         return [logarithms(one) for one in self.fishers]
 
     def named(self, flat: Tensor) -> Model:
@@ -138,7 +138,7 @@ class Inputs:
         return {name: chunk.view(shape) for (name, shape), chunk in rows}
 
     def assembling(self, name: str) -> Callable[[list[float]], Model]:
-        """Makes what assembles the trials."""
+        """Makes the assembler of the trials."""
         method, fishers = FORMULAS[name][0], self.fishers
         if isinstance(method, DFMerge) and "curve" not in name:  # as after Fisher passes
             out = empty_like(self.base)
@@ -158,7 +158,7 @@ class Inputs:
             method,
             self.base,
             dict(zip(names, self.experts, strict=True)),
-            lambda expert, body: {},  # the nodes are those that are kept
+            lambda expert, body: {},  # the stored nodes are used instead
             None if curved or method.statistic is None else dict(zip(names, fishers, strict=True)),
             curve_nodes=2 if curved else 0,
             keep=lambda node: next(ends),
@@ -179,8 +179,8 @@ class Inputs:
 
 
 def peak(run: Callable[[], object]) -> int:
-    """Runs once: the highest resident size minus that at the start, in bytes."""
-    ctypes.CDLL(None).malloc_trim(0)  # what was freed must not hide what is taken
+    """Runs once; returns the highest resident size minus that at the start, in bytes."""
+    ctypes.CDLL(None).malloc_trim(0)  # freed memory must not hide new allocations
     with open("/proc/self/clear_refs", "w") as file:
         file.write("5")  # resets the highest resident size
     before = status("VmRSS")
@@ -209,7 +209,7 @@ def measure(inputs: Inputs, name: str, rounds: int) -> list[str]:
     generator = torch.Generator().manual_seed(1)
     first: list[float] = torch.rand(EXPERTS, generator=generator).tolist()
     if "curve" in name:
-        _ = inputs.logs  # made before anything is measured
+        _ = inputs.logs  # computed before the measurement
     size = peak(lambda: inputs.assembling(name)(first))
     assemble, units = inputs.assembling(name), inputs.units(method)
     difference = error(assemble(first), loop(*arguments, first)) if "curve" not in name else None

@@ -1,4 +1,4 @@
-"""Experts, their data and a live module, and what merges of them score."""
+"""Experts, their data and a live module, and scores of their merges."""
 
 import json
 import sys
@@ -31,13 +31,13 @@ REFIT = 80
 
 
 class Subject:
-    """Experts and their tasks, and passes that score merges of them.
+    """Experts and their tasks, with passes that score their merges.
 
     Args:
-        module: Their kind; it adopts them.
+        module: The module that takes their weights.
         data: Their tasks.
         experts: Their folders by task.
-        base: The folder of what they started from.
+        base: The folder of the model that they were trained from.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class Subject:
             parts: Groups of tensors with coefficients of their own.
 
         Returns:
-            What assembles them.
+            The assembler.
         """
         bodies = self.ensemble.bodies
 
@@ -87,13 +87,13 @@ class Subject:
         return Assembler(method, self.base, bodies, fisher, statistics, parts, curve)
 
     def fisher_of(self, settings: FisherSettings) -> Callable[[str, Params], Params]:
-        """Prepares Fishers, of which methods that need the same one share one.
+        """Prepares Fishers; methods that need the same Fisher share it.
 
         Args:
             settings: How they are estimated.
 
         Returns:
-            From a task and a body to the Fisher.
+            A function from a task and a body to the Fisher.
         """
 
         def fisher(name: str, body: Params) -> Params:
@@ -107,7 +107,7 @@ class Subject:
 
 
 class Bench(Subject):
-    """One family at one seed; trains the experts where they are missing.
+    """One family at one seed; trains the experts that are missing.
 
     Args:
         name: The family.
@@ -126,7 +126,7 @@ class Bench(Subject):
         self.module.tokenizer = lower_half()  # type: ignore[assignment]  # makes vectors
 
     def once(self, name: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """Reads a row that was computed before, or computes and keeps it.
+        """Reads a cached row, or computes and caches it.
 
         Args:
             name: The row.
@@ -193,7 +193,7 @@ class Bench(Subject):
 
 
 def tiny_t5(steps: int = 250, rate: float = 3e-3) -> Subject:
-    """Takes the made-up tasks' experts; trains them, for a minute and a half, if need be.
+    """Loads the made-up tasks' experts; if missing, trains them in a minute and a half.
 
     Args:
         steps: Training steps of an expert.

@@ -15,12 +15,12 @@ from transformers import (
 Batch = dict[str, Tensor]
 LogProbs = Callable[[Batch], Tensor]
 
-FEW = 2  # examples of the comparison with the oracle, and of the slow contestants' turns
+FEW = 2  # examples for the oracle and for slow contestants
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What is measured; of a size that is None, each case has its own."""
+    """Sizes to measure; None stands for each case's own size."""
 
     device: str = "cpu"
     precision: str = "32-true"
@@ -28,7 +28,7 @@ class Settings:
     tokens: int | None = None
 
     def autocast(self) -> torch.autocast:
-        """Gives the context that contestants run in."""
+        """Returns the context that contestants run in."""
         return torch.autocast(self.device, torch.bfloat16, enabled=self.precision == "bf16-mixed")
 
 
@@ -45,7 +45,7 @@ class Case:
         self.log_probs = self.build(self.model)
 
     def few(self) -> Batch:
-        """Gives the first examples alone."""
+        """Returns the first examples."""
         return {key: value[:FEW] for key, value in self.batch.items()}
 
     def to(self, device: str) -> "Case":
@@ -139,7 +139,7 @@ CASES = {"minilm": minilm, "t5": t5, "t5-base": t5_base}
 
 
 def make(key: str, settings: Settings) -> Case:
-    """Makes a case of the sizes and on the device that are asked for."""
+    """Makes a case of the given sizes on the given device."""
     sizes = {"n": settings.batch, "t": settings.tokens}
     given = {name: size for name, size in sizes.items() if size is not None}
     return CASES[key](**given).to(settings.device)

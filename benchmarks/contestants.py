@@ -18,7 +18,7 @@ Fisher = dict[str, Tensor]
 
 @dataclass
 class Contestant:
-    """A way to a Fisher: from a batch to the sum of its examples' squares, and its share."""
+    """A way to compute a Fisher: maps a batch to the sum of its examples' squared gradients."""
 
     run: Callable[[Batch], Fisher | None]
     few: bool = False
@@ -58,7 +58,7 @@ def contestants(case: Case) -> dict[str, Contestant]:
 
 
 def ours(model: nn.Module, log_probs: LogProbs, estimator: Any) -> Callable[[Batch], Fisher]:
-    """One accumulator for all turns, as in a pass over data; its first result is one batch's."""
+    """One accumulator for all rounds, as in a pass over data; the first result covers one batch."""
     accumulator = FisherAccumulator(model, log_probs, estimator)
 
     def run(batch: Batch) -> Fisher:
@@ -99,7 +99,7 @@ def loop(model: nn.Module, log_probs: LogProbs, batch: Batch, estimator: str) ->
 
 
 def vmap(model: nn.Module, log_probs: LogProbs, batch: Batch) -> Fisher:
-    """All examples' gradients at once; without a mask, whose contents models look at."""
+    """All examples' gradients at once, without a mask, as models branch on its contents."""
     holder = nn.Module()
     holder.model = model
     holder.forward = log_probs

@@ -62,7 +62,7 @@ def _short_fields(domain: str) -> list[list[str]]:
 
 
 def _kept(name: str, read: Callable[[], Any]) -> Any:
-    """Reads sources once for all runs: that takes up to ten seconds."""
+    """Reads sources once for all runs, as that takes up to ten seconds."""
     path = FOLDER / "pools" / f"{name}.json"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -81,7 +81,7 @@ class Family:
     Attributes:
         about: What the tasks ask.
         tasks: Their names.
-        make: From a name and a seed to the data.
+        make: A function from a name and a seed to the data.
         epochs: Passes over the training split that an expert takes.
     """
 
@@ -109,12 +109,12 @@ FAMILIES: Mapping[str, Family] = {
 
 @cache
 def lower_half() -> LowerHalf:
-    """Gives the one lower half of the process."""
+    """Returns the lower half that the whole process shares."""
     return LowerHalf()
 
 
 def expert(family: str, task: str, seed: int) -> Path:
-    """Trains an expert, unless it is there.
+    """Trains an expert, unless it exists.
 
     Args:
         family: One of ``FAMILIES``.
@@ -142,7 +142,7 @@ def expert(family: str, task: str, seed: int) -> Path:
 
 
 def quiet_trainer(**options: Any) -> FMergeTrainer:
-    """Makes a Trainer that keeps and prints nothing.
+    """Makes a Trainer that saves and prints nothing.
 
     Args:
         **options: Of the Trainer.

@@ -1,7 +1,7 @@
 """One question over several domains: which field of mathematics does a sentence speak of?
 
-The quickstart's tasks share nothing but their language. Here the experts answer the same question,
-each on the documentation of other packages, as people's experts often do.
+The quickstart's tasks have only their language in common. Here all experts answer the same
+question, each on the documentation of different packages, as is common in practice.
 """
 
 import random
@@ -59,7 +59,7 @@ class FieldSentences(TaskData):
         """Reads one split.
 
         Args:
-            split: Which one.
+            split: The split.
 
         Returns:
             Mappings with ``text`` and ``label``, as many of each class.

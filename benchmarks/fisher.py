@@ -5,13 +5,14 @@ On a GPU, with and without the kernel:
       python benchmarks/fisher.py --device cuda --precision bf16-mixed \
           --models minilm t5 t5-base --output benchmarks/results/cuda-bf16.md
 
-opacus and BackPACK take part where they are installed:
+opacus and BackPACK are included if they are installed:
       pip install --no-deps opacus backpack-for-pytorch opt_einsum einops unfoldNd
 
-All contestants take turns in one process, so that other work on the machine meets them all.
-Peak memory is measured in a process of its own for each: the highest resident size during two
+All contestants alternate in one process, so that other load on the machine affects all of them.
+Peak memory is measured in a separate process for each: the highest resident size during two
 batches minus that before them, so it includes the sums, gradients and activations. On a GPU it is
-the highest allocated size instead, without the sums, and the clock is read when the device is done.
+the highest allocated size instead, without the sums, and the clock is read after the
+device has finished.
 """
 
 import argparse
@@ -43,7 +44,7 @@ class Measured:
     rows: list[list[str]]
 
     def printed(self) -> Table:
-        """Gives the table for a terminal."""
+        """Formats the table for a terminal."""
         result = Table("", title=self.title)
         for heading in HEADINGS:
             result.add_column(heading, justify="right")
@@ -52,7 +53,7 @@ class Measured:
         return result
 
     def markdown(self) -> str:
-        """Gives the table for a file."""
+        """Formats the table for a file."""
         lines = [["", *HEADINGS], ["---", *["---:"] * len(HEADINGS)], *self.rows]
         cells = (
             "| " + " | ".join(cell.replace("|", "/") for cell in line) + " |" for line in lines
@@ -88,7 +89,7 @@ def errors(case: Case, found: dict[str, Contestant], settings: Settings) -> dict
 def times(
     case: Case, found: dict[str, Contestant], rounds: int, settings: Settings
 ) -> dict[str, list[tuple[float, float]]]:
-    """Lets the contestants take turns; seconds per example, by the clock and of processors."""
+    """Alternates the contestants; returns seconds per example, of wall-clock and of CPU time."""
     taken: dict[str, list[tuple[float, float]]] = {name: [] for name in found}
     for turn in range(rounds + 1):
         for name, contestant in found.items():
@@ -106,7 +107,7 @@ def times(
 
 
 def wait(settings: Settings) -> None:
-    """Waits until the device is done."""
+    """Waits until the device has finished."""
     if settings.device == "cuda":
         torch.cuda.synchronize()
 
@@ -132,7 +133,7 @@ def peak_on_gpu(contestant: Contestant, case: Case, settings: Settings) -> float
 
 
 def run_twice(contestant: Contestant, case: Case, settings: Settings) -> None:
-    """Lets a contestant do two batches."""
+    """Runs a contestant on two batches."""
     for _ in range(2):
         with settings.autocast():
             contestant.run(case.few() if contestant.few else case.batch)
@@ -199,7 +200,7 @@ def main() -> None:
         measured = measure(key, arguments.rounds, not arguments.no_memory, settings)
         Console(width=130).print(measured.printed())
         text += f"\n{measured.markdown()}"
-        if arguments.output is not None:  # after every model, so that a later one loses nothing
+        if arguments.output is not None:  # after every model, so that a failure loses nothing
             write_text(arguments.output, text)
 
 

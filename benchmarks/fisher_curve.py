@@ -1,11 +1,11 @@
-"""DF-Merge with interpolated Fishers against DF-Merge that computes them anew in every trial.
+"""DF-Merge with interpolated Fishers, compared with Fishers recomputed in every trial.
 
 Run:  python benchmarks/fisher_curve.py [--on topics t5 t5-sharp] [--nodes 5] [--vectors 50]
         [--output docs/results.md]
-Needs nothing; it trains what is missing of the experts of benchmarks/quality.py at seed 1.
+Needs no input; it trains the missing experts of benchmarks/quality.py at seed 1.
 
 Every random coefficient vector is merged both ways and scored on the validation splits. A Fisher
-moves with its own coefficient alone: each coefficient is one of a dozen random numbers, so that
+depends on its own coefficient alone: each coefficient is one of a dozen random numbers, so that
 there are three dozen Fishers to compute and not 150. Times are seconds of one core; those of the
 topics are taken at the quickstart's full size, where the experts are the base and a little noise.
 """
@@ -67,7 +67,7 @@ class Case:
     Attributes:
         about: What it is.
         subject: The experts whose merges are compared.
-        timed: What the times are taken on, made in a folder; the same when left out.
+        timed: Makes the subject of the timings in a folder; ``subject`` itself when left out.
     """
 
     about: str
@@ -97,10 +97,10 @@ def curve_of(subject: Subject, nodes: int, fisher: Callable[[str, Params], Param
     Args:
         subject: The experts.
         nodes: Of the curve; 0 computes every Fisher.
-        fisher: Computes them.
+        fisher: Computes Fishers.
 
     Returns:
-        What assembles merges.
+        The assembler.
     """
     return Assembler(DFMerge(), subject.base, subject.ensemble.bodies, fisher, curve_nodes=nodes)
 
@@ -153,7 +153,7 @@ def timing(subject: Subject, nodes: int, repeats: int = 5) -> str:
     Args:
         subject: The experts.
         nodes: Of the curve.
-        repeats: How often; the median counts.
+        repeats: How many measurements the median is taken of.
 
     Returns:
         A table in Markdown.
@@ -161,7 +161,7 @@ def timing(subject: Subject, nodes: int, repeats: int = 5) -> str:
     names, bodies = subject.ensemble.names, subject.ensemble.bodies
     generator = torch.Generator().manual_seed(0)
 
-    def stand_in(name: str, body: Params) -> Params:  # what it holds changes no time
+    def stand_in(name: str, body: Params) -> Params:  # its values do not affect the time
         return {key: torch.rand(one.shape, generator=generator) for key, one in body.items()}
 
     def fisher(name: str) -> None:
@@ -194,7 +194,7 @@ def timing(subject: Subject, nodes: int, repeats: int = 5) -> str:
 
 
 def seconds(work: Callable[[int], object], repeats: int) -> float:
-    """Measures the median CPU time of something, after once that does not count."""
+    """Measures the median CPU time of a call, after one warm-up."""
     work(repeats)
     spent = []
     for i in range(repeats):

@@ -1,7 +1,7 @@
 """MiniLM in two halves: the lower one is frozen and run once for each text, the upper one trained.
 
-What a text is to the upper half is a sequence of vectors, where a whole model has token ids. That
-spares the embeddings and half of the layers in every pass, which makes 15 experts and hundreds of
+The upper half reads a text as a sequence of vectors, not as token ids. Every pass thus skips
+the embeddings and half of the layers, which makes 15 experts and hundreds of
 merges affordable on one core.
 """
 
@@ -23,7 +23,7 @@ TOKENS = 32
 
 
 class LowerHalf:
-    """Stands where a module has its tokenizer: makes of texts what enters the upper half."""
+    """Takes the place of a module's tokenizer: turns texts into the input of the upper half."""
 
     model_max_length = 2 * TOKENS
     """More than any text has left."""
@@ -63,8 +63,8 @@ class LowerHalf:
 
         Args:
             texts: n texts.
-            *_: Not used.
-            **__: Not used.
+            *_: Positional options of a tokenizer, which have no effect here.
+            **__: Named options of a tokenizer, which have no effect here.
 
         Returns:
             ``inputs_embeds`` (n, t, i) and ``attention_mask`` (n, t).
@@ -77,13 +77,13 @@ class LowerHalf:
 
 
 def write_upper_half(folder: Path) -> None:
-    """Writes the upper half as a model of its own, unless it is there.
+    """Writes the upper half as a model of its own, unless it exists.
 
-    Its embeddings add nothing to the vectors that it is given, but for the layer norm that ends
-    the lower half.
+    Its embeddings only apply the layer norm that ends the lower half to the vectors that it
+    is given.
 
     Args:
-        folder: Where.
+        folder: The folder to write it to.
     """
     if folder.exists():
         return

@@ -1,6 +1,7 @@
 """Three made-up text-to-text tasks, and experts for them trained from a T5 of random weights.
 
-Every thing is warm or cold, small or large, old or new; of three things the most count.
+Each object is warm or cold, small or large, old or new; the answer for three objects is
+the majority.
 """
 
 import itertools
@@ -44,7 +45,7 @@ def write_tasks(folder: Path) -> None:
 
 
 def write_random_model(folder: Path) -> None:
-    """Writes a tiny T5 with random weights, and a tokenizer of the words that occur.
+    """Writes a tiny T5 with random weights, and a tokenizer of the tasks' words.
 
     Args:
         folder: Where to.
@@ -119,10 +120,10 @@ def fit(folder: Path, name: str, path: Path, steps: int, rate: float, *tasks: st
     Args:
         folder: Where the data are.
         name: Its name there.
-        path: What it starts from.
+        path: The model to start from.
         steps: Training steps.
         rate: Learning rate.
-        tasks: What it learns.
+        tasks: The tasks to train on.
 
     Returns:
         The expert's folder.
@@ -136,7 +137,7 @@ def fit(folder: Path, name: str, path: Path, steps: int, rate: float, *tasks: st
 
 
 def make(folder: Path, steps: int = 250, rate: float = 3e-3) -> tuple[Path, dict[str, Path]]:
-    """Makes data, a base that knows a little of everything as a pretrained one does, and experts.
+    """Makes data, a base trained a little on all tasks, as a pretrained one would be, and experts.
 
     Args:
         folder: Where to; takes a minute and a half.

@@ -2,8 +2,8 @@
 
 Run:  python benchmarks/quality.py [--families topics fields] [--seeds 1 2 3 4 5] [--output FILE]
 
-A seed is that of the data's split, the training, the examples of statistics and the search. What
-has been trained or merged is kept under runs/quality and not done again; the table is made of it.
+A seed sets the data's split, the training, the examples of statistics and the search. Results
+of training and merging are cached under runs/quality, and the table is made from them.
 """
 
 import argparse
@@ -46,7 +46,7 @@ class Entry:
 
 
 def entries(seed: int) -> dict[str, Entry]:
-    """Lists what is compared.
+    """Lists the rows to compare.
 
     Args:
         seed: Of the examples of statistics.
@@ -72,7 +72,7 @@ def entries(seed: int) -> dict[str, Entry]:
 
 
 def rows_of(name: str, seed: int, wanted: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Computes a family's rows at a seed, as far as they are missing.
+    """Computes a family's missing rows at a seed.
 
     Args:
         name: The family.
@@ -131,7 +131,7 @@ def table(runs: Sequence[Mapping[str, Mapping[str, Any]]]) -> str:
 
 
 def describe(name: str, runs: Sequence[Mapping[str, Mapping[str, Any]]]) -> str:
-    """Says what was measured and how, above the table.
+    """Writes the paragraph above the table: what was measured, and how.
 
     Args:
         name: The family.
@@ -161,7 +161,7 @@ def describe(name: str, runs: Sequence[Mapping[str, Mapping[str, Any]]]) -> str:
 
 
 def main() -> None:
-    """Computes what is missing, prints and writes the tables."""
+    """Computes missing rows, prints and writes the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--families", nargs="+", default=list(FAMILIES), choices=list(FAMILIES))
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3, 4, 5])

@@ -1,11 +1,12 @@
-"""What racing saves, and what it costs, on a simulated surface of a merge: no model is trained.
+"""Cost and savings of racing, on a simulated surface of a merge; no model is trained.
 
 Run:  python benchmarks/racing.py [--repeats 8] [--jobs 2] [--output docs/results.md]
 
 Four tasks. Example i of task t is right where A_t(λ) + d_i + g_i·(λ − ½) > 0, with normal d_i and
-g_i, fixed through a search: near merges answer alike. A_t has the task's own coefficient help, up
-to 1, and the others' hurt. 0.5 each has 56% right, 0.3 each 52%, whole task vectors 39%, the base
-38%, an expert on its own task 71%: about the spread of the quickstart.
+g_i, fixed through a search, so that merges close to each other give similar answers. A_t grows with
+the task's own coefficient, up to 1, and falls with the others'. Coefficients of 0.5 give 56% right
+answers, 0.3 gives 52%, whole task vectors 39%, the base 38%, and an expert on its own task 71%:
+about the spread of the quickstart.
 """
 
 import argparse
@@ -31,7 +32,7 @@ GOAL = Objective()
 
 
 class Made:
-    """A validation split of every task, and as many fresh examples as tell the truth.
+    """A validation split of every task, and fresh examples that estimate the true score.
 
     Args:
         seed: Seed of the examples.
@@ -82,7 +83,7 @@ def search_on(
         shares: Sizes of the parts; as in fmerge if empty.
 
     Returns:
-        What it came to.
+        The outcome.
     """
     search.start(SearchSpace(TASKS))
     zeros = [0] * made.examples

@@ -1,4 +1,4 @@
-"""Whether another revision gives the very same numbers: trials and merged weights, byte by byte.
+"""Compares the numbers of two revisions: trials and merged weights, byte by byte.
 
     python benchmarks/same_numbers.py REVISION
 
@@ -57,7 +57,7 @@ def merge(tree: Path, zoo: Path, output: Path, options: list[str]) -> dict[str, 
 
     Args:
         tree: A checkout.
-        zoo: What ``_MAKE`` made.
+        zoo: The folder that ``_MAKE`` wrote.
         output: The run's folder.
         options: Method and search.
 
@@ -78,7 +78,7 @@ def main(revision: str) -> int:
     """Compares this tree with a revision.
 
     Args:
-        revision: As git names it.
+        revision: A revision, as git names it.
 
     Returns:
         1 if a byte differs.

@@ -3,9 +3,10 @@
 Run:  python benchmarks/search.py [--repeats 20] [--surfaces topics] [--output docs/results.md]
 
 The surfaces were recorded by benchmarks/surfaces.py. A search is told a surface's value with the
-noise of a validation on it; what counts is the value itself. The rivals: a noise-free Gaussian
-process with one length-scale for all coefficients (what bayes_opt does, which DF-Merge's code
-uses), random points, and a grid in random order. Counts are kept under runs/search.
+noise of a validation on it; the count uses the value itself. AxSearch is compared with a
+noise-free Gaussian process with one length-scale for all coefficients (that of bayes_opt, which
+DF-Merge's code uses), random points, and a grid in random order. Counts are cached under
+runs/search.
 """
 
 import argparse
@@ -40,7 +41,7 @@ Points = Generator[np.ndarray, float, None]
 
 
 def ours(where: Surface, seed: int, **options: Any) -> Points:
-    """AxSearch as it is by default, or with other options."""
+    """AxSearch with its default or with other options."""
     search = AxSearch(BUDGET, seed=seed, **options)
     search.start(SearchSpace(where.tasks, dict.fromkeys(where.groups, ())))
     while not search.finished:
@@ -52,7 +53,7 @@ def ours(where: Surface, seed: int, **options: Any) -> Points:
 def random(where: Surface, seed: int) -> Points:
     """Uniform points."""
     points = np.random.default_rng(seed).random((BUDGET, len(where.names)))
-    yield from (point for point in points)  # arrays cannot be sent the scores
+    yield from (point for point in points)  # a generator, as scores are sent to it
 
 
 def grid(where: Surface, seed: int) -> Points:
@@ -107,7 +108,7 @@ FIRST = next(iter(SEARCHES))
 
 
 def needed(name: str, where: Surface, seed: int) -> int:
-    """Counts evaluations until the target.
+    """Counts evaluations until the target is reached.
 
     Args:
         name: The search.
@@ -132,7 +133,7 @@ def needed(name: str, where: Surface, seed: int) -> int:
 
 
 def counts(names: Sequence[str], surfaces: Sequence[str], repeats: int) -> dict[str, list[int]]:
-    """Runs what is missing.
+    """Runs the missing searches.
 
     Args:
         names: The searches.
@@ -185,10 +186,10 @@ def _cell(own: list[int], first: list[int], is_first: bool) -> str:
 
 
 def describe(where: str) -> str:
-    """Says what a surface is like."""
+    """Describes a surface in one line."""
     one = surface(where)
     return (
-        f"`{where}`: {len(one.scores)} merges scored on {one.examples} examples; the fit foresees "
+        f"`{where}`: {len(one.scores)} merges scored on {one.examples} examples; the fit predicts "
         f"{one.foreseen:.0%} of the variance of scores left out; best {100 * one.best:.1f}%, "
         f"plain average {100 * one.at(np.full(len(one.names), 1 / len(one.tasks))):.1f}%, noise "
         f"{100 * one.roughness:.1f} points."

@@ -1,4 +1,4 @@
-"""Where measured figures are written: one section of a document per benchmark."""
+"""Writes measured figures into a document, one section per benchmark."""
 
 import re
 import shlex

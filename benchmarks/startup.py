@@ -1,10 +1,10 @@
-"""What starting fmerge costs: ``--help`` and ``import fmerge``, beside importing Lightning's CLI.
+"""Start-up costs: ``--help`` and ``import fmerge``, compared with importing Lightning's CLI.
 
     python benchmarks/startup.py [--rounds 7]
 
-Each round runs every command once, in turn, so that a busy machine slows all of them alike. Costs
-are the user and system time of the process, of which each command's minimum counts. Byte code is
-cached, as it is where a package is installed.
+Each round runs every command once, in turn, so that other load on the machine affects all of
+them. A cost is the user and system time of the process; each command's minimum is reported. Byte
+code is cached, as in an installed package.
 """
 
 import argparse
@@ -22,7 +22,7 @@ def cost(arguments: list[str]) -> float:
     """Measures a process of Python.
 
     Args:
-        arguments: What Python is given.
+        arguments: The arguments of Python.
 
     Returns:
         Its user and system time, in seconds.

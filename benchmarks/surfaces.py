@@ -1,7 +1,7 @@
 """Merge surfaces: validation scores at many coefficients, recorded once, and smooth fits of them.
 
 Run:  python benchmarks/surfaces.py [--surfaces topics ...]
-Needs nothing; it trains what is missing of the experts of benchmarks/quality.py at seed 1.
+Needs no input; it trains the missing experts of benchmarks/quality.py at seed 1.
 """
 
 import argparse
@@ -31,12 +31,12 @@ FOLDER = Path(__file__).parent / "surfaces"
 
 @dataclass(frozen=True)
 class Source:
-    """What a surface is recorded from: task arithmetic of some experts.
+    """The source of a surface: task arithmetic of some experts.
 
     Attributes:
         subject: Makes the experts ready.
-        slices: Slices of the depth that have coefficients of their own.
-        points: Where it is scored: so many points of a scrambled Sobol sequence.
+        slices: How many groups of layers by depth have separate coefficients.
+        points: How many points of a scrambled Sobol sequence are scored.
     """
 
     subject: Callable[[], Subject]
@@ -52,9 +52,9 @@ SOURCES = {
 
 
 class Surface:
-    """A Gaussian process through recorded scores: its mean is what a merge is worth.
+    """A Gaussian process through recorded scores: its mean is the value of a merge.
 
-    What a validation adds to it, as much as the fit leaves over, is drawn anew for each point.
+    The noise of a validation, as large as the fit's residual, is drawn anew for each point.
 
     Args:
         name: One of ``SOURCES``.
@@ -79,7 +79,7 @@ class Surface:
 
     @cached_property
     def foreseen(self) -> float:
-        """Share of the scores' variance that the fit foresees in points left out, one by one."""
+        """Share of the scores' variance that the fit predicts, leaving out one point at a time."""
         covariance = self._fit.kernel_(self.points)
         inverse = np.linalg.inv(covariance)
         values = (self.scores - self.scores.mean()) / self.scores.std()
@@ -96,11 +96,11 @@ class Surface:
         return -float(min(found))
 
     def at(self, point: np.ndarray) -> float:
-        """Gives the fit at a point of the box."""
+        """Returns the fit at a point of the box."""
         return float(self._fit.predict(point[None])[0])
 
     def __call__(self, coefficients: Mapping[str, float]) -> float:
-        """Gives the fit for coefficients by name."""
+        """Returns the fit for coefficients by name."""
         return self.at(np.array([coefficients[name] for name in self.names]))
 
     def error(self, score: float) -> float:
@@ -143,7 +143,7 @@ def record(name: str) -> None:
 
 
 def main() -> None:
-    """Records surfaces and says what is known of them."""
+    """Records surfaces and describes them."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--surfaces", nargs="+", default=list(SOURCES), choices=list(SOURCES))
     torch.set_num_threads(1)
