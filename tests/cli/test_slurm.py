@@ -73,7 +73,7 @@ def test_a_requeued_fisher_is_the_same_bit_for_bit(zoo, tmp_path, slurm, capfd):
     arguments = [*fisher, output]
     assert in_child(arguments, FisherAccumulator, "add", 2, send(signal.SIGUSR1)) == CODE
     printed = capfd.readouterr().err
-    assert "stopping after this batch" in printed and "the same command goes on" in printed
+    assert "stopping after this batch" in printed and "the same command resumes" in printed
     assert "job 1234 is requeued" in printed and slurm.read_text() == "requeue 1234\n"
     unfinished = load_file(tmp_path / "out.unfinished-0-of-1.safetensors")
     assert int(unfinished["done"]) == 3 and not output.exists()
