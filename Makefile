@@ -1,7 +1,10 @@
 # make quickstart   environment, three experts, their Fishers, three merges, one table
 # make test         the suite, but for its slow tests
 # make slow         those: lost processes, hundreds of trials, a T5 from scratch
-# make lint         style, types and the import floors
+# make lint         style, types, import layers and sizes
+# make coverage     the suite, and how much of the package it runs
+# make lowest       unit tests on the lowest versions that pyproject.toml declares
+# make bare         the package without its extras: every module, the tests that need none
 # make clean        forget the quickstart's runs
 
 PYTHON ?= python3
@@ -11,7 +14,12 @@ CONFIGS := configs/quickstart
 LIBRARIES := sklearn sympy torch
 FMERGE := $(BIN)/fmerge
 
-.PHONY: quickstart test slow lint clean
+# the folders of unit tests: what a change of versions would break shows in them
+UNIT := $(addprefix tests/,methods fisher search store data modules report evaluation)
+# the lowest torch declared is older; this is the one build that the bounds were tried with
+TORCH ?= 2.13.0
+
+.PHONY: quickstart test slow lint coverage lowest bare clean
 .DELETE_ON_ERROR:
 
 quickstart: $(RUNS)/average/report.md $(RUNS)/fisher_merge/report.md $(RUNS)/df_merge/report.md
@@ -29,17 +37,47 @@ lint: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python .ci/sizes.py
+
+coverage: .venv/installed
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" \
+	  --cov fmerge --cov-branch --cov-report term:skip-covered
+
+# other versions have other warnings: they are shown here, and errors only in the other targets
+lowest: .venv-lowest/installed
+	.venv-lowest/bin/python -m pytest -n 2 --dist loadfile -m "not slow" -W default $(UNIT)
+	.venv-lowest/bin/fmerge --help
+
+bare: .venv-bare/installed
+	.venv-bare/bin/python .ci/import_all.py
+	.venv-bare/bin/python -m pytest -m "not slow" -W default $(UNIT)
+	.venv-bare/bin/fmerge --help
 
 clean:
 	rm -rf $(RUNS)
 
 .venv/installed: pyproject.toml .ci/constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
-	  || { echo "Python 3.11 to 3.13 is needed; name one: make PYTHON=python3.12 ..."; exit 1; }
-	$(PYTHON) -m venv .venv
+	$(ENVIRONMENT)
 	$(BIN)/pip install --quiet --constraint .ci/constraints.txt torch
 	$(BIN)/pip install --quiet --constraint .ci/constraints.txt --editable '.[dev]'
 	@touch $@
+
+.venv-lowest/installed: pyproject.toml .ci/lowest.py
+	$(ENVIRONMENT)
+	$(@D)/bin/python .ci/lowest.py --torch $(TORCH) > $(@D)/constraints.txt
+	$(@D)/bin/pip install --quiet --constraint $(@D)/constraints.txt --editable '.[demo,hdf5,test]'
+	@touch $@
+
+.venv-bare/installed: pyproject.toml .ci/constraints.txt
+	$(ENVIRONMENT)
+	$(@D)/bin/pip install --quiet --constraint .ci/constraints.txt --editable . pytest
+	@touch $@
+
+define ENVIRONMENT
+@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
+  || { echo "Python 3.11 to 3.13 is needed; name one: make PYTHON=python3.12 ..."; exit 1; }
+$(PYTHON) -m venv $(@D)
+endef
 
 $(RUNS)/%/expert/config.json: $(CONFIGS)/fit.yaml $(CONFIGS)/%.yaml | .venv/installed
 	$(FMERGE) fit --config $(CONFIGS)/fit.yaml --config $(CONFIGS)/$*.yaml \

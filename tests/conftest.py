@@ -1,5 +1,7 @@
 """Tiny models, tokenizers and tasks, made on the spot; the network is closed."""
 
+import importlib.util
+import re
 import socket
 
 import pytest
@@ -9,6 +11,22 @@ from tests import tiny
 
 # tiny operations on several threads spend their time waiting for each other
 torch.set_num_threads(1)
+
+
+MISSING = [name for name in ("h5py", "hypothesis") if importlib.util.find_spec(name) is None]
+"""Optional packages that are not installed; test files that import one are left out."""
+
+
+def pytest_ignore_collect(collection_path):
+    if MISSING and collection_path.suffix == ".py":
+        uses = rf"^(import|from) ({'|'.join(MISSING)})\b"
+        if re.search(uses, collection_path.read_text(), flags=re.MULTILINE):
+            return True
+    return None
+
+
+def pytest_report_header():
+    return [f"{name} is not installed: the files that import it are left out" for name in MISSING]
 
 
 @pytest.fixture(autouse=True)

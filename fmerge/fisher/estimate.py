@@ -52,8 +52,7 @@ def estimate_fisher(
         >>> fisher.count, fisher.values["weight"].shape
         (8, torch.Size([3, 2]))
     """
-    if until is not None and errors is None:
-        errors = "total"
+    errors = errors or (None if until is None else "total")
     accumulator = FisherAccumulator(
         module, log_probs, estimator, samples, seed, labels, fallback=fallback, errors=errors
     )

@@ -55,15 +55,7 @@ def merge(
     method = _method(method)
     kind = type(method).__name__
     names = list(experts) if isinstance(experts, Mapping) else list(range(len(experts)))
-    if not names:
-        raise UserError("experts: is empty; give at least one dictionary of tensors")
-    models = _in_order("experts", experts, names)
-    method.check_count(len(models))
-    _check_layouts({f"experts[{name!r}]": one for name, one in zip(names, models, strict=True)})
-    if base is None and method.needs_base:
-        raise UserError(f"base: {kind} needs the model that the experts started from")
-    if base is not None:
-        _check_layouts({f"experts[{names[0]!r}]": models[0], "base": base})
+    models = _models(experts, names, method, base)
     weights = _weights(kind, method, coefficients, names)
     measured = _statistics(kind, method, statistics, names)
     floats = [_floats(one) for one in models]
@@ -76,6 +68,26 @@ def merge(
         raise UserError(f"{kind}: {error}") from error
     check_finite(merged, f"{kind} with coefficients {weights}")
     return {name: merged[name] if name in merged else t.clone() for name, t in models[0].items()}
+
+
+def _models(
+    experts: Sequence[Params] | Mapping[str, Params],
+    names: Sequence[Any],
+    method: MergeMethod,
+    base: Params | None,
+) -> list[Params]:
+    """Checks the models, and puts the experts into the order of their names."""
+    if not names:
+        raise UserError("experts: is empty; give at least one dictionary of tensors")
+    models = _in_order("experts", experts, names)
+    method.check_count(len(models))
+    _check_layouts({f"experts[{name!r}]": one for name, one in zip(names, models, strict=True)})
+    if base is None and method.needs_base:
+        name = type(method).__name__
+        raise UserError(f"base: {name} needs the model that the experts started from")
+    if base is not None:
+        _check_layouts({f"experts[{names[0]!r}]": models[0], "base": base})
+    return models
 
 
 def _method(method: MergeMethod | str) -> MergeMethod:

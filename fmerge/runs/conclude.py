@@ -142,7 +142,9 @@ class Conclusion:
 
     def _measure(self) -> str:
         tasks = [] if self.run.data is None else list(self.run.data.tasks)
-        plain = all(self.run.data is not None and by_accuracy(self.run.data, task) for task in tasks)
+        plain = all(
+            self.run.data is not None and by_accuracy(self.run.data, task) for task in tasks
+        )
         return "accuracy" if plain else "score"
 
     def _facts(self) -> list[str]:
@@ -150,7 +152,9 @@ class Conclusion:
             return []
         ensemble = self.run.ensemble
         origins = ensemble.fisher_origins
-        return split_facts(self.run.data, self.run.method, self.run.settings, origins, ensemble.tasks)
+        return split_facts(
+            self.run.data, self.run.method, self.run.settings, origins, ensemble.tasks
+        )
 
     def _test_baselines(
         self, search: Search, assembler: Assembler

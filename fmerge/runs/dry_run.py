@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 LEFT = "NaN and infinite weights, distance to the base, whose Fisher a file is"
 """Checks that need numbers, and are therefore left to the run."""
 
+
 def show_fisher_plan(run: "FisherRun", network: nn.Module, tokenizer: Any) -> None:
     """Prints what a Fisher would be of, and what it would take.
 

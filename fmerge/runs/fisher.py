@@ -11,30 +11,29 @@ from rich.console import Console
 
 from fmerge import __version__
 from fmerge.data import MultiTask
-from fmerge.evaluation.batch_size import check_automatic
-from fmerge.system.watchdog import check_strategy
-from fmerge.runs.dry_run import show_fisher_plan
 from fmerge.errors import UserError
+from fmerge.evaluation.batch_size import check_automatic
 from fmerge.evaluation.evaluator import Evaluator
-from fmerge.fisher import FisherSettings
-from fmerge.fisher import FisherEstimate
-from fmerge.system.signals import catch_signals
+from fmerge.fisher import FisherEstimate, FisherSettings
 from fmerge.modules import Saving, TaskModule
 from fmerge.params import check_finite, check_same_layout, fingerprint, params_of
 from fmerge.report.sections import layer_table
 from fmerge.report.tables import to_rich
+from fmerge.runs.dry_run import show_fisher_plan
 from fmerge.store import (
     check_fisher_path,
     check_new_file,
-    lock_of,
-    only_run,
     load_lightning,
     load_tokenizer,
+    lock_of,
+    only_run,
     reading_headers,
     remove_leftovers,
     remove_partial,
     write_fisher,
 )
+from fmerge.system.signals import catch_signals
+from fmerge.system.watchdog import check_strategy
 
 
 @dataclass(frozen=True)

@@ -99,9 +99,7 @@ def check_merge(run: "MergeRun", search: Search, grouped: bool, racing: bool = F
     if run.data is None:
         if statistic is not None:
             name = type(run.method).__name__
-            raise UserError(
-                f"{name}: needs data to estimate {statistic.label} on; give --data"
-            )
+            raise UserError(f"{name}: needs data to estimate {statistic.label} on; give --data")
         return
     run.data.check_splits("validation", "test")
     if racing:
@@ -120,7 +118,9 @@ def check_merge(run: "MergeRun", search: Search, grouped: bool, racing: bool = F
             )
 
 
-def fingerprints(run: "MergeRun", ) -> dict[str, Any]:
+def fingerprints(
+    run: "MergeRun",
+) -> dict[str, Any]:
     """Hashes the models and the data of a merge, which a resumed run must have again.
 
     Args:

@@ -21,8 +21,8 @@ from fmerge.merging.optimizer import MergeOptimizer
 from fmerge.methods import MergeMethod
 from fmerge.modules import TaskModule
 from fmerge.report.merge_report import MergeReport
-from fmerge.runs.build import find_trial
 from fmerge.report.write import show
+from fmerge.runs.build import find_trial
 from fmerge.runs.dry_run import show_merge_plan
 from fmerge.runs.inputs import check_merge, fingerprints, task_module, tasks_of
 from fmerge.runs.merge import MergeRun
@@ -147,9 +147,7 @@ class MergeJob:
         if self.trainer.is_global_zero:
             folder.check_inputs(fingerprints(run))
             folder.begin_point(index)
-        report = self._long(
-            run, lambda: run.build(self.optimizer, search, folder, index, records)
-        )
+        report = self._long(run, lambda: run.build(self.optimizer, search, folder, index, records))
         return self._shown(report, folder.point(index))
 
     def _search(

@@ -8,26 +8,25 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 
-from fmerge.evaluation.batch_size import check_automatic
-from fmerge.runs.conclude import Chosen, Conclusion
-from fmerge.runs.pass_plan import Baselines
-from fmerge.data import MultiTask, Split
+from fmerge.data import MultiTask
 from fmerge.errors import UserError
-from fmerge.evaluation.evaluator import Evaluator, by_accuracy
-from fmerge.fisher import FisherSettings
-from fmerge.merging.experts import Ensemble
+from fmerge.evaluation.evaluator import Evaluator
+from fmerge.evaluation.head_refit import Refitter, Refitting, obstacle
 from fmerge.evaluation.statistics import Statistic, statistic_of
-from fmerge.merging.optimizer import MergeOptimizer, Score
+from fmerge.fisher import FisherSettings
 from fmerge.merging.assembler import Assembler
+from fmerge.merging.experts import Ensemble
+from fmerge.merging.optimizer import MergeOptimizer, Score
+from fmerge.merging.racing import Race, race_facts
 from fmerge.methods import Average, MergeMethod
 from fmerge.modules import TaskModule
-from fmerge.search.objective import Objective, Scores
-from fmerge.params import Params, fingerprint, params_of
-from fmerge.merging.racing import Race, check_racing, race_facts
-from fmerge.evaluation.head_refit import Refitter, Refitting, check_refitting, obstacle
+from fmerge.params import Params
 from fmerge.report.merge_report import MergeReport
+from fmerge.runs.conclude import Chosen, Conclusion
+from fmerge.runs.pass_plan import Baselines
 from fmerge.search import Search, Trial
-from fmerge.store import RunFolder, FisherCache
+from fmerge.search.objective import Objective, Scores
+from fmerge.store import FisherCache, RunFolder
 
 _OWN = "experts' validation scores"
 _SIZES = "batch sizes"
@@ -210,7 +209,7 @@ class MergeRun:
             yield
 
     def _own_scores(self, folder: RunFolder) -> dict[str, float]:
-        """The experts' scores on their validation splits, computed once in a run, resumed or not."""
+        """The experts' scores on their validation splits, computed once even if a run is resumed."""
         noted = (folder.noted(_OWN) or {}) if self.trainer.is_global_zero else {}
         own: dict[str, float] = self.trainer.strategy.broadcast(noted)
         if not own:
