@@ -209,7 +209,7 @@ class MergeRun:
             yield
 
     def _own_scores(self, folder: RunFolder) -> dict[str, float]:
-        """The experts' scores on their validation splits, computed once even if a run is resumed."""
+        """The experts' validation scores, computed once even if a run is resumed."""
         noted = (folder.noted(_OWN) or {}) if self.trainer.is_global_zero else {}
         own: dict[str, float] = self.trainer.strategy.broadcast(noted)
         if not own:
