@@ -163,6 +163,14 @@ def test_scores_are_those_of_the_refitted_heads_which_are_then_given_back(evalua
     answers = (x @ head["classifier.weight"].T + head["classifier.bias"]).argmax(1).tolist()
     right = [answer == one["label"] for answer, one in zip(answers, some, strict=True)]
     assert found == pytest.approx({"colour": sum(right) / 7})
+    # heads that always answer one class score the share of that class
+    shares = [sum(one["label"] == k for one in some) / 7 for k in range(3)]
+    for k, share in enumerate(shares):
+        constant = {name: torch.zeros_like(tensor) for name, tensor in heads["colour"].items()}
+        constant["classifier.bias"][k] = 1.0
+        scored = refitter.score(body, "test", {"colour": constant})
+        assert scored == pytest.approx({"colour": share})
+    assert len(set(shares)) > 1
     now = params_of(evaluator.module.task_model("colour"))["classifier.weight"]
     assert torch.equal(now, own)
 
