@@ -52,16 +52,16 @@ class Fields(FieldSentences):
 
 
 def _short_topics(library: str) -> dict[str, list[str]]:
-    pools: dict[str, list[str]] = _kept(library, lambda: DocsTopics(library)._pools())
+    pools: dict[str, list[str]] = _cached(library, lambda: DocsTopics(library)._pools())
     return {topic: _short(pool) for topic, pool in pools.items()}
 
 
 def _short_fields(domain: str) -> list[list[str]]:
-    pools: list[list[str]] = _kept(f"fields_{domain}", lambda: FieldSentences(domain)._pools())
+    pools: list[list[str]] = _cached(f"fields_{domain}", lambda: FieldSentences(domain)._pools())
     return [_short(pool) for pool in pools]
 
 
-def _kept(name: str, read: Callable[[], Any]) -> Any:
+def _cached(name: str, read: Callable[[], Any]) -> Any:
     """Reads sources once for all runs, as that takes up to ten seconds."""
     path = FOLDER / "pools" / f"{name}.json"
     if not path.exists():

@@ -34,7 +34,7 @@ from fmerge.store import write_text
 
 BUDGET = 60
 SHARE = 0.99
-KEPT = FOLDER.parent / "search" / "counts.json"
+CACHED = FOLDER.parent / "search" / "counts.json"
 
 Points = Generator[np.ndarray, float, None]
 """Points that are asked for, and the score that each is told."""
@@ -143,21 +143,21 @@ def counts(names: Sequence[str], surfaces: Sequence[str], repeats: int) -> dict[
     Returns:
         Evaluations by ``search on surface``, one for each seed.
     """
-    kept: dict[str, list[int]] = json.loads(KEPT.read_text()) if KEPT.exists() else {}
-    KEPT.parent.mkdir(parents=True, exist_ok=True)
+    cached: dict[str, list[int]] = json.loads(CACHED.read_text()) if CACHED.exists() else {}
+    CACHED.parent.mkdir(parents=True, exist_ok=True)
     for where, name in itertools.product(surfaces, names):
-        known = kept.setdefault(f"{name} on {where}", [])
+        known = cached.setdefault(f"{name} on {where}", [])
         while len(known) < repeats:
             known.append(needed(name, surface(where), len(known)))
-            write_text(KEPT, json.dumps(kept))
-    return kept
+            write_text(CACHED, json.dumps(cached))
+    return cached
 
 
-def table(kept: dict[str, list[int]], names: Sequence[str], surfaces: Sequence[str]) -> str:
+def table(cached: dict[str, list[int]], names: Sequence[str], surfaces: Sequence[str]) -> str:
     """Lays the counts out.
 
     Args:
-        kept: Evaluations by ``search on surface``.
+        cached: Evaluations by ``search on surface``.
         names: The searches.
         surfaces: The surfaces.
 
@@ -168,7 +168,7 @@ def table(kept: dict[str, list[int]], names: Sequence[str], surfaces: Sequence[s
     lines = ["| | " + " | ".join(heads) + " |", "|---|" + "---|" * len(heads)]
     for name in names:
         cells = [
-            _cell(kept[f"{name} on {where}"], kept[f"{FIRST} on {where}"], name == FIRST)
+            _cell(cached[f"{name} on {where}"], cached[f"{FIRST} on {where}"], name == FIRST)
             for where in surfaces
         ]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")

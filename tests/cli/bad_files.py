@@ -142,8 +142,8 @@ CHECKPOINTS = [
      checkpoint({"state_dict": {}, "hyper_parameters": {"path": 3}})),
     ("tasks that are no lists", "its 'tasks' are no lists of labels by task",
      checkpoint({"state_dict": {}, "hyper_parameters": {"path": "x", "tasks": {"colour": 1}}})),
-    ("going on from a .ckpt that would run code", "bad.ckpt: refused", checkpoint(evil, "fit")),
-    ("going on from a missing .ckpt", "--ckpt_path", checkpoint(None, "fit")),
+    ("resuming from a .ckpt that would run code", "bad.ckpt: refused", checkpoint(evil, "fit")),
+    ("resuming from a missing .ckpt", "--ckpt_path", checkpoint(None, "fit")),
     ("testing a .ckpt that would run code", "bad.ckpt: refused", checkpoint(evil, "test")),
     ("a .ckpt that names a class", "was made with os.Evil, but --model is", checkpoint(
         {"state_dict": {}, "hyper_parameters": {"_class_path": "os.Evil"}}, "test")),
