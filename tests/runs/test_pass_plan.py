@@ -18,7 +18,9 @@ CONFIGURATIONS = {
         "--optimizer.search.draws", "3", "--baselines", "experts",
         "--fisher.split", "train", "--fisher.examples", "6",
     ],
-    "a Fisher that moves": ["--method", "DFMerge", "--fisher.examples", "5"],
+    "a Fisher that moves": [
+        "--method", "DFMerge", "--optimizer.search", "Fixed", "--fisher.examples", "5",
+    ],
     "a curve of two nodes": [
         "--method", "DFMerge", *SOBOL, "3", "--fisher.curve", "2", "--fisher.examples", "5",
     ],
