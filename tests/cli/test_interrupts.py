@@ -99,7 +99,7 @@ def test_a_signal_ends_a_fisher_after_its_batch(zoo, tmp_path, capfd):
     arguments = ["fisher", *config, "--expert", zoo.experts["colour"], "--output", output]
     assert in_child(arguments, FisherAccumulator, "add", 1, send(signal.SIGINT)) == 130
     printed = capfd.readouterr().err
-    assert "stopping after this batch" in printed and "stopped; the same command goes" in printed
+    assert "stopping after this batch" in printed and "stopped; the same command resumes" in printed
     assert "Traceback" not in printed
     unfinished = load_file(tmp_path / "out.unfinished-0-of-1.safetensors")
     assert int(unfinished["done"]) == 2 and not output.exists()
