@@ -42,6 +42,9 @@ def assert_same(found, expected, rtol=None, atol=None):
 def relative_error(found, expected) -> float:
     """‖found − expected‖₁ / ‖expected‖₁ over all tensors."""
     difference = sum(
-        float((found[name].double() - expected[name].double()).abs().sum()) for name in expected
+        float((found[name].double() - expected[name].double()).detach().abs().sum())
+        for name in expected
     )
-    return difference / sum(float(expected[name].double().abs().sum()) for name in expected)
+    return difference / sum(
+        float(expected[name].detach().double().abs().sum()) for name in expected
+    )

@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 
 from fmerge.errors import UserError
+from fmerge.fisher.batches import batch_size
 from fmerge.methods import Gram
 from fmerge.modules.base import TaskModule
 from fmerge.modules.token_masks import token_masks, with_distinct_lengths
@@ -120,17 +121,22 @@ class GramPass(LightningModule):
 
     def predict_step(
         self, batch: Mapping[str, Any], batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
+    ) -> int:
         """Adds a batch.
 
         Args:
             batch: One batch of the task.
             batch_idx: The batch's index; required by Lightning.
             dataloader_idx: The loader's index; required by Lightning.
+
+        Returns:
+            The number of examples added.
         """
+        examples = batch_size(batch)
         batch = with_distinct_lengths(batch, self.has_decoder)
         with self._recording(token_masks(batch, self.has_decoder)):
             self.module.label_log_probs(batch)
+        return examples
 
     def on_predict_epoch_end(self) -> None:
         """Adds the sums over the processes.
