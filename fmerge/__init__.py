@@ -9,6 +9,8 @@ The public names are imported at their first use, so that ``import fmerge`` impo
 
 from importlib import import_module
 
+from fmerge.system import former_paths
+
 __version__ = "0.1.0"
 
 # the module, and the name in it; a module alone is public itself
@@ -23,6 +25,8 @@ _PUBLIC = {
     "modules": ("fmerge.modules", ""),
     "search": ("fmerge.search", ""),
 }
+
+former_paths.install()
 
 __all__ = [*_PUBLIC, "__version__"]  # noqa: PLE0604
 
