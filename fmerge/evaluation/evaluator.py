@@ -230,6 +230,7 @@ class Evaluator:
         bar: bool,
         saving: Saving | None,
     ) -> FisherEstimate:
+        # a pass is kept for its checks of the layers, which depend on no weight
         key = (task, settings)
         if key not in self._passes:
             self._passes[key] = FisherPass(self.module, *key)

@@ -55,7 +55,7 @@ class Statistic(ABC):
         Returns:
             One where it does not move; else one a merge, or one a node of the curve.
         """
-        if not self.moves:
+        if not self.moves:  # taken at the experts, before the first trial
             return 1
         return settings.curve or bodies
 

@@ -92,6 +92,7 @@ def check_related(
     Raises:
         UserError: If the distance is above ``FARTHEST``.
     """
+    # four sums in one pass: ‖θ₀ − θ‖², ‖θ₀‖², ‖θ‖² and ⟨θ₀, θ⟩
     sums = torch.zeros(4, dtype=torch.float64)
     for key, origin in reference.items():
         if origin.ndim >= 2:

@@ -222,6 +222,7 @@ class MergeOptimizer(Callback):
             while not search.finished:
                 if number := stop():
                     raise SystemExit(128 + number)
+                # one process asks: Ax differs in the last digits between processes
                 proposal = search.ask() if trainer.is_global_zero else {}
                 coefficients = trainer.strategy.broadcast(proposal)
                 trial = self._try(len(search.history), coefficients, assembler, score)
@@ -229,7 +230,7 @@ class MergeOptimizer(Callback):
                     search.tell(trial)
                     log(trial.as_record())
                 else:
-                    search.history.append(trial)
+                    search.history.append(trial)  # to count; they know no scores
                 show()
         try:
             return search.best()
@@ -243,6 +244,7 @@ class MergeOptimizer(Callback):
     ) -> Trial:
         try:
             scores = score(assembler.assemble(coefficients))
+        # these coefficients cannot be merged or scored; others may well be
         except (ValueError, UserError, MemoryError, torch.OutOfMemoryError) as error:
             return Trial(index, coefficients, status="failed", reason=str(error))
         metrics, objective = scores.metrics, scores.objective

@@ -78,6 +78,7 @@ class Race:
 
     def _score(self) -> Scores:
         best = self._best()
+        # the last trial may have become the incumbent, or has been forgotten
         self._answers = {} if best is None else {best.index: self._answers[best.index]}
         answers: Answers = {task: [] for task in self.tasks}
         for block in range(BLOCKS):
@@ -88,6 +89,7 @@ class Race:
             if all(one.seen == one.examples for one in standings.values()):
                 break
             prune = should_prune(self.goal, standings, best.metrics, looks=BLOCKS - 1)
+            # a process that continued alone would wait for the others indefinitely
             if self.evaluator.trainer.strategy.broadcast(prune):
                 return stopped_scores(self.goal, standings)
         self._answers[len(self.search.history)] = answers

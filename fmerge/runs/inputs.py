@@ -109,6 +109,7 @@ def check_merge(run: "MergeRun", search: Search, grouped: bool, racing: bool = F
         wanted = run.settings.errors is not None
         check_automatic(run.trainer, run.data, run.settings.estimator, wanted)
     else:
+        # scores do not depend on batches, but several processes cannot agree on a size
         check_automatic(run.trainer, run.data, "exact", False)
     for task in run.data.tasks:
         if search.needs_errors and not by_accuracy(run.data, task):

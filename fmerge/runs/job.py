@@ -80,6 +80,7 @@ class MergeJob:
             defaults = {"fisher": asdict(MERGE_DEFAULTS)}
             folder = RunFolder(self.output, self.config, defaults)
             resuming, records = self._look_into(folder)
+            # before any model is read, which may take minutes
             check_strategy(self.trainer)
             run, search = self._prepare()
             if self.dry_run:
@@ -109,6 +110,7 @@ class MergeJob:
         """Reads the inputs and checks all that can be checked before the long part."""
         module: TaskModule = task_module(self.model)
         data = self._data()
+        # formulas want the target first; coefficients keep the order they were given in
         ordered = target_first(self.experts, self.optimizer.target)
         tasks = [name for name, one in ordered.items() if not one.donor]
         search = self.optimizer.check(self.method, list(self.experts), tasks, data is not None)
@@ -153,6 +155,7 @@ class MergeJob:
     def _search(
         self, run: MergeRun, search: Search, folder: RunFolder, resuming: bool
     ) -> MergeReport:
+        # the first process alone reads and writes the folder; run() broadcasts what it read
         done: list[dict[str, Any]] = []
         if self.trainer.is_global_zero and resuming:
             done = folder.resume(fingerprints(run))
@@ -175,7 +178,9 @@ class MergeJob:
 
     def _long(self, run: MergeRun, part: Callable[[], MergeReport]) -> MergeReport:
         """Runs the long part as Lightning runs its own, with its handling of interrupts."""
+        # the live module now holds the experts' networks, whose tensors passes overwrite
         run.module.adopt(run.ensemble.models, run.ensemble.tokenizer)
+        # Lightning sets these in fit or validate; a search starts outside of both
         trainer = self.trainer
         trainer.strategy._lightning_module = run.module
         trainer.state.fn, trainer.state.status = TrainerFn.VALIDATING, TrainerStatus.RUNNING
@@ -185,5 +190,6 @@ class MergeJob:
     def _shown(self, report: MergeReport, output: Path) -> MergeReport:
         if self.trainer.is_global_zero:
             show(report, output)
+        # no process may leave before the files are complete
         self.trainer.strategy.barrier("the merge is written")
         return report

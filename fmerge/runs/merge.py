@@ -89,7 +89,9 @@ class MergeRun:
         if self.data is not None and self.data.automatic:  # a resumed run has the same
             self._evaluator.sizes.note = partial(folder.note, _SIZES)
         goal, assembler = self._begin(optimizer, search, folder)
+        # started again: the bounds are shares of the experts' scores, known only now
         search.start(search.space, goal)
+        # every process replays, as each decides for itself whether the search is finished
         for record in self.trainer.strategy.broadcast(list(done)):
             search.replay(Trial.from_record(record))
         score: Score = lambda body: self._validate(body, goal)  # noqa: E731
@@ -144,6 +146,7 @@ class MergeRun:
             self._evaluator.sizes.found |= folder.noted(_SIZES) or {}
         own = self._own_scores(folder) if optimizer.needs_experts else {}
         goal = optimizer.goal(self.ensemble.tasks, own)
+        # Fishers are cached where the bodies are, if there is room
         weight = next(iter(next(iter(self.ensemble.bodies.values())).values()))
         return goal, Assembler(
             self.method,
@@ -172,6 +175,7 @@ class MergeRun:
         return self.baselines == "all" and self.ensemble.base is not None
 
     def _conclusion(self) -> Conclusion:
+        # heads are refitted for the merge, or for the table's base alone
         fits = self.refitting.wanted or (self.probed and self.can_refit)
         return Conclusion(
             run=self,
@@ -215,7 +219,7 @@ class MergeRun:
         if not own:
             for name in self.ensemble.tasks:
                 own |= self._evaluator.score(self.ensemble.bodies[name], "validation", [name])
-            if self.trainer.is_global_zero:
+            if self.trainer.is_global_zero:  # a resumed run must divide by the very same scores
                 folder.note(_OWN, own)
         return own
 

@@ -41,6 +41,7 @@ def tested_rows(run: "MergeRun", rival: bool) -> list[TestedRow]:
     Returns:
         The rows; the last is the merge that is saved.
     """
+    # an assembled merge is valid until the next one: the merge to be saved comes last
     wanted, every = run.refitting.wanted, run.baselines == "all"
     rows = [TestedRow(BASE, refitted=run.can_refit)] if every and run.ensemble.base else []
     rows.append(TestedRow(EXPERTS))
@@ -94,6 +95,7 @@ class PassPlan:
 
         passes[scored("validation")] += self.trials + self.own_scores
         passes[scored("test")] += len(rows) + refits
+        # the features of a refit cost a forward pass, as a score does
         fits = refits + self.trials * (refitting.when == "trials")
         if fits:
             examples = data.size(task, "train", refitting.most)
@@ -105,6 +107,7 @@ class PassPlan:
         if statistic is None:
             return
         rows = tested_rows(run, self.trials > 1)
+        # a Fisher that moves is estimated for the rows again: other merges came in between
         merges = self.trials + sum(row.assembled for row in rows)
         for name in run.ensemble.names:
             task = run.task_of(name)

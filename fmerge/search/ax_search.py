@@ -137,6 +137,7 @@ class AxSearch(Search):
         super().tell(trial)
         assert self._pending is not None
         with quiet():
+            # abandoned, not failed: Ax proposes a failed point again
             if trial.status == "failed":
                 self._client.abandon(self._pending)
                 return
@@ -154,6 +155,7 @@ class AxSearch(Search):
 
     @override
     def replay(self, trial: Trial) -> None:
+        # attached in order, Ax's state is that of the interrupted run; its own snapshot is not
         with quiet():
             self._attach(dict(trial.coefficients))
         super().replay(trial)

@@ -195,6 +195,7 @@ class Search(ABC):
             Higher for better trials: minus the sum of its shortfalls, and its objective; where
             there are several, all of them in order.
         """
+        # 0.0 where there is no shortfall, a float like all others
         missing = 0.0 - sum(shortfalls(trial.metrics, self.bounds).values())
         if trial.objectives:
             return missing, *trial.objectives.values()

@@ -101,6 +101,7 @@ class Objective:
 
     def _alone(self, metrics: Mapping[str, float], errors: Mapping[str, float]) -> Scores:
         weights = dict.fromkeys(metrics, 1.0) if self.weights is None else self.weights
+        # the experts' scores are taken as exact: only the merge's own errors enter
         shares = self.kind in {"retained", "worst_retained"}
         units = {task: self.own[task] if shares else 1.0 for task in weights}
         values = {task: metrics[task] / units[task] for task in weights}

@@ -55,6 +55,7 @@ class Fixed(_Listed):
         if self.coefficients is None:
             return [[1 / len(self.space.experts)] * len(self.names)]
         given = dict(self.coefficients)
+        # coefficients of an expert as a whole stand for all its groups
         for expert in self.space.experts:
             if expert in given and expert not in self.names:  # one number for all its groups
                 value = given.pop(expert)
