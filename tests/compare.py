@@ -16,7 +16,7 @@ def assert_same(found, expected, rtol=None, atol=None):
     assert list(sorted(found)) == list(sorted(expected))
     scale = max(
         (
-            float(torch.as_tensor(t).abs().max())
+            float(torch.as_tensor(t).detach().abs().max())
             for t in expected.values()
             if torch.as_tensor(t).numel()
         ),

@@ -41,7 +41,7 @@ def body(path):
 
 
 def rows(zoo, task, split):
-    lines = open(zoo.tasks[task][split]).read().splitlines()[1:]
+    lines = Path(zoo.tasks[task][split]).read_text().splitlines()[1:]
     return [tuple(line.rsplit(",", 1)) for line in lines]
 
 

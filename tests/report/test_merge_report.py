@@ -1,5 +1,6 @@
 """Tables and pictures of runs."""
 
+import io
 import json
 import re
 
@@ -25,7 +26,7 @@ from fmerge.search.objective import Objective, Partial
 
 
 def text(table) -> str:
-    console = Console(width=100, record=True, file=open("/dev/null", "w"))
+    console = Console(width=100, record=True, file=io.StringIO())
     console.print(to_rich(table, notes=True))
     return console.export_text()
 
