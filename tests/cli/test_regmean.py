@@ -1,6 +1,7 @@
 """``fmerge merge --method RegMean``: Grams of the tasks' examples, no Fisher file."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -30,7 +31,7 @@ def grams(path, file):
     for name, layer in model.named_modules():
         if type(layer) is torch.nn.Linear and name.startswith("bert."):
             layer.register_forward_hook(hook(f"{name}.weight"))
-    texts = [line.rsplit(",", 1)[0] for line in open(file).read().splitlines()[1:]]
+    texts = [line.rsplit(",", 1)[0] for line in Path(file).read_text().splitlines()[1:]]
     with torch.no_grad():
         for text in texts:
             model(**tiny.tokenizer()(text, return_tensors="pt"))
