@@ -55,6 +55,7 @@ def test_import_costs_less_than_a_tenth_of_a_second():
     assert statistics.median(float(in_process(code)) for _ in range(5)) < 0.1
 
 
+@pytest.mark.slow  # a process each, which imports torch and Lightning anew
 @pytest.mark.parametrize("name", NAMES)
 def test_each_name_is_the_first_that_is_used(name):
     assert in_process(f"import fmerge; print(fmerge.{name} is not None)") == "True\n"
