@@ -132,7 +132,7 @@ class TestTable:
     def _estimate(self, row: _Tested, task: str) -> Estimate | None:
         if by_accuracy(self.evaluator.data, task):
             known = row.outcomes.get(task)
-            number = len(known[1]) if known else _examples(self.evaluator.data, task, "test")
+            number = len(known[1]) if known else self.evaluator.data.size(task, "test")
             return wilson(row.scores[task], number)
         draws = self._draws(row, task)
         return None if draws is None else normal(row.scores[task], float(draws.std()))
@@ -187,15 +187,11 @@ def task_facts(data: MultiTask | None, hashes: Mapping[str, str]) -> dict[str, T
         name: TaskFacts(
             kind=type(task).__name__,
             metrics=task.metrics,
-            sizes={split: _examples(data, name, split) for split in _SPLITS},
+            sizes={split: data.size(name, split) for split in _SPLITS},
             sha256=hashes[name],
         )
         for name, task in data.tasks.items()
     }
-
-
-def _examples(data: MultiTask, task: str, split: Split) -> int:
-    return len(data.loaders(split, [task])[task].dataset)  # type: ignore[arg-type]
 
 
 def _right(row: _Tested, task: str) -> Tensor:

@@ -8,15 +8,11 @@ import torch
 from fmerge import methods
 from fmerge.errors import UserError, classes_of, known
 from fmerge.methods import MergeMethod
+from fmerge.methods.base import STATISTIC_NAMES
 from fmerge.params import Params, check_finite, check_same_layout
 from fmerge.search.simple import check_coefficients
 
 _Value = TypeVar("_Value")
-_STATISTICS = {
-    "fisher": "a diagonal Fisher",
-    "moving fisher": "a diagonal Fisher at θ₀ + λτ",
-    "gram": "a Gram by linear layer",
-}
 
 
 def merge(
@@ -165,7 +161,8 @@ def _statistics(
     if method.statistic is None:
         return None
     if statistics is None:
-        raise UserError(f"statistics: {kind} needs {_STATISTICS[method.statistic]} for each expert")
+        name = STATISTIC_NAMES[method.statistic]
+        raise UserError(f"statistics: {kind} needs {name} for each expert")
     return _in_order("statistics", statistics, names)
 
 

@@ -18,11 +18,12 @@ Statistic = Literal["fisher", "moving fisher", "gram"]
 TensorFormula = Callable[[str], Tensor]
 """From a tensor's name to the merged tensor, in float32 at least."""
 
-_NEEDED = {
-    "fisher": "one diagonal Fisher per expert",
-    "moving fisher": "one diagonal Fisher per expert",
-    "gram": "the Gram matrices of each expert",
+STATISTIC_NAMES = {
+    "fisher": "a diagonal Fisher",
+    "moving fisher": "a diagonal Fisher at θ₀ + λτ",
+    "gram": "a Gram matrix by linear layer",
 }
+"""What messages call each statistic of an expert."""
 
 
 class MergeMethod(ABC):
@@ -110,7 +111,8 @@ class MergeMethod(ABC):
         if self.statistic is None:
             statistics = ()
         elif statistics is None:
-            raise ValueError(f"{type(self).__name__} needs {_NEEDED[self.statistic]}")
+            name = STATISTIC_NAMES[self.statistic]
+            raise ValueError(f"{type(self).__name__} needs {name} for each expert")
         inputs = MergeInputs(base, experts, coefficients, statistics, given_places=places)
         _check_inputs(self, inputs)
         if scales is None:

@@ -83,7 +83,7 @@ NAN = {**A, "b": torch.tensor([float("nan"), 0.0])}
         (({"a": A}, Isotropic(), {"b": 1.0}), {}, "coefficients: are given for b, but the exp"),
         (([A, B], "Average", [0.3, 0.7]), {}, "coefficients: Average uses none; .* Isotropic is"),
         (([A, B], "FisherMerge"), {}, "statistics: FisherMerge needs a diagonal Fisher for each"),
-        (([A, B], "RegMean"), {}, "statistics: RegMean needs a Gram by linear layer for each"),
+        (([A, B], "RegMean"), {}, "statistics: RegMean needs a Gram matrix by linear layer for"),
         (([A, B], "Average"), {"statistics": [ONES, ONES]}, "statistics: Average uses none"),
         (([A, B], "FisherMerge"), {"statistics": [ONES]}, "statistics: 1 are given for 2 experts"),
         (([A, B], "FisherMerge"), {"statistics": [ONES, {}]}, r"statistics\[1\]: tensor 'w' is no"),

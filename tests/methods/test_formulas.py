@@ -195,7 +195,7 @@ def test_inputs_are_only_read_and_outputs_share_no_memory():
     [
         (Isotropic(), None, [0.0, 0.0], None, "positive sum"),
         (FisherMerge(), None, [0.0, 0.0], FISHERS, "positive sum"),
-        (FisherMerge(), None, [1.0, 1.0], None, "one diagonal Fisher per expert"),
+        (FisherMerge(), None, [1.0, 1.0], None, "a diagonal Fisher for each expert"),
         (TaskArithmetic(), None, [1.0, 1.0], None, "base"),
         (DFMerge(), BASE, [1.0, 1.0], None, "Fisher"),
     ],

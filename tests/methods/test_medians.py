@@ -40,7 +40,7 @@ def test_an_expert_with_more_than_half_of_the_weight_wins():
 
 @pytest.mark.parametrize(
     ("coefficients", "fishers", "message"),
-    [([1.0] * 3, None, "one diagonal Fisher"), ([0.0] * 3, [one(1, 1, 1, 1)] * 3, "positive sum")],
+    [([1.0] * 3, None, "a diagonal Fisher"), ([0.0] * 3, [one(1, 1, 1, 1)] * 3, "positive sum")],
 )
 def test_what_it_lacks_is_said(coefficients, fishers, message):
     with pytest.raises(ValueError, match=message):

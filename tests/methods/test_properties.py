@@ -181,7 +181,7 @@ def test_what_a_method_needs_is_what_it_declares(name):
     if method.statistic is None:
         method.merge(one, [one, one], [0.5, 0.5], None)
     else:
-        with pytest.raises(ValueError, match="one diagonal Fisher per expert"):
+        with pytest.raises(ValueError, match="a diagonal Fisher.* for each expert"):
             method.merge(one, [one, one], [0.5, 0.5], None)
 
 

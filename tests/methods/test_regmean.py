@@ -132,7 +132,7 @@ def test_bfloat16_is_rounded_once_and_inputs_stay():
 
 def test_what_is_refused():
     models, xs = problem()
-    with pytest.raises(ValueError, match="needs the Gram matrices of each expert"):
+    with pytest.raises(ValueError, match="needs a Gram matrix by linear layer for each expert"):
         RegMean().merge(None, models, [1.0] * 3)
     with pytest.raises(ValueError, match="must have a positive sum"):
         RegMean().merge(None, models, [0.0] * 3, grams(xs))
