@@ -1,11 +1,12 @@
 # make quickstart   environment, three experts, their Fishers, three merges, one table
 # make test         the suite, but for its slow tests
 # make slow         those: lost processes, hundreds of trials, a T5 from scratch
+# make sweep        every text architecture of transformers through every command
 # make lint         style, types, import layers and sizes
 # make coverage     the suite, and how much of the package it runs
 # make lowest       unit tests on the lowest versions that pyproject.toml declares
 # make bare         the package without its extras: every module, the tests that need none
-# make clean        forget the quickstart's runs
+# make clean        forget the quickstart's runs and the sweep's
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -19,7 +20,7 @@ UNIT := $(addprefix tests/,methods fisher search store data modules report evalu
 # the lowest torch declared is older; this is the one build that the bounds were tried with
 TORCH ?= 2.13.0
 
-.PHONY: quickstart test slow lint coverage lowest bare clean
+.PHONY: quickstart test slow sweep lint coverage lowest bare clean
 .DELETE_ON_ERROR:
 
 quickstart: $(RUNS)/average/report.md $(RUNS)/fisher_merge/report.md $(RUNS)/df_merge/report.md
@@ -31,6 +32,10 @@ test: .venv/installed
 
 slow: .venv/installed
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m slow
+
+# resumes where it was stopped; clean forgets it
+sweep: .venv/installed
+	$(BIN)/python -m tests.architectures.sweep --log runs/sweep.jsonl --table docs/architectures.md
 
 lint: .venv/installed
 	$(BIN)/ruff check .
@@ -54,7 +59,7 @@ bare: .venv-bare/installed
 	.venv-bare/bin/fmerge --help
 
 clean:
-	rm -rf $(RUNS)
+	rm -rf $(RUNS) runs/sweep.jsonl
 
 .venv/installed: pyproject.toml .ci/constraints.txt
 	$(ENVIRONMENT)
