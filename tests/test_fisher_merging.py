@@ -32,7 +32,14 @@ def body(path, kind=AutoModelForSequenceClassification):
     return {k: v for k, v in params(path, kind).items() if k.startswith("roberta.")}
 
 
-@pytest.mark.parametrize("task", hub_layout.TEXT)
+# quick: one text, a pair with F1, a regression; the others are of these kinds
+QUICK = {"cola", "mrpc", "stsb"}
+
+
+@pytest.mark.parametrize(
+    "task",
+    [pytest.param(one, marks=() if one in QUICK else pytest.mark.slow) for one in hub_layout.TEXT],
+)
 def test_every_task_is_fitted_scored_differentiated_and_merged(task, tmp_path, capsys):
     source = f"--data.tasks.{task}.init_args.source={hub_layout.glue(tmp_path / 'glue', task)}"
     data = [*config(task), source, "--data.batch_size=4", *QUIET]
@@ -108,7 +115,9 @@ def experts(pair) -> list[str]:
     ] + [f"--data.tasks.rte.init_args.source={pair / 'glue'}"]
 
 
-@pytest.mark.parametrize("method", ["FisherMerge", "Isotropic"])
+@pytest.mark.parametrize(
+    "method", ["FisherMerge", pytest.param("Isotropic", marks=pytest.mark.slow)]
+)
 def test_a_body_that_answered_questions_goes_into_a_classifier(pair, tmp_path, method):
     chosen = ["merge", *config("rte_squad2"), *QUIET, *experts(pair), "--method", method]
     run(*chosen, "--output", tmp_path / "grid")
@@ -146,6 +155,7 @@ def mean(bodies, weights, pair, method):
     return merged
 
 
+@pytest.mark.slow
 def test_three_models_draw_their_coefficients(pair, tmp_path):
     mnli = hub_layout.roberta(tmp_path / "mnli", ["a", "b", "c"], seed=9)
     run(

@@ -392,7 +392,7 @@ def with_squares_as_fisher(zoo, task, folder):
     return f"--experts.{task}=" + json.dumps({"path": zoo.experts[task], "fisher": str(file)})
 
 
-@pytest.mark.parametrize("search", ["AxSearch", "Dirichlet"])
+@pytest.mark.parametrize("search", ["Dirichlet", pytest.param("AxSearch", marks=pytest.mark.slow)])
 def test_the_same_seed_gives_the_same_trials(zoo, tmp_path, search):
     search_options = ["trials=4", "initial_trials=2", "starts=false"]
     budget = {"AxSearch": [f"--optimizer.search.{option}" for option in search_options]}

@@ -71,7 +71,7 @@ def text_to_text(folder):
     ("kind", "several"),
     [
         pytest.param("classes, exact", 3, marks=pytest.mark.slow),
-        ("choices, exact", 2),
+        pytest.param("choices, exact", 2, marks=pytest.mark.slow),
         pytest.param("classes, exact", 2, marks=pytest.mark.slow),
         pytest.param("choices, exact", 3, marks=pytest.mark.slow),
         pytest.param("classes, sampled", 2, marks=pytest.mark.slow),
@@ -165,7 +165,13 @@ def killed_run(arguments, moment, times):
     run(*arguments)
 
 
-@pytest.mark.parametrize("estimator", ["exact", "sampled", "rademacher"])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    "estimator",
+    ["exact", pytest.param("sampled", marks=SLOW), pytest.param("rademacher", marks=SLOW)],
+)
 def test_a_killed_pass_goes_on_to_the_same_fisher_bit_for_bit(
     zoo, tmp_path, estimator, capsys, record_property
 ):

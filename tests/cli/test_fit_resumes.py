@@ -38,7 +38,10 @@ def run(arguments, dies_at=None):
 
 
 # 20 examples a task in batches of 4: an epoch has 5 batches, a checkpoint comes every 2
-@pytest.mark.parametrize("dies_at", [4, 7, 13])
+@pytest.mark.parametrize(
+    "dies_at",
+    [pytest.param(4, marks=pytest.mark.slow), 7, pytest.param(13, marks=pytest.mark.slow)],
+)
 def test_a_killed_fit_ends_at_the_same_weights(zoo, tmp_path, dies_at):
     """Two tasks of unequal size, dropout on, killed inside an epoch and at its start."""
     whole, output = tmp_path / "whole", tmp_path / "killed"

@@ -33,6 +33,7 @@ def own_scores(output):
     return json.loads((output / "inputs.json").read_text())["experts' validation scores"]
 
 
+@pytest.mark.slow
 def test_groups_objective_and_keep_together(zoo, tmp_path):
     output = tmp_path / "run"
     main(

@@ -74,7 +74,10 @@ def trials(output):
     return (output / "trials.jsonl").read_text().splitlines()
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)],
+)
 def test_a_signal_ends_the_search_after_its_trial(zoo, tmp_path, capfd, number, code):
     whole, output = tmp_path / "whole", tmp_path / "out"
     run(*merge(zoo, tmp_path, whole))
@@ -121,6 +124,7 @@ def test_handlers_are_given_back(zoo, tmp_path):
     assert [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)] == before
 
 
+@pytest.mark.slow
 def test_a_second_run_in_the_same_folder_is_refused(zoo, tmp_path, capsys):
     output = tmp_path / "out"
     arguments = merge(zoo, tmp_path, output)
@@ -149,6 +153,7 @@ def die():
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_a_fit_that_is_killed_again_and_again_ends_in_an_expert(zoo, tmp_path, record_property):
     output = tmp_path / "out"
     last = output / "checkpoints" / "last.ckpt"

@@ -73,7 +73,8 @@ def assert_same_fisher(found, expected):
     assert all(torch.equal(values[name], value) for name, value in others.items())
 
 
-@pytest.mark.parametrize("most", [3, pytest.param(14, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("most", [3, 14])
 def test_a_merge_killed_after_its_search_ends_in_the_same_folder(
     zoo, tmp_path, record_property, most
 ):
@@ -107,7 +108,8 @@ def test_a_merge_killed_after_its_search_ends_in_the_same_folder(
     record_property("figure", f"{len(kills)} kills of a merge's last phase: the same folder")
 
 
-@pytest.mark.parametrize("most", [3, pytest.param(9, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("most", [3, 9])
 def test_a_fit_killed_at_any_instant_ends_at_the_same_weights(zoo, tmp_path, record_property, most):
     whole = tmp_path / "whole"
     run(fit(zoo, tmp_path, whole))

@@ -55,6 +55,7 @@ def test_the_page_has_these_files():
     assert list(files()) == [*expected, "mine.yaml"]
 
 
+@pytest.mark.slow
 def test_its_tests_pass(folder):
     printed = process("-m", "pytest", "-q", "-p", "no:cacheprovider", str(folder), folder=folder)
     assert "5 passed" in printed

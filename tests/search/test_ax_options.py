@@ -131,6 +131,7 @@ def test_binomial_noise_needs_errors():
         search.tell(Trial(0, search.ask(), 0.5, {"b": 0.5}))
 
 
+@pytest.mark.slow
 def test_bounds_are_kept_on_a_toy_surface():
     """Without the bound the best is a = 1 with a small b, where task b scores below 0.3."""
     bounded, free = begun(trials=10, initial_trials=5), begun({}, trials=10, initial_trials=5)
@@ -145,6 +146,7 @@ def test_bounds_are_kept_on_a_toy_surface():
     assert min(proposed) > 0.6 and min(trial.metrics["b"] for trial in free.history[5:]) < 0.3
 
 
+@pytest.mark.slow
 def test_the_pick_of_the_model_is_within_the_bounds_and_the_same_after_a_replay():
     search = begun(trials=8, initial_trials=5)
     assert search.pick() is None
@@ -179,7 +181,7 @@ def test_a_model_that_cannot_be_fitted_costs_the_pick_alone(monkeypatch, caplog)
     "options",
     [
         pytest.param({"noise": "binomial", "acquisition": "nei"}, marks=pytest.mark.slow),
-        {"noise": "none", "acquisition": "ucb", "polish": 4},
+        pytest.param({"noise": "none", "acquisition": "ucb", "polish": 4}, marks=pytest.mark.slow),
         pytest.param(
             {"noise": "infer", "acquisition": "ei", "starts": False, "polish": 2},
             marks=pytest.mark.slow,

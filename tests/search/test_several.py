@@ -104,11 +104,12 @@ def test_ax_finds_a_better_front_than_random_search():
     assert ours > 1.03 * random, (ours, random)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("aims", "noise", "bounds"),
     [
         (["mean", "worst"], "binomial", {"b": 0.45}),
-        pytest.param(["tasks"], "infer", {}, marks=pytest.mark.slow),
+        (["tasks"], "infer", {}),
     ],
 )
 def test_same_seed_same_trials_also_after_a_replay(aims, noise, bounds):

@@ -161,6 +161,7 @@ def replace(path, content, name, times):
         (temporary / "b").write_text(content)
 
 
+@pytest.mark.slow
 def test_a_kill_while_a_folder_is_swapped_leaves_the_old_or_the_new(tmp_path, record_property):
     path, generator = tmp_path / "merged", random.Random(0)
     with replacing_folder(path) as temporary:

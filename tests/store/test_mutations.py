@@ -171,6 +171,7 @@ def read_many_h5(content, folder: Path, start: int, examples: int):
         path.unlink()
 
 
+@pytest.mark.slow
 def test_hdf5_fishers(sound, tmp_path, record_property):
     seed, end, died = 0, 1000, []
     while seed < end:
@@ -191,6 +192,7 @@ def test_hdf5_fishers(sound, tmp_path, record_property):
         assert not read_or_refuse(read_fisher, path)
 
 
+@pytest.mark.slow
 def test_folders(zoo, tmp_path, record_property):
     """Index, config and weights of a folder, read as far as before transformers gets them."""
     folder, counts = tmp_path / "expert", [0, 0]
@@ -237,6 +239,7 @@ def test_whole_models(zoo, tmp_path, record_property):
     assert counts[0] > 50
 
 
+@pytest.mark.slow
 def test_the_state_of_a_run(tmp_path, record_property):
     counts = [0, 0]
     config = "experts:\n  a: x\n  b: y\nmethod:\n  class_path: Average\noutput: z\n"
