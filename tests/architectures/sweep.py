@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 import transformers
 import yaml
+from safetensors.torch import load_file
 
 from fmerge import load_params
 from fmerge.cli.app import main as command_line
@@ -127,9 +128,10 @@ class Steps:
 
     def read(self) -> str:
         """Reads an expert's tensors."""
-        expected = build(self.models.kind, self.models.model_type, 1).state_dict()
+        expected = load_file(self.folder / "a/model.safetensors")
         found = load_params(self.folder / "a")
-        assert found.keys() <= expected.keys(), sorted(found.keys() - expected.keys())
+        assert found.keys() == expected.keys(), sorted(found.keys() ^ expected.keys())
+        assert all(torch.equal(found[name], value) for name, value in expected.items())
         return "works"
 
     def average(self) -> str:
