@@ -2,12 +2,18 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from torch import nn
 
 from fmerge.errors import UserError, known
+from fmerge.merging.buffers import (
+    check_no_nan,
+    moving_buffers,
+    persistent_buffers,
+    shared_buffers,
+)
 from fmerge.merging.compatibility import check_related, check_same_function
 from fmerge.merging.expert_fishers import Expert, fisher_files, read_fishers
 from fmerge.methods import MergeMethod
@@ -28,13 +34,15 @@ class Ensemble:
 
     Attributes:
         models: The networks of all but donors; their heads are used as they are.
-        bodies: The experts' bodies θₘ, all of one layout.
+        bodies: The experts' bodies θₘ, all of one layout: parameters, then moving buffers.
         base: The base's body θ₀, where one was given.
         fishers: The experts' diagonal Fishers over the body, where they were given.
         tokenizer: The tokenizer of the first expert.
         sources: Where each expert was read from.
         base_source: Where the base was read from.
         fisher_origins: What the files of the experts' Fishers say of themselves, if given.
+        moving: The names of the bodies' buffers that differ between the models.
+        constants: The bodies' other persistent buffers, as the first expert has them.
     """
 
     models: Mapping[str, nn.Module]
@@ -45,6 +53,8 @@ class Ensemble:
     sources: Mapping[str, str]
     base_source: str | None
     fisher_origins: Mapping[str, str] | None = None
+    moving: Sequence[str] = ()
+    constants: Params = field(default_factory=dict)
 
     @property
     def names(self) -> list[str]:
@@ -55,21 +65,22 @@ class Ensemble:
         """Copies the experts' heads, as they are now.
 
         Returns:
-            Task name to the tensors of its network that the body does not have.
+            Task name to the parameters and persistent buffers of its network that the body does
+            not have.
         """
         return {
             name: {
                 key: tensor.clone()
-                for key, tensor in params_of(model).items()
-                if key not in self.bodies[name]
+                for key, tensor in (params_of(model) | persistent_buffers(model)).items()
+                if key not in self.bodies[name] and key not in self.constants
             }
             for name, model in self.models.items()
         }
 
     @property
     def tensors(self) -> list[str]:
-        """The names of the body's tensors, in the order of the model."""
-        return list(next(iter(self.bodies.values())))
+        """The names of the body's parameters, in the order of the model."""
+        return [name for name in next(iter(self.bodies.values())) if name not in self.moving]
 
     @property
     def tasks(self) -> list[str]:
@@ -138,16 +149,21 @@ def load_ensemble(
     for name, expert in experts.items():
         relative.check(expert, read[name], bodies[name], values)
     fishers, origins = read_fishers(files, experts, read, bodies, values)
+    buffers = {name: shared_buffers(model, bodies[name]) for name, model in read.items()}
+    origin = None if ancestor is None else relative.buffers
+    moving = _moving(experts, buffers, relative) if values else []
     sources = {name: expert.path for name, expert in experts.items()}
     return Ensemble(
         models={name: one for name, one in read.items() if not experts[name].donor},
-        bodies=bodies,
-        base=None if ancestor is None else relative.body,
+        bodies={name: body | _copies(buffers[name], moving) for name, body in bodies.items()},
+        base=None if origin is None else relative.body | _copies(origin, moving),
         fishers=fishers or None,
         tokenizer=_tokenizer(sources),
         sources=sources,
         base_source=base,
         fisher_origins=origins,
+        moving=moving,
+        constants=_copies(buffers[first], [one for one in buffers[first] if one not in moving]),
     )
 
 
@@ -177,6 +193,19 @@ def _bodies(module: TaskModule, read: Mapping[str, nn.Module], values: bool) -> 
     return bodies
 
 
+def _copies(buffers: Params, names: Sequence[str]) -> Params:
+    # the live network's buffers change with every body that is written to it
+    return {name: buffers[name].clone() for name in names}
+
+
+def _moving(
+    experts: Mapping[str, Expert], buffers: Mapping[str, Params], relative: "_Relative"
+) -> list[str]:
+    """Names the buffers to be merged; the base takes part in the comparison, if there is one."""
+    found = {experts[name].path: own for name, own in buffers.items()}
+    return moving_buffers({**found, relative.name: relative.buffers})
+
+
 @dataclass(frozen=True)
 class _Relative:
     """What experts must have in common with: the base, or the first expert where there is none."""
@@ -185,12 +214,19 @@ class _Relative:
     body: Params
     name: str
 
+    @property
+    def buffers(self) -> Params:
+        """Its body's persistent buffers."""
+        return shared_buffers(self.model, self.body)
+
     def check(self, expert: Expert, model: nn.Module, body: Params, values: bool) -> None:
         """Checks config, layout and, where they are read, values of an expert."""
         check_same_function(self.model, model, self.name, expert.path)
-        check_same_layout(self.body, body, self.name, expert.path)
+        buffers = shared_buffers(model, body)
+        check_same_layout(self.body | self.buffers, body | buffers, self.name, expert.path)
         if values:
             check_finite(body if expert.donor else params_of(model), expert.path)
+            check_no_nan(buffers if expert.donor else persistent_buffers(model), expert.path)
             check_related(self.body, body, self.name, expert.path)
 
 

@@ -7,6 +7,7 @@ import torch
 
 from fmerge import methods
 from fmerge.errors import UserError, classes_of, known
+from fmerge.merging.buffers import FROM_THE_FIRST
 from fmerge.methods import MergeMethod
 from fmerge.params import Params, check_finite, check_same_layout
 from fmerge.search.simple import check_coefficients
@@ -28,7 +29,9 @@ def merge(
 ) -> Params:
     """Merges dictionaries of tensors.
 
-    Floating-point tensors are merged. Others, such as position ids, must be equal in all experts.
+    Floating-point tensors are merged; those that are the same in all inputs, such as tables of
+    positions, stay exactly as they are. Others, such as position ids, must be the same in all
+    inputs; but batch normalization's ``num_batches_tracked`` is the first expert's.
 
     Args:
         experts: θₘ: M dictionaries of one layout, in a list or by the experts' names.
@@ -67,7 +70,12 @@ def merge(
     except ValueError as error:  # what a formula itself cannot do with these numbers
         raise UserError(f"{kind}: {error}") from error
     check_finite(merged, f"{kind} with coefficients {weights}")
-    return {name: merged[name] if name in merged else t.clone() for name, t in models[0].items()}
+    inputs = [*models, *([] if base is None else [base])]
+    same = {name for name, t in models[0].items() if all(t.equal(one[name]) for one in inputs)}
+    return {
+        name: merged[name] if name in merged and name not in same else tensor.clone()
+        for name, tensor in models[0].items()
+    }
 
 
 def _models(
@@ -130,7 +138,8 @@ def _check_layouts(models: Mapping[str, Params]) -> None:
                     f"{name}: tensor '{key}' is {tensor.dtype}, but {first[key].dtype} in "
                     f"{first_name}"
                 )
-            if not tensor.is_floating_point() and not torch.equal(tensor, first[key]):
+            counts = key.rpartition(".")[2] in FROM_THE_FIRST
+            if not (tensor.is_floating_point() or counts or torch.equal(tensor, first[key])):
                 raise UserError(
                     f"{name}: tensor '{key}' of {tensor.dtype} differs from that in {first_name}; "
                     "only floating-point tensors can be merged"

@@ -128,7 +128,8 @@ class Conclusion:
         ensemble, first = self.run.ensemble, self.run.trainer.is_global_zero
         vectors = ""
         if ensemble.base is not None:
-            vectors = task_vector_facts(ensemble.base, ensemble.bodies)
+            origin = {name: ensemble.base[name] for name in ensemble.tensors}
+            vectors = task_vector_facts(origin, ensemble.bodies)
         return Provenance(
             experts=ensemble.sources,
             base=ensemble.base_source,
@@ -208,7 +209,8 @@ class Conclusion:
         cards = {}
         for name, head in self.run.heads.items():
             model = self.run.module.task_model(name)
-            write_params(model, head | heads.get(name, {}) | body)
+            constants = self.run.ensemble.constants
+            write_params(model, constants | head | heads.get(name, {}) | body)
             cards[name] = model_card(report, loader_of(model), name if head else None)
         if self.run.trainer.is_global_zero:
             self.run.module.save(folder, cards)
