@@ -220,10 +220,10 @@ class _Relative:
         return shared_buffers(self.model, self.body)
 
     def check(self, expert: Expert, model: nn.Module, body: Params, values: bool) -> None:
-        """Checks config, layout and, where they are read, values of an expert."""
-        check_same_function(self.model, model, self.name, expert.path)
+        """Checks layout, config and, where they are read, values of an expert."""
         buffers = shared_buffers(model, body)
         check_same_layout(self.body | self.buffers, body | buffers, self.name, expert.path)
+        check_same_function(self.model, model, self.name, expert.path)
         if values:
             check_finite(body if expert.donor else params_of(model), expert.path)
             check_no_nan(buffers if expert.donor else persistent_buffers(model), expert.path)

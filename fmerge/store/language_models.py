@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from fmerge.errors import UserError
+from fmerge.store.kinds import check_kind
 from fmerge.store.sources import (
     hyperparameters,
     is_lightning,
@@ -42,6 +43,7 @@ def load_language_model(source: str) -> "PreTrainedModel":
     config = read_config(source, folder)
     _check_kind(config, source)
     kind = "AutoModelForSeq2SeqLM" if config.is_encoder_decoder else "AutoModelForCausalLM"
+    check_kind(source, config, kind, any_head=False)
     model, lacking = read_weights(source, kind, config, folder, state)
     if lacking:
         first, wrong = next(iter(sorted(lacking.items())))

@@ -14,6 +14,7 @@ from fmerge.errors import UserError
 from fmerge.params import layer_of
 from fmerge.store.folders import Header, check_described, check_weights, is_float
 from fmerge.store.sources import local_folder, read_part
+from fmerge.store.unused_tensors import check_used
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -39,7 +40,12 @@ def reading_headers() -> Iterator[None]:
 
 
 def read_weights(
-    source: str, kind: str, config: Any, folder: str, state: Mapping[str, Tensor] | None
+    source: str,
+    kind: str,
+    config: Any,
+    folder: str,
+    state: Mapping[str, Tensor] | None,
+    any_head: bool = False,
 ) -> tuple["PreTrainedModel", dict[str, str]]:
     """Reads a model in float32 on the CPU.
 
@@ -49,9 +55,13 @@ def read_weights(
         config: The model's config.
         folder: The folder or hub id that holds the weights, if ``state`` is None.
         state: The weights themselves.
+        any_head: Whether the source's head may be of another kind, and is left out then.
 
     Returns:
         The model, and for each tensor that the source does not give it, by name, what is wrong.
+
+    Raises:
+        UserError: If the files are damaged, or hold tensors that the model does not use.
     """
     place = None if state is not None else local_folder(folder)
     describe = partial(_on_meta, kind, config)
@@ -79,11 +89,15 @@ def read_weights(
         )
 
     with quiet:
-        model, info = read_part(source, "weights", read)
+        model, info = read_part(source, "weights", read, place)
     lacking = dict.fromkeys(info["missing_keys"], "missing")
     for key, found, expected in info["mismatched_keys"]:
         lacking[key] = f"{tuple(found)} where its config says {tuple(expected)}"
-    _check_layers(source, info["unexpected_keys"], [name for name, _ in model.named_parameters()])
+    unused = info["unexpected_keys"]
+    _check_layers(source, unused, [name for name, _ in model.named_parameters()])
+    shapes = {name: tuple(one.shape) for name, one in (state or {}).items()}
+    shapes |= {name: shape for name, (_, shape) in header.items()}
+    check_used(source, model, unused, shapes, any_head)
     return model, lacking
 
 
