@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator
 
+from fmerge.errors import UserError
+
 
 def is_hub_id(source: str) -> bool:
     """Tells whether a name can be that of a model on the hub.
@@ -22,11 +24,43 @@ def is_hub_id(source: str) -> bool:
     return True
 
 
+def check_on_hub(name: str) -> None:
+    """Asks the hub once whether it has a model, unless its config is in the cache.
+
+    A mistyped path looks like a hub id: without this, each file would be asked for six times.
+
+    Args:
+        name: The hub id.
+
+    Raises:
+        UserError: If the hub has no such model, or cannot be reached.
+    """
+    from huggingface_hub import HfApi, errors, try_to_load_from_cache
+
+    if isinstance(try_to_load_from_cache(name, "config.json"), str):
+        return
+    try:
+        HfApi().model_info(name, timeout=10)
+    except errors.GatedRepoError:
+        return  # its files may be open to this user
+    except errors.RepositoryNotFoundError as error:
+        raise UserError(
+            f"{name}: no such folder, and no such model on the hub; check the path or name"
+        ) from error
+    except errors.HfHubHTTPError:
+        return  # such as a mirror that serves files alone
+    except Exception as error:
+        raise UserError(
+            f"{name}: no such folder, and the hub cannot be asked for a model of that name "
+            f"({type(error).__name__}); check the path, or the connection"
+        ) from error
+
+
 def hub_trouble(name: str, what: str, error: Exception) -> str:
     """Words the failure to read a model that is no folder on this machine.
 
     Args:
-        name: The hub id, or the mistyped path of a folder.
+        name: The hub id.
         what: What was to be read.
         error: What transformers raised.
 
@@ -38,22 +72,13 @@ def hub_trouble(name: str, what: str, error: Exception) -> str:
     found = list(_chain(error))
     if any(isinstance(one, errors.GatedRepoError) for one in found):
         return (
-            f"{name}: no such folder, and the hub's model of that name is gated; ask for access on "
-            "its page and log in with 'hf auth login', or give a local folder"
+            f"{name}: the hub's model is gated; ask for access on its page and log in with "
+            "'hf auth login', or give a local folder"
         )
-    if any(isinstance(one, errors.RepositoryNotFoundError) for one in found):
-        return f"{name}: no such folder, and no such model on the hub; check the path or name"
-    if any(isinstance(one, errors.EntryNotFoundError) for one in found) and not any(
-        isinstance(one, errors.LocalEntryNotFoundError) for one in found
-    ):
+    if any(isinstance(one, errors.RemoteEntryNotFoundError) for one in found):
         return (
-            f"{name}: no such folder, and the hub's model of that name holds no {what}: it may be "
-            "an adapter or GGUF files, but a whole Hugging Face model is needed"
-        )
-    if any(isinstance(one, errors.LocalEntryNotFoundError | ConnectionError) for one in found):
-        return (
-            f"{name}: no such folder, and the hub cannot be reached to look for a model of that "
-            "name; check the path, or the connection"
+            f"{name}: the hub's model has no {what}: it may be an adapter or GGUF files, but a "
+            "whole Hugging Face model is needed"
         )
     reason = " ".join(str(error).split())[:120] or type(error).__name__
     return f"{name}: no such folder, and cannot read its {what} from the hub ({reason})"

@@ -22,21 +22,21 @@ _FOREIGN: Final = {
     "MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING": "a speech model",
     "MODEL_FOR_CTC_MAPPING": "a speech model",
 }
+_LATER: Final = (
+    "not supported yet; fmerge reads text classifiers, question-answering and language models, and "
+    "fmerge.merge in Python merges any tensors"
+)
 _WORDS: Final = {
-    "TokenClassification": "a token classifier, as for named entities (NER)",
-    "MultipleChoice": "a multiple-choice model",
-    "SequenceClassification": "a text classifier, which --model TextClassifier reads",
-    "QuestionAnswering": "a question-answering model, which --model SpanAnswers reads",
-    "CausalLM|LMHead|ConditionalGeneration": "a language model, which --model RankChoice reads",
+    "TokenClassification": ("a token classifier, as for named entities (NER)", _LATER),
+    "MultipleChoice": ("a multiple-choice model", _LATER),
+    "SequenceClassification": ("a text classifier", "give --model TextClassifier"),
+    "QuestionAnswering": ("a question-answering model", "give --model SpanAnswers"),
+    "CausalLM|LMHead|ConditionalGeneration": ("a language model", "give --model RankChoice"),
 }
 _PRETRAINED: Final = r"Model$|MaskedLM$|PreTraining$|LMHead|CausalLM$|ConditionalGeneration$"
 """Architectures that are bodies, or bodies under heads that are replaced by fine-tuning."""
 
 _FORMER: Final = {"t5withlmheadmodel": "t5forconditionalgeneration"}
-_INSTEAD: Final = (
-    "not supported yet: give text classifiers, question-answering or language models "
-    "(fmerge.merge in Python merges any tensors)"
-)
 
 
 def check_format(path: Path) -> None:
@@ -120,7 +120,7 @@ def check_kind(source: str, config: Any, auto: str, any_head: bool) -> None:
     classes = getattr(modeling_auto, auto)._model_mapping
     if type(config) not in classes:
         what = f"{found[0]}, {_described(config, found[0])}" if found else _described(config, "")
-        raise UserError(f"{source}: is a {what}, not {WANTED[auto]}; {_INSTEAD}")
+        raise UserError(f"{source}: is a {what}, not {WANTED[auto]}; {_LATER}")
     run = classes[type(config)]
     runs = [one.__name__ for one in (run if isinstance(run, tuple | list) else [run])]
     if not found or any(_plain(name) in map(_plain, runs) for name in found):
@@ -133,11 +133,10 @@ def check_kind(source: str, config: Any, auto: str, any_head: bool) -> None:
         )
     if any_head or (family is not None and re.search(_PRETRAINED, name)):
         return  # whether the head that is wanted is there is seen from the weights
-    known = next((words for part, words in _WORDS.items() if re.search(part, name)), "")
-    raise UserError(
-        f"{source}: is a {name}{known and ', '}{known}, not a {runs[0]}, which would run its "
-        f"weights; {'unknown to transformers' if family is None else _INSTEAD}"
-    )
+    what, do = next((both for part, both in _WORDS.items() if re.search(part, name)), ("", _LATER))
+    if family is None:
+        what, do = "an architecture unknown to transformers", "correct its name in config.json"
+    raise UserError(f"{source}: is a {name}{what and ', '}{what}, not a {runs[0]}; {do}")
 
 
 def head_facts(source: str, config: Any) -> str:

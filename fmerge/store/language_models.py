@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _PREFIX = "model."  # of a task module's one model in its checkpoints
-_OTHERS = ("Classification", "MaskedLM", "QuestionAnswering")
+_OTHERS = ("Classification", "MaskedLM", "PreTraining", "QuestionAnswering")
 
 
 def load_language_model(source: str) -> "PreTrainedModel":

@@ -10,7 +10,7 @@ from torch import Tensor
 from fmerge.errors import UserError
 from fmerge.store.atomic import replacing_folder
 from fmerge.store.folders import check_folder
-from fmerge.store.hub import hub_trouble, is_hub_id
+from fmerge.store.hub import check_on_hub, hub_trouble, is_hub_id
 from fmerge.store.kinds import check_format
 from fmerge.store.pickles import load_plain
 
@@ -123,7 +123,7 @@ def local_folder(source: str) -> str:
 
     Raises:
         UserError: If it is a folder without a config, an adapter, a folder that would run code,
-            a file, or a path that does not exist.
+            a file, a path that does not exist, or no model of the hub.
     """
     source = package_folder(source)
     path = Path(source)
@@ -146,6 +146,7 @@ def local_folder(source: str) -> str:
         or not is_hub_id(source)
     ):
         raise UserError(f"{source}: no such file or folder")
+    check_on_hub(source)
     return source
 
 
