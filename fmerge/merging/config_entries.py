@@ -9,8 +9,8 @@ HARMLESS: Final = {
     r"|model_name|model_type_version|unsloth_\w+|(torch_)?dtype|tokenizer_class|processor_class",
     "what the outputs are called": r"id2label|label2id|_?num_labels|problem_type|finetuning_task"
     r"|task_specific_params",
-    "what only training uses": r"\w*dropout\w*|\w*_pdrop|\w*layerdrop|\w*drop_path\w*|initializer_\w+"
-    r"|init_(std|xavier_std|range|method)|\w*_loss_coef|\w*aux_loss\w*|label_smoothing"
+    "what only training uses": r"\w*dropout\w*|\w*_pdrop|\w*layerdrop|\w*drop_path\w*"
+    r"|initializer_\w+|init_(std|xavier_std|range|method)|\w*_loss_coef|\w*aux_loss\w*|label_smoothing"
     r"|gradient_checkpointing",
     "how the same numbers are computed": r"use_cache|cache_implementation|_?attn_implementation\w*"
     r"|chunk_size_feed_forward|pretraining_tp|use_bfloat16|torchscript|return_dict"

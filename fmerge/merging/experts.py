@@ -1,6 +1,6 @@
 """Experts, base and Fishers of a merge: read, and checked to belong together."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -132,8 +132,7 @@ def load_ensemble(
         The ensemble; its bodies are not those of the networks that ``module`` runs on.
 
     Raises:
-        UserError: If experts do not fit the tasks, the method, the base or each other, a tensor
-            is not finite, or a Fisher is missing or belongs to another model.
+        UserError: If anything is missing, is not finite, or does not fit all else.
     """
     _check_names(experts, labels)
     _check_needs(method, len(experts), base)
@@ -141,29 +140,25 @@ def load_ensemble(
     read, ancestor = _read(experts, base, module, labels or {}, values)
     bodies = _bodies(module, read, values)
     first = next(iter(bodies))
-    relative = _Relative(read[first], bodies[first], experts[first].path)
-    if ancestor is not None:
-        relative = _Relative(ancestor, module.body(ancestor), f"the base {base}")
-        if values:
-            check_finite(relative.body, str(base))
+    origin = None if ancestor is None else _base(module, ancestor, str(base), values)
+    relative = origin or _Relative(read[first], bodies[first], experts[first].path)
     for name, expert in experts.items():
         relative.check(expert, read[name], bodies[name], values)
     fishers, origins = read_fishers(files, experts, read, bodies, values)
     buffers = {name: shared_buffers(model, bodies[name]) for name, model in read.items()}
-    origin = None if ancestor is None else relative.buffers
-    moving = _moving(experts, buffers, relative) if values else []
+    moving = relative.moving(experts, buffers, values)
     sources = {name: expert.path for name, expert in experts.items()}
     return Ensemble(
         models={name: one for name, one in read.items() if not experts[name].donor},
         bodies={name: body | _copies(buffers[name], moving) for name, body in bodies.items()},
-        base=None if origin is None else relative.body | _copies(origin, moving),
+        base=None if origin is None else origin.body | _copies(origin.buffers, moving),
         fishers=fishers or None,
         tokenizer=_tokenizer(sources),
         sources=sources,
         base_source=base,
         fisher_origins=origins,
         moving=moving,
-        constants=_copies(buffers[first], [one for one in buffers[first] if one not in moving]),
+        constants=_copies(buffers[first], set(buffers[first]) - set(moving)),
     )
 
 
@@ -193,17 +188,9 @@ def _bodies(module: TaskModule, read: Mapping[str, nn.Module], values: bool) -> 
     return bodies
 
 
-def _copies(buffers: Params, names: Sequence[str]) -> Params:
+def _copies(buffers: Params, names: Collection[str]) -> Params:
     # the live network's buffers change with every body that is written to it
-    return {name: buffers[name].clone() for name in names}
-
-
-def _moving(
-    experts: Mapping[str, Expert], buffers: Mapping[str, Params], relative: "_Relative"
-) -> list[str]:
-    """Names the buffers to be merged; the base takes part in the comparison, if there is one."""
-    found = {experts[name].path: own for name, own in buffers.items()}
-    return moving_buffers({**found, relative.name: relative.buffers})
+    return {name: one.clone() for name, one in buffers.items() if name in names}
 
 
 @dataclass(frozen=True)
@@ -219,6 +206,13 @@ class _Relative:
         """Its body's persistent buffers."""
         return shared_buffers(self.model, self.body)
 
+    def moving(
+        self, experts: Mapping[str, Expert], buffers: Mapping[str, Params], values: bool
+    ) -> list[str]:
+        """Names the buffers to be merged; none where no numbers are read."""
+        found = {experts[name].path: own for name, own in buffers.items()}
+        return moving_buffers({**found, self.name: self.buffers}) if values else []
+
     def check(self, expert: Expert, model: nn.Module, body: Params, values: bool) -> None:
         """Checks layout, config and, where they are read, values of an expert."""
         buffers = shared_buffers(model, body)
@@ -228,6 +222,14 @@ class _Relative:
             check_finite(body if expert.donor else params_of(model), expert.path)
             check_no_nan(buffers if expert.donor else persistent_buffers(model), expert.path)
             check_related(self.body, body, self.name, expert.path)
+
+
+def _base(module: TaskModule, ancestor: nn.Module, source: str, values: bool) -> _Relative:
+    made = _Relative(ancestor, module.body(ancestor), f"the base {source}")
+    if values:
+        check_finite(made.body, source)
+        check_no_nan(made.buffers, source)
+    return made
 
 
 def _check_needs(method: MergeMethod, count: int, base: str | None) -> None:

@@ -29,9 +29,8 @@ def merge(
 ) -> Params:
     """Merges dictionaries of tensors.
 
-    Floating-point tensors are merged; those that are the same in all inputs, such as tables of
-    positions, stay exactly as they are. Others, such as position ids, must be the same in all
-    inputs; but batch normalization's ``num_batches_tracked`` is the first expert's.
+    Floating-point tensors are merged; those that are equal in all inputs stay exactly as they are.
+    Others, such as position ids, must be equal, but ``num_batches_tracked`` is the first expert's.
 
     Args:
         experts: θₘ: M dictionaries of one layout, in a list or by the experts' names.
@@ -64,18 +63,13 @@ def merge(
     floats = [_floats(one) for one in models]
     if measured is not None:
         _check_statistics(method, measured, names, floats[0])
-    origin = None if base is None else _floats(base)
     try:
-        merged = method.merge(origin, floats, weights, measured)
+        merged = method.merge(None if base is None else _floats(base), floats, weights, measured)
     except ValueError as error:  # what a formula itself cannot do with these numbers
         raise UserError(f"{kind}: {error}") from error
     check_finite(merged, f"{kind} with coefficients {weights}")
-    inputs = [*models, *([] if base is None else [base])]
-    same = {name for name, t in models[0].items() if all(t.equal(one[name]) for one in inputs)}
-    return {
-        name: merged[name] if name in merged and name not in same else tensor.clone()
-        for name, tensor in models[0].items()
-    }
+    fixed = _constants(models if base is None else [base, *models])
+    return {k: t.clone() if k in fixed else merged[k] for k, t in models[0].items()}
 
 
 def _models(
@@ -193,6 +187,16 @@ def _check_statistics(
         for key, tensor in one.items():
             if not bool((tensor >= 0).all()):  # NaN is not
                 raise UserError(f"statistics[{name!r}]: tensor '{key}' has entries below 0 or NaN")
+
+
+def _constants(models: Sequence[Params]) -> set[str]:
+    """Names the tensors that are the same in all models, or cannot be merged."""
+    first, *others = models
+    return {
+        name
+        for name, tensor in first.items()
+        if not tensor.is_floating_point() or all(tensor.equal(one[name]) for one in others)
+    }
 
 
 def _floats(model: Params) -> Params:

@@ -9,8 +9,8 @@ from fmerge.errors import UserError
 from fmerge.evaluation.batch_size import check_automatic
 from fmerge.evaluation.evaluator import by_accuracy
 from fmerge.evaluation.head_refit import check_refitting
-from fmerge.merging.racing import check_racing
 from fmerge.merging.buffers import network_state
+from fmerge.merging.racing import check_racing
 from fmerge.modules import TaskModule
 from fmerge.params import fingerprint
 from fmerge.search import Search

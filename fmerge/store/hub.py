@@ -15,7 +15,7 @@ def is_hub_id(source: str) -> bool:
         Whether it has the form of a hub id.
     """
     from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
+    from huggingface_hub.utils._validators import validate_repo_id
 
     try:
         validate_repo_id(source)

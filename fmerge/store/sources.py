@@ -150,16 +150,14 @@ def local_folder(source: str) -> str:
     return source
 
 
-def read_part(
-    source: str, what: str, read: Callable[[Any], Any], place: str | None = None
-) -> Any:
+def read_part(source: str, what: str, read: Callable[[Any], Any], place: str | None = None) -> Any:
     """Reads with transformers, and turns its many errors into one.
 
     Args:
         source: The source, for the message.
         what: What is read, for the message.
         read: Is called with the module ``transformers``, and reads.
-        place: The folder or hub id that is read; the source when None.
+        place: The folder or hub id that is read; that of the source when None.
 
     Returns:
         What ``read`` returned.
@@ -175,9 +173,9 @@ def read_part(
     except UserError:
         raise
     except Exception as error:  # a damaged config makes transformers raise nearly anything
-        place = source if place is None else place
+        place = package_folder(source) if place is None else place
         if not Path(place).exists():
-            fitted = "" if place == source else f"{source}: was fitted from {place}: "
+            fitted = f"{source}: was fitted from " if is_lightning(source) else ""
             raise UserError(f"{fitted}{hub_trouble(place, what, error)}") from error
         words = str(error).split() or [type(error).__name__]
         reason = " ".join(words)[:300]

@@ -55,13 +55,10 @@ def read_weights(
         config: The model's config.
         folder: The folder or hub id that holds the weights, if ``state`` is None.
         state: The weights themselves.
-        any_head: Whether the source's head may be of another kind, and is left out then.
+        any_head: Whether a head of another kind is left out.
 
     Returns:
         The model, and for each tensor that the source does not give it, by name, what is wrong.
-
-    Raises:
-        UserError: If the files are damaged, or hold tensors that the model does not use.
     """
     place = None if state is not None else local_folder(folder)
     describe = partial(_on_meta, kind, config)
@@ -74,9 +71,8 @@ def read_weights(
         quiet = no_init_weights()  # parameters that the file lacks would be given memory
 
     def read(auto: Any) -> Any:
-        loader = getattr(auto, kind)
-        if state is not None:  # the class itself takes tensors, the Auto class wants a folder
-            loader = type(describe(auto))
+        # the class itself takes tensors, the Auto class wants a folder
+        loader = getattr(auto, kind) if state is None else type(describe(auto))
         # load_state_dict would overwrite a weight that the config ties and the file does not
         return loader.from_pretrained(
             place,
@@ -90,15 +86,21 @@ def read_weights(
 
     with quiet:
         model, info = read_part(source, "weights", read, place)
+    _check_layers(source, info["unexpected_keys"], [name for name, _ in model.named_parameters()])
+    check_used(source, model, info["unexpected_keys"], _shapes(header, state), any_head)
+    return model, _lacking(info)
+
+
+def _shapes(header: Header, state: Mapping[str, Tensor] | None) -> dict[str, tuple[int, ...]]:
+    known = {name: shape for name, (_, shape) in header.items()}
+    return known | {name: tuple(one.shape) for name, one in (state or {}).items()}
+
+
+def _lacking(info: Mapping[str, Any]) -> dict[str, str]:
     lacking = dict.fromkeys(info["missing_keys"], "missing")
     for key, found, expected in info["mismatched_keys"]:
         lacking[key] = f"{tuple(found)} where its config says {tuple(expected)}"
-    unused = info["unexpected_keys"]
-    _check_layers(source, unused, [name for name, _ in model.named_parameters()])
-    shapes = {name: tuple(one.shape) for name, one in (state or {}).items()}
-    shapes |= {name: shape for name, (_, shape) in header.items()}
-    check_used(source, model, unused, shapes, any_head)
-    return model, lacking
+    return lacking
 
 
 def _on_meta(kind: str, config: Any, auto: Any) -> Any:
