@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from fmerge.errors import UserError
+from fmerge.store.folders import WEIGHTS
 
 WANTED: Final = {
     "AutoModelForSequenceClassification": "a text classifier",
@@ -74,7 +75,7 @@ _ADAPTER: Final = (
 
 def _check_folder(folder: Path) -> None:
     names = {path.name for path in folder.iterdir()}
-    weights = any(name.startswith(("model.", "pytorch_model.", "model-")) for name in names)
+    weights = not names.isdisjoint(WEIGHTS)
     if "adapter_config.json" in names and not weights:
         raise UserError(f"{folder}: {_ADAPTER}")
     if "adapter_config.json" in names:  # transformers would add it to the weights, or not

@@ -16,7 +16,7 @@ HARMLESS: Final = {
     r"|vocab_(transform|layer_norm|projector)|generator_(lm_head|predictions)"
     r"|discriminator_predictions|predictions|sop_classifier|(lm|mask)_predictions)\."
     r"|^(decoder\.(weight|bias)|final_logits_bias)$",
-    "a pooler below a head that reads tokens": r"^(\w+\.)?pooler\.",
+    "a pooler that the head does not read": r"^(\w+\.)?pooler\.",
 }
 """What may be left out of any model, by regular expressions of names."""
 
