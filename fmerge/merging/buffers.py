@@ -116,6 +116,18 @@ def check_no_nan(buffers: Mapping[str, Tensor], name: str) -> None:
     check_finite({key: one.masked_fill(one.isinf(), 0) for key, one in buffers.items()}, name)
 
 
+def restore_buffer_dtypes(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Gives buffers the dtypes that they had before a network was cast, in place.
+
+    Args:
+        network: The live network.
+        tensors: Names of some of its buffers to tensors of those dtypes; other names are ignored.
+    """
+    for name, buffer in network.named_buffers():
+        if name in tensors:
+            buffer.data = buffer.to(tensors[name].dtype)
+
+
 def nearest(name: str, weights: Collection[str]) -> str:
     """Finds the weight that a buffer stands beside, whose coefficients it gets.
 

@@ -65,14 +65,14 @@ class Ensemble:
         """Copies the experts' heads, as they are now.
 
         Returns:
-            Task name to the parameters and persistent buffers of its network that the body does
-            not have.
+            Task name to the parameters and persistent buffers of its network that are not merged;
+            those that the tasks share are the first expert's.
         """
         return {
             name: {
-                key: tensor.clone()
+                key: self.constants.get(key, tensor).clone()
                 for key, tensor in (params_of(model) | persistent_buffers(model)).items()
-                if key not in self.bodies[name] and key not in self.constants
+                if key not in self.bodies[name]
             }
             for name, model in self.models.items()
         }

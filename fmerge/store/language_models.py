@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from fmerge.errors import UserError
-from fmerge.store.kinds import check_kind
+from fmerge.store.kinds import check_kind, head_facts
 from fmerge.store.sources import (
     hyperparameters,
     is_lightning,
@@ -48,7 +48,8 @@ def load_language_model(source: str) -> "PreTrainedModel":
     if lacking:
         first, wrong = next(iter(sorted(lacking.items())))
         more = f", and {len(lacking) - 1} more" if len(lacking) > 1 else ""
-        raise UserError(f"{source}: tensor '{first}' is {wrong}{more}")
+        facts = head_facts(folder, config) if wrong == "missing" else ""
+        raise UserError(f"{source}: tensor '{first}' is {wrong}{more}{facts}")
     return model
 
 

@@ -188,8 +188,9 @@ def test_what_is_read(module):
     for name, path in {"x": "one", "y": "two"}.items():
         own = buffers(module.known[path])
         assert_same({k: found.bodies[name][k] for k in MOVING}, {k: own[k] for k in MOVING}, 0, 0)
-        assert "head.prior" in found.heads()[name] and COUNTER not in found.heads()[name]
+        assert found.heads()[name]["head.prior"].equal(own["head.prior"])
     first = buffers(module.known["one"])
+    assert found.heads()["y"][COUNTER] == first[COUNTER]
     assert list(found.constants) == [COUNTER, "body.2.table"]
     assert found.constants[COUNTER] == first[COUNTER] != buffers(module.known["two"])[COUNTER]
     # equal experts on another base: the base alone makes them move
@@ -348,6 +349,7 @@ def check_saved(folder, expected):
         saved, own = torch.load(folder / f"{task}.pt"), network.state_dict()
         floats = [name for name in own if name != "body.2.table"]
         assert_same({k: saved[k] for k in floats}, {k: own[k] for k in floats}, 1e-6, 1e-7)
+        assert all(saved[name].dtype == own[name].dtype for name in own)
         for name in (COUNTER, "body.2.table", "head.prior", "head.weight"):
             assert saved[name].equal(own[name])
         assert "body.2.scratch" not in saved

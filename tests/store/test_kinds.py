@@ -110,6 +110,8 @@ def test_a_missing_head_says_what_there_is(tmp_path):
     (tmp_path / "body" / "modules.json").write_text("[]")
     with pytest.raises(UserError, match="as it is an embedding model of sentence-transformers"):
         load_classifier(folder, "x")
+    with pytest.raises(UserError, match="is missing, and .* more, as it is an embedding model"):
+        load_language_model(folder)
     load_classifier(folder, "x", fresh_head=True)  # a base like any other
 
 
