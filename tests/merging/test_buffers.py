@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from transformers import AutoModelForCausalLM, DeepseekV3Config
 
 import fmerge
 from fmerge.data import MultiTask
@@ -30,6 +31,8 @@ from fmerge.methods import (
 )
 from fmerge.modules import TaskModule
 from fmerge.params import fingerprint, params_of, select
+from fmerge.store import write_fisher
+from tests import tiny
 from tests.compare import assert_same
 from tests.evaluation.tiny_tasks import Given
 
@@ -364,6 +367,56 @@ def test_a_fisher_and_a_run_belong_to_the_buffers_too():
     assert list(network_state(network, body)) == [*body, *MOVING[:2], "body.2.table", MOVING[2]]
     plain = nn.Linear(2, 2)  # as before, where there are no buffers
     assert fingerprint(network_state(plain)) == fingerprint(params_of(plain))
+
+
+def test_a_fisher_of_other_buffers_is_of_another_model(module, tmp_path):
+    experts = {}
+    for name, path in {"x": "one", "y": "two", "z": "three"}.items():
+        network = module.known[path]
+        states = {"model_sha256": network_state(network)}
+        states["body_sha256"] = network_state(network, module.body(network))
+        values = {key: torch.ones_like(one) for key, one in params_of(network).items()}
+        provenance = {key: fingerprint(state) for key, state in states.items()}
+        file = tmp_path / f"{name}.safetensors"
+        write_fisher(file, values, provenance | {"examples": 7, "split": "train"})
+        experts[name] = Expert(path, file, donor=name == "z")
+    found = load_ensemble(experts, None, FisherMerge(), module)
+    assert list(found.fishers) == ["x", "y", "z"]
+    assert all(list(one) == found.tensors for one in found.fishers.values())
+    for path in ("two", "three"):
+        module.known[path].body[1].running_mean.add_(1e-3)
+        with pytest.raises(UserError, match="is the Fisher of another model"):
+            load_ensemble(experts, None, FisherMerge(), module)
+        module.known[path].body[1].running_mean.sub_(1e-3)
+
+
+def test_the_biases_of_a_router(tmp_path, monkeypatch):
+    monkeypatch.setattr(experts_module, "load_tokenizer", lambda path: VOCABULARY)
+    config = DeepseekV3Config(
+        **tiny.TEXT, hidden_size=8, intermediate_size=8, moe_intermediate_size=4,
+        num_hidden_layers=1, first_k_dense_replace=0, num_attention_heads=2, n_routed_experts=4,
+        num_key_value_heads=2, n_group=1, topk_group=1, num_experts_per_tok=2, kv_lora_rank=4,
+        q_lora_rank=4, qk_rope_head_dim=4, qk_nope_head_dim=4, v_head_dim=4,
+    )  # fmt: skip
+    for shift, path in enumerate(("base", "one", "two")):
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(config)
+        bias = dict(model.named_buffers())["model.layers.0.mlp.gate.e_score_correction_bias"]
+        bias.copy_(shift * torch.tensor([1.0, 0.0, -1.0, 2.0]))
+        model.save_pretrained(tmp_path / path)
+    experts = {
+        name: Expert(str(tmp_path / path)) for name, path in {"x": "one", "y": "two"}.items()
+    }
+    method = TaskArithmetic()
+    found = load_ensemble(experts, str(tmp_path / "base"), method, fmerge.modules.RankChoice())
+    assert list(found.moving) == ["model.layers.0.mlp.gate.e_score_correction_bias"]
+    assembler = Assembler(method, found.base, found.bodies, never, buffers=found.moving)
+    merged = assembler.assemble({"x": 0.25, "y": 0.5})
+    assert merged[found.moving[0]].tolist() == [1.25, 0.0, -1.25, 2.5]
+
+
+def never(name, body):
+    raise AssertionError(f"a statistic of {name} was estimated")
 
 
 def test_dictionaries_of_tensors():
