@@ -1,6 +1,6 @@
 """Whether models can be merged: the same function of their weights, and one origin."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -41,7 +41,7 @@ FIELDS = (
     "scale_attn_weights",
     "decoder_start_token_id",
 )
-"""Entries of a config that are named first where several differ, under each family's name."""
+"""Entries that tell more than a tensor that differs, and are compared before the layouts."""
 
 FARTHEST = 1.2
 """Largest distance of an expert from its origin, relative to the origin's own norm.
@@ -53,7 +53,11 @@ model with at least two thirds of the norm exceeds it.
 
 
 def check_same_function(
-    reference: nn.Module, other: nn.Module, reference_name: str, name: str
+    reference: nn.Module,
+    other: nn.Module,
+    reference_name: str,
+    name: str,
+    fields: Collection[str] | None = None,
 ) -> None:
     """Refuses configs under which equal weights would compute different things.
 
@@ -65,6 +69,7 @@ def check_same_function(
         other: A model of the same kind.
         reference_name: Where ``reference`` comes from, for the message.
         name: Where ``other`` comes from, for the message.
+        fields: The only entries to compare, those inside them included; all when None.
 
     Raises:
         UserError: If an entry differs; the message names it and both values.
@@ -74,7 +79,8 @@ def check_same_function(
     expected, found = _config(reference), _config(other)
     names = list(dict.fromkeys([*expected, *found]))
     for field in sorted(names, key=lambda one: one.partition(".")[0] not in FIELDS):
-        if _differ(expected, found, field):
+        counts = fields is None or field.partition(".")[0] in fields
+        if counts and _differ(expected, found, field):
             way_out = "" if field in FIELDS else ", or make the entry equal if it changes nothing"
             raise UserError(
                 f"{name}: its config says {field} {found.get(field)}, but {reference_name} says "

@@ -14,7 +14,7 @@ from fmerge.merging.buffers import (
     persistent_buffers,
     shared_buffers,
 )
-from fmerge.merging.compatibility import check_related, check_same_function
+from fmerge.merging.compatibility import FIELDS, check_related, check_same_function
 from fmerge.merging.expert_fishers import Expert, fisher_files, read_fishers
 from fmerge.methods import MergeMethod
 from fmerge.modules import TaskModule
@@ -214,7 +214,8 @@ class _Relative:
         return moving_buffers({**found, self.name: self.buffers}) if values else []
 
     def check(self, expert: Expert, model: nn.Module, body: Params, values: bool) -> None:
-        """Checks layout, config and, where they are read, values of an expert."""
+        """Checks config, layout and, where they are read, values of an expert."""
+        check_same_function(self.model, model, self.name, expert.path, FIELDS)
         buffers = shared_buffers(model, body)
         check_same_layout(self.body | self.buffers, body | buffers, self.name, expert.path)
         check_same_function(self.model, model, self.name, expert.path)
