@@ -236,16 +236,16 @@ def fingerprint(params: Mapping[str, Tensor]) -> str:
 
 @torch.no_grad()
 def write_params(module: nn.Module, params: Mapping[str, Tensor]) -> None:
-    """Copies values into a module's parameters in place, whatever their device and dtype.
+    """Copies values into a module's tensors in place, whatever their device and dtype.
 
     Args:
         module: The live module.
-        params: Names of some of its parameters to new values of the same shapes.
+        params: Names of some of its parameters and buffers to new values of the same shapes.
 
     Raises:
-        KeyError: If the module has no parameter of that name.
+        KeyError: If the module has no parameter or buffer of that name.
     """
-    own = dict(module.named_parameters())
+    own = dict(module.named_parameters()) | dict(module.named_buffers())
     for name, value in params.items():
         if name not in own:
             raise KeyError(f"the module has no parameter '{name}'")

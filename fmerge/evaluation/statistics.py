@@ -104,7 +104,7 @@ class Fisher(Statistic):
             F by the names of the body's tensors.
         """
         values = evaluator.fisher(task, settings, body).values
-        return {name: values[name] for name in body}
+        return {name: values[name] for name in body if name in values}  # a buffer has no Fisher
 
 
 class MovingFisher(Fisher):

@@ -7,6 +7,7 @@ import torch
 
 from fmerge.evaluation.statistics import statistic_of
 from fmerge.fisher.curve import FisherCurves
+from fmerge.merging.buffers import nearest
 from fmerge.methods import MergeMethod
 from fmerge.methods.roles import places_of
 from fmerge.params import Params, check_finite, empty_like
@@ -32,6 +33,8 @@ class Assembler:
         curve_nodes: Number of λ at which a moving Fisher is computed, to be interpolated in
             between; 0 computes it anew in every trial, as Lee et al. do.
         keep: Stores the tensors of such a Fisher; see FisherCurves.
+        buffers: Which of the bodies' tensors are buffers: each is merged by the method's rule for
+            buffers, with the coefficients of the weight that it stands beside.
     """
 
     def __init__(
@@ -44,6 +47,7 @@ class Assembler:
         parts: Mapping[str, Sequence[str]] | None = None,
         curve_nodes: int = 0,
         keep: Callable[[Params], Params] = lambda fisher: fisher,
+        buffers: Sequence[str] = (),
     ) -> None:
         self.method = method
         self.base = base
@@ -54,8 +58,14 @@ class Assembler:
         self._moves = needed is not None and needed.moves
         first = next(iter(experts.values()))
         self.order = list(first)
-        self.places = places_of(first)  # a group alone does not tell how deep the model is
-        self.parts = {"": self.order} if parts is None else parts
+        weights = {name: tensor for name, tensor in first.items() if name not in buffers}
+        self.places = places_of(weights)  # a group alone does not tell how deep the model is
+        self.parts = {"": list(weights)} if parts is None else parts
+        beside = {name: nearest(name, weights) for name in buffers}
+        self._buffers = {
+            group: [name for name, weight in beside.items() if weight in names]
+            for group, names in self.parts.items()
+        }
         self._curves = None
         if curve_nodes:
             self._curves = FisherCurves(curve_nodes, self._fisher_at, method.statistic_scale, keep)
@@ -94,6 +104,7 @@ class Assembler:
             look(statistics)
         for group, names in self.parts.items():
             self._merge(group, names, coefficients, statistics)
+            self._merge_buffers(group, coefficients)
         self._merged = {name: self._merged[name] for name in self.order}
         check_finite(self._merged, f"{type(self.method).__name__} at {dict(coefficients)}")
         self._merged_at = dict(coefficients)
@@ -120,6 +131,13 @@ class Assembler:
         self._merged |= self.method.merge(
             base, experts, weights, given, scales=scales, places=self.places, out=out
         )
+
+    def _merge_buffers(self, group: str, coefficients: Mapping[str, float]) -> None:
+        if names := self._buffers[group]:
+            base = None if self.base is None else _only(self.base, names)
+            experts = [_only(expert, names) for expert in self.experts.values()]
+            weights = [coefficients[coefficient_name(name, group)] for name in self.experts]
+            self._merged |= self.method.merge_buffers(base, experts, weights)
 
     def _statistics_at(
         self, coefficients: Mapping[str, float]
@@ -161,7 +179,7 @@ class Assembler:
                 self.base[key], expert[key], coefficients[coefficient_name(name, group)]
             )
             for group, names in self.parts.items()
-            for key in names
+            for key in [*names, *self._buffers[group]]
         }
 
 

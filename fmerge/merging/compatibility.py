@@ -1,12 +1,13 @@
 """Whether models can be merged: the same function of their weights, and one origin."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fmerge.errors import UserError
+from fmerge.merging.config_entries import function_entries
 from fmerge.params import Params
 
 FIELDS = (
@@ -40,7 +41,7 @@ FIELDS = (
     "scale_attn_weights",
     "decoder_start_token_id",
 )
-"""Entries of a config that change what the same weights compute, under each family's name."""
+"""Entries that tell more than a tensor that differs, and are compared before the layouts."""
 
 FARTHEST = 1.2
 """Largest distance of an expert from its origin, relative to the origin's own norm.
@@ -52,26 +53,39 @@ model with at least two thirds of the norm exceeds it.
 
 
 def check_same_function(
-    reference: nn.Module, other: nn.Module, reference_name: str, name: str
+    reference: nn.Module,
+    other: nn.Module,
+    reference_name: str,
+    name: str,
+    fields: Collection[str] | None = None,
 ) -> None:
     """Refuses configs under which equal weights would compute different things.
+
+    All entries are compared, nested ones included, but those of ``config_entries.HARMLESS``. One
+    that a config lacks is the same as None or False.
 
     Args:
         reference: A model; without a ``config`` there is nothing to compare.
         other: A model of the same kind.
         reference_name: Where ``reference`` comes from, for the message.
         name: Where ``other`` comes from, for the message.
+        fields: The only entries to compare, those inside them included; all when None.
 
     Raises:
         UserError: If an entry differs; the message names it and both values.
     """
+    if getattr(reference, "config", None) is None or getattr(other, "config", None) is None:
+        return
     expected, found = _config(reference), _config(other)
-    for field in FIELDS:
-        if expected.get(field) != found.get(field):
+    names = list(dict.fromkeys([*expected, *found]))
+    for field in sorted(names, key=lambda one: one.partition(".")[0] not in FIELDS):
+        counts = fields is None or field.partition(".")[0] in fields
+        if counts and _differ(expected, found, field):
+            way_out = "" if field in FIELDS else ", or make the entry equal if it changes nothing"
             raise UserError(
                 f"{name}: its config says {field} {found.get(field)}, but {reference_name} says "
                 f"{expected.get(field)}, so that their weights mean different things; merge "
-                "models fine-tuned from one base"
+                f"models fine-tuned from one base{way_out}"
             )
 
 
@@ -142,5 +156,20 @@ def task_vector_facts(base: Params, bodies: Mapping[str, Params]) -> str:
 
 
 def _config(model: nn.Module) -> dict[str, Any]:
-    config: Any = getattr(model, "config", None)
-    return {} if config is None else dict(config.to_dict())
+    """What the config says of the function, and from which padding token positions are counted."""
+    entries = function_entries(model.config.to_dict())  # type: ignore[operator, union-attr]
+    modules = model.modules() if isinstance(model, nn.Module) else ()
+    for module in modules:
+        padding = getattr(module, "padding_idx", None)
+        # of RobertaEmbeddings and kin; that of nn.Embedding changes no output
+        kind = type(module).__name__.endswith(("Embeddings", "PositionalEmbedding"))
+        if padding is not None and kind:
+            entries["pad_token_id"] = padding
+    return entries
+
+
+def _differ(expected: Mapping[str, Any], found: Mapping[str, Any], field: str) -> bool:
+    one, other = expected.get(field), found.get(field)
+    if field not in expected or field not in found:  # read as getattr(config, field, False)
+        return bool(one) or bool(other)
+    return bool(one != other)

@@ -8,6 +8,7 @@ from torch import nn
 
 from fmerge.errors import UserError, known
 from fmerge.evaluation.statistics import statistic_of
+from fmerge.merging.buffers import network_state
 from fmerge.methods import MergeMethod
 from fmerge.params import Params, check_same_layout, fingerprint, params_of
 from fmerge.store import read_fisher, read_fisher_header, read_second_moments
@@ -90,13 +91,13 @@ def _fisher(
     """Reads a Fisher of a model's body and its origin; a donor's head is never compared."""
     values, provenance = read_fisher(file) if whole else read_fisher_header(file)
     if expert.donor:
-        weights, key = body, "body_sha256"
+        weights, key, state = body, "body_sha256", network_state(model, body)
         values = {name: value for name, value in values.items() if name in body}
     else:
-        weights, key = params_of(model), "model_sha256"
+        weights, key, state = params_of(model), "model_sha256", network_state(model)
     check_same_layout(weights, values, expert.path, str(file))
     recorded = provenance.get(key)
-    if recorded != fingerprint(weights) if whole else not isinstance(recorded, str):
+    if recorded != fingerprint(state) if whole else not isinstance(recorded, str):
         raise UserError(
             f"{file}: is the Fisher of another model ({provenance.get('model', 'unknown')}), "
             f"not of {expert.path}; compute it with 'fmerge fisher --expert {expert.path}'"

@@ -1,14 +1,20 @@
 """Experts, base and Fishers of a merge: read, and checked to belong together."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from torch import nn
 
 from fmerge.errors import UserError, known
-from fmerge.merging.compatibility import check_related, check_same_function
+from fmerge.merging.buffers import (
+    check_no_nan,
+    moving_buffers,
+    persistent_buffers,
+    shared_buffers,
+)
+from fmerge.merging.compatibility import FIELDS, check_related, check_same_function
 from fmerge.merging.expert_fishers import Expert, fisher_files, read_fishers
 from fmerge.methods import MergeMethod
 from fmerge.modules import TaskModule
@@ -28,13 +34,15 @@ class Ensemble:
 
     Attributes:
         models: The networks of all but donors; their heads are used as they are.
-        bodies: The experts' bodies θₘ, all of one layout.
+        bodies: The experts' bodies θₘ, all of one layout: parameters, then moving buffers.
         base: The base's body θ₀, where one was given.
         fishers: The experts' diagonal Fishers over the body, where they were given.
         tokenizer: The tokenizer of the first expert.
         sources: Where each expert was read from.
         base_source: Where the base was read from.
         fisher_origins: What the files of the experts' Fishers say of themselves, if given.
+        moving: The names of the bodies' buffers that differ between the models.
+        constants: The bodies' other persistent buffers, as the first expert has them.
     """
 
     models: Mapping[str, nn.Module]
@@ -45,6 +53,8 @@ class Ensemble:
     sources: Mapping[str, str]
     base_source: str | None
     fisher_origins: Mapping[str, str] | None = None
+    moving: Sequence[str] = ()
+    constants: Params = field(default_factory=dict)
 
     @property
     def names(self) -> list[str]:
@@ -55,12 +65,13 @@ class Ensemble:
         """Copies the experts' heads, as they are now.
 
         Returns:
-            Task name to the tensors of its network that the body does not have.
+            Task name to the parameters and persistent buffers of its network that are not merged;
+            those that the tasks share are the first expert's.
         """
         return {
             name: {
-                key: tensor.clone()
-                for key, tensor in params_of(model).items()
+                key: self.constants.get(key, tensor).clone()
+                for key, tensor in (params_of(model) | persistent_buffers(model)).items()
                 if key not in self.bodies[name]
             }
             for name, model in self.models.items()
@@ -68,8 +79,8 @@ class Ensemble:
 
     @property
     def tensors(self) -> list[str]:
-        """The names of the body's tensors, in the order of the model."""
-        return list(next(iter(self.bodies.values())))
+        """The names of the body's parameters, in the order of the model."""
+        return [name for name in next(iter(self.bodies.values())) if name not in self.moving]
 
     @property
     def tasks(self) -> list[str]:
@@ -121,8 +132,7 @@ def load_ensemble(
         The ensemble; its bodies are not those of the networks that ``module`` runs on.
 
     Raises:
-        UserError: If experts do not fit the tasks, the method, the base or each other, a tensor
-            is not finite, or a Fisher is missing or belongs to another model.
+        UserError: If anything is missing, is not finite, or does not fit all else.
     """
     _check_names(experts, labels)
     _check_needs(method, len(experts), base)
@@ -130,24 +140,25 @@ def load_ensemble(
     read, ancestor = _read(experts, base, module, labels or {}, values)
     bodies = _bodies(module, read, values)
     first = next(iter(bodies))
-    relative = _Relative(read[first], bodies[first], experts[first].path)
-    if ancestor is not None:
-        relative = _Relative(ancestor, module.body(ancestor), f"the base {base}")
-        if values:
-            check_finite(relative.body, str(base))
+    origin = None if ancestor is None else _base(module, ancestor, str(base), values)
+    relative = origin or _Relative(read[first], bodies[first], experts[first].path)
     for name, expert in experts.items():
         relative.check(expert, read[name], bodies[name], values)
     fishers, origins = read_fishers(files, experts, read, bodies, values)
+    buffers = {name: shared_buffers(model, bodies[name]) for name, model in read.items()}
+    moving = relative.moving(experts, buffers, values)
     sources = {name: expert.path for name, expert in experts.items()}
     return Ensemble(
         models={name: one for name, one in read.items() if not experts[name].donor},
-        bodies=bodies,
-        base=None if ancestor is None else relative.body,
+        bodies={name: body | _copies(buffers[name], moving) for name, body in bodies.items()},
+        base=None if origin is None else origin.body | _copies(origin.buffers, moving),
         fishers=fishers or None,
         tokenizer=_tokenizer(sources),
         sources=sources,
         base_source=base,
         fisher_origins=origins,
+        moving=moving,
+        constants=_copies(buffers[first], set(buffers[first]) - set(moving)),
     )
 
 
@@ -177,6 +188,11 @@ def _bodies(module: TaskModule, read: Mapping[str, nn.Module], values: bool) -> 
     return bodies
 
 
+def _copies(buffers: Params, names: Collection[str]) -> Params:
+    # the live network's buffers change with every body that is written to it
+    return {name: one.clone() for name, one in buffers.items() if name in names}
+
+
 @dataclass(frozen=True)
 class _Relative:
     """What experts must have in common with: the base, or the first expert where there is none."""
@@ -185,13 +201,36 @@ class _Relative:
     body: Params
     name: str
 
+    @property
+    def buffers(self) -> Params:
+        """Its body's persistent buffers."""
+        return shared_buffers(self.model, self.body)
+
+    def moving(
+        self, experts: Mapping[str, Expert], buffers: Mapping[str, Params], values: bool
+    ) -> list[str]:
+        """Names the buffers to be merged; none where no numbers are read."""
+        found = {experts[name].path: own for name, own in buffers.items()}
+        return moving_buffers({**found, self.name: self.buffers}) if values else []
+
     def check(self, expert: Expert, model: nn.Module, body: Params, values: bool) -> None:
         """Checks config, layout and, where they are read, values of an expert."""
+        check_same_function(self.model, model, self.name, expert.path, FIELDS)
+        buffers = shared_buffers(model, body)
+        check_same_layout(self.body | self.buffers, body | buffers, self.name, expert.path)
         check_same_function(self.model, model, self.name, expert.path)
-        check_same_layout(self.body, body, self.name, expert.path)
         if values:
             check_finite(body if expert.donor else params_of(model), expert.path)
+            check_no_nan(buffers if expert.donor else persistent_buffers(model), expert.path)
             check_related(self.body, body, self.name, expert.path)
+
+
+def _base(module: TaskModule, ancestor: nn.Module, source: str, values: bool) -> _Relative:
+    made = _Relative(ancestor, module.body(ancestor), f"the base {source}")
+    if values:
+        check_finite(made.body, source)
+        check_no_nan(made.buffers, source)
+    return made
 
 
 def _check_needs(method: MergeMethod, count: int, base: str | None) -> None:

@@ -7,6 +7,7 @@ import torch
 
 from fmerge import methods
 from fmerge.errors import UserError, classes_of, known
+from fmerge.merging.buffers import FROM_THE_FIRST
 from fmerge.methods import MergeMethod
 from fmerge.methods.base import STATISTIC_NAMES
 from fmerge.params import Params, check_finite, check_same_layout
@@ -24,7 +25,8 @@ def merge(
 ) -> Params:
     """Merges dictionaries of tensors.
 
-    Floating-point tensors are merged. Others, such as position ids, must be equal in all experts.
+    Floating-point tensors are merged; those that are equal in all inputs stay exactly as they are.
+    Others, such as position ids, must be equal, but ``num_batches_tracked`` is the first expert's.
 
     Args:
         experts: θₘ: M dictionaries of one layout, in a list or by the experts' names.
@@ -57,13 +59,13 @@ def merge(
     floats = [_floats(one) for one in models]
     if measured is not None:
         _check_statistics(method, measured, names, floats[0])
-    origin = None if base is None else _floats(base)
     try:
-        merged = method.merge(origin, floats, weights, measured)
+        merged = method.merge(None if base is None else _floats(base), floats, weights, measured)
     except ValueError as error:  # what a formula itself cannot do with these numbers
         raise UserError(f"{kind}: {error}") from error
     check_finite(merged, f"{kind} with coefficients {weights}")
-    return {name: merged[name] if name in merged else t.clone() for name, t in models[0].items()}
+    fixed = _constants(models if base is None else [base, *models])
+    return {k: t.clone() if k in fixed else merged[k] for k, t in models[0].items()}
 
 
 def _models(
@@ -126,7 +128,8 @@ def _check_layouts(models: Mapping[str, Params]) -> None:
                     f"{name}: tensor '{key}' is {tensor.dtype}, but {first[key].dtype} in "
                     f"{first_name}"
                 )
-            if not tensor.is_floating_point() and not torch.equal(tensor, first[key]):
+            counts = key.rpartition(".")[2] in FROM_THE_FIRST
+            if not (tensor.is_floating_point() or counts or torch.equal(tensor, first[key])):
                 raise UserError(
                     f"{name}: tensor '{key}' of {tensor.dtype} differs from that in {first_name}; "
                     "only floating-point tensors can be merged"
@@ -181,6 +184,16 @@ def _check_statistics(
         for key, tensor in one.items():
             if not bool((tensor >= 0).all()):  # NaN is not
                 raise UserError(f"statistics[{name!r}]: tensor '{key}' has entries below 0 or NaN")
+
+
+def _constants(models: Sequence[Params]) -> set[str]:
+    """Names the tensors that are the same in all models, or cannot be merged."""
+    first, *others = models
+    return {
+        name
+        for name, tensor in first.items()
+        if not tensor.is_floating_point() or all(tensor.equal(one[name]) for one in others)
+    }
 
 
 def _floats(model: Params) -> Params:

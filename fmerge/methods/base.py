@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from fmerge.methods.inputs import MergeInputs
@@ -119,6 +120,35 @@ class MergeMethod(ABC):
             scales = [self.statistic_scale(one) for one in statistics]
         return self.compute(replace(inputs, scales=scales), out)
 
+    def merge_buffers(
+        self, base: Params | None, experts: Sequence[Params], coefficients: Sequence[float]
+    ) -> Params:
+        """Merges buffers that training moves, such as running statistics.
+
+        Weights without a statistic of their own are averaged, b = Σₘ λₘbₘ / Σₘ λₘ; and where
+        the λₘ scale task vectors, b = (max(0, 1 − Σₘ λₘ) b₀ + Σₘ λₘbₘ) / max(1, Σₘ λₘ). Both
+        stay between the given values, as a variance or a range has to.
+
+        Args:
+            base: b₀, of the experts' layout, if there is a base.
+            experts: bₘ.
+            coefficients: λₘ; not used where the method uses none.
+
+        Returns:
+            New tensors of the experts' layout and dtypes, computed in float64; entries that are
+            the same in all inputs stay as they are.
+        """
+        models, shares = list(experts), list(coefficients)
+        if not self.uses_coefficients or (base is None and not any(shares)):
+            shares = [1.0] * len(experts)
+        if base is not None and (not any(shares) or (self.needs_base and not self.scale_invariant)):
+            models, shares = [base, *models], [max(0.0, 1 - sum(shares)), *shares]
+        total = sum(shares)
+        return {
+            name: convex([one[name] for one in models], [share / total for share in shares])
+            for name in experts[0]
+        }
+
     @abstractmethod
     def compute(self, inputs: MergeInputs, out: Params | None = None) -> Params:
         """Computes the formula on inputs that fit it.
@@ -175,6 +205,24 @@ def constructor_call(made: object) -> str:
     names = [name for name in inspect.signature(type(made)).parameters if hasattr(made, name)]
     arguments = ", ".join(f"{name}={getattr(made, name)!r}" for name in names)
     return f"{type(made).__name__}({arguments})"
+
+
+def convex(tensors: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
+    """Averages tensors, with weights, in float64.
+
+    Args:
+        tensors: Tensors of one shape.
+        shares: Weights ≥ 0 of sum one.
+
+    Returns:
+        The average, rounded once to the first tensor's dtype; exact where all entries are equal.
+    """
+    first = tensors[0].double()
+    total = torch.zeros_like(first)
+    for one, share in zip(tensors, shares, strict=True):
+        total.add_(one.double(), alpha=share)
+    equal = torch.stack([one.double() == first for one in tensors]).all(dim=0)
+    return torch.where(equal, first, total).to(tensors[0])
 
 
 def check_positive_sum(coefficients: Sequence[float]) -> None:

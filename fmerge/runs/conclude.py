@@ -11,6 +11,7 @@ from fmerge.evaluation.statistics import Fisher, statistic_of
 from fmerge.evaluation.test_scores import TestTable, task_facts
 from fmerge.fisher.summary import FisherSummary, summarise_fishers
 from fmerge.merging.assembler import Assembler
+from fmerge.merging.buffers import restore_buffer_dtypes
 from fmerge.merging.compatibility import task_vector_facts
 from fmerge.methods import Average
 from fmerge.params import Params, write_params
@@ -128,7 +129,10 @@ class Conclusion:
         ensemble, first = self.run.ensemble, self.run.trainer.is_global_zero
         vectors = ""
         if ensemble.base is not None:
-            vectors = task_vector_facts(ensemble.base, ensemble.bodies)
+            network = self.run.module.task_model(ensemble.tasks[0])
+            weights = dict(network.named_parameters())  # buffers have no task vectors
+            origin = {name: one for name, one in ensemble.base.items() if name in weights}
+            vectors = task_vector_facts(origin, ensemble.bodies)
         return Provenance(
             experts=ensemble.sources,
             base=ensemble.base_source,
@@ -208,7 +212,10 @@ class Conclusion:
         cards = {}
         for name, head in self.run.heads.items():
             model = self.run.module.task_model(name)
-            write_params(model, head | heads.get(name, {}) | body)
-            cards[name] = model_card(report, loader_of(model), name if head else None)
+            tensors = head | heads.get(name, {}) | body
+            restore_buffer_dtypes(model, tensors)
+            write_params(model, tensors)
+            own = head.keys() & dict(model.named_parameters()).keys()
+            cards[name] = model_card(report, loader_of(model), name if own else None)
         if self.run.trainer.is_global_zero:
             self.run.module.save(folder, cards)

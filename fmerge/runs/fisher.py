@@ -8,6 +8,7 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from rich.console import Console
+from torch import nn
 
 from fmerge import __version__
 from fmerge.data import MultiTask
@@ -15,6 +16,7 @@ from fmerge.errors import UserError
 from fmerge.evaluation.batch_size import check_automatic
 from fmerge.evaluation.evaluator import Evaluator
 from fmerge.fisher import FisherEstimate, FisherSettings
+from fmerge.merging.buffers import check_no_nan, network_state, persistent_buffers
 from fmerge.modules import Saving, TaskModule
 from fmerge.params import check_finite, check_same_layout, fingerprint, params_of
 from fmerge.report.sections import layer_table
@@ -170,21 +172,19 @@ class FisherRun:
         if isinstance(self.module, TaskModule):
             model = self._read(self.module, expert)
             expert = str(expert)
-            weights = params_of(model)
-            check_finite(weights, expert)
+            _check_numbers(model, expert)
             # the body's own, as a donor's head is not read in a merge
             hashes = {
-                "model_sha256": fingerprint(weights),
-                "body_sha256": fingerprint(self.module.body(model)),
+                "model_sha256": fingerprint(network_state(model)),
+                "body_sha256": fingerprint(network_state(model, self.module.body(model))),
             }
             self.module.adopt({self.task: model}, load_tokenizer(expert))
             return hashes
         _check_own(self.module)
         if expert is not None:
             _restore(self.module, expert)
-        weights = params_of(self.module)
-        check_finite(weights, expert or type(self.module).__name__)
-        return {"model_sha256": fingerprint(weights)}
+        _check_numbers(self.module, expert or type(self.module).__name__)
+        return {"model_sha256": fingerprint(network_state(self.module))}
 
     def _provenance(self, expert: str | None, hashes: dict[str, str]) -> dict[str, Any]:
         settings = self.settings
@@ -217,6 +217,11 @@ class FisherRun:
         if error is not None:
             console.print(f"Standard error of the total: {shown}", highlight=False)
         console.print(f"Fisher: {self.output}", soft_wrap=True, highlight=False)
+
+
+def _check_numbers(network: nn.Module, source: str) -> None:
+    check_finite(params_of(network), source)
+    check_no_nan(persistent_buffers(network), source)
 
 
 def _check_own(module: LightningModule) -> None:

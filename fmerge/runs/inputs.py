@@ -9,9 +9,10 @@ from fmerge.errors import UserError
 from fmerge.evaluation.batch_size import check_automatic
 from fmerge.evaluation.evaluator import by_accuracy
 from fmerge.evaluation.head_refit import check_refitting
+from fmerge.merging.buffers import network_state
 from fmerge.merging.racing import check_racing
 from fmerge.modules import TaskModule
-from fmerge.params import fingerprint, params_of
+from fmerge.params import fingerprint
 from fmerge.search import Search
 
 if TYPE_CHECKING:
@@ -132,7 +133,7 @@ def fingerprints(
     """
     whole = run.ensemble.models
     models = {  # of a donor the body alone takes part
-        name: fingerprint(params_of(whole[name]) if name in whole else body)
+        name: fingerprint(network_state(whole[name]) if name in whole else body)
         for name, body in run.ensemble.bodies.items()
     }
     base = run.ensemble.base

@@ -155,6 +155,7 @@ class MergeRun:
             self._estimate,
             self._statistics(),
             parts=search.space.groups,
+            buffers=self.ensemble.moving,
             curve_nodes=self.settings.curve,
             keep=FisherCache(folder.path, weight.device).put,
         )

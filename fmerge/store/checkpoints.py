@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Final, Literal
 from torch import Tensor
 
 from fmerge.errors import UserError, known
-from fmerge.store.labels import label_order, other_labels, reorder_outputs, set_labels
+from fmerge.store.kinds import check_kind, head_facts
+from fmerge.store.labels import (
+    label_order,
+    other_labels,
+    problem_type,
+    reorder_outputs,
+    set_labels,
+)
 from fmerge.store.sources import (
     hyperparameters,
     is_lightning,
@@ -55,12 +62,16 @@ def load_classifier(
     if is_lightning(source):
         folder, labels, state = _read_lightning(Path(source), task, labels)
     config = read_config(source, folder)
+    fitted = state is not None  # the folder gives the architecture, and the fit gave the head
+    check_kind(source, config, _AUTO[head], fresh_head or fitted)
     # a Lightning checkpoint was trained on these labels in this order, as _read_lightning checks
-    order = label_order(config, labels, source, fresh_head) if labels and state is None else []
+    order = label_order(config, labels, source, fresh_head) if labels and not fitted else []
     if labels:
+        config.problem_type = problem_type(config, labels, source, fresh_head or fitted)
         set_labels(config, labels)
-    model, lacking = read_weights(source, _AUTO[head], config, folder, state)
-    _check_complete(model, lacking, source, fresh_head, head)
+    facts = head_facts(folder, config)
+    model, lacking = read_weights(source, _AUTO[head], config, folder, state, fresh_head)
+    _check_complete(model, lacking, source, None if fresh_head else f"{head} head", facts)
     return reorder_outputs(model, order, source)
 
 
@@ -88,16 +99,22 @@ def _check_complete(
     model: "PreTrainedModel",
     lacking: Mapping[str, str],
     source: str,
-    fresh_head: bool,
-    head: Head,
+    head: str | None,
+    facts: str,
 ) -> None:
     # a head may be new, a body never: transformers fills what is missing with random numbers
     body = [key for key in lacking if key.startswith(model.base_model_prefix + ".")]
     if body:
         more = f", and {len(body) - 1} more" if len(body) > 1 else ""
         raise UserError(f"{source}: body tensor '{body[0]}' is {lacking[body[0]]}{more}")
-    if lacking and not fresh_head:
+    if lacking and head is not None:
+        first = sorted(lacking)[0]
+        if lacking[first] != "missing":
+            raise UserError(
+                f"{source}: head tensor '{first}' is {lacking[first]}; its weights and its "
+                "config.json are of two models: get both again"
+            )
         raise UserError(
-            f"{source}: has no trained {head} head ('{sorted(lacking)[0]}' is missing); "
+            f"{source}: has no trained {head} ('{first}' is missing{facts}); "
             "fine-tune it first with 'fmerge fit'"
         )

@@ -20,7 +20,9 @@ MOST_JSON = 64 << 20
 
 _FLOATS = {"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"}
 _INDICES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
-_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", _INDICES[1])
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", _INDICES[1])
+"""The files that a folder's weights begin with, in the order in which transformers looks."""
+
 _LAYERS = ("num_hidden_layers", "num_layers", "num_decoder_layers", "n_layer", "n_layers",
            "encoder_layers", "decoder_layers")  # fmt: skip
 _MOST_LAYERS = 256
@@ -189,10 +191,9 @@ def weight_files(folder: Path) -> list[Path]:
     Raises:
         UserError: If there is none, or the index names files that are missing or elsewhere.
     """
-    # in the order in which transformers looks for them
-    found = next((folder / name for name in _WEIGHTS if (folder / name).is_file()), None)
+    found = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
     if found is None:
-        raise UserError(f"{folder}: cannot read its weights: it holds no {_WEIGHTS[0]}")
+        raise UserError(f"{folder}: cannot read its weights: it holds no {WEIGHTS[0]}")
     return _shards(found) if found.name in _INDICES else [found]
 
 

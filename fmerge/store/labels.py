@@ -54,7 +54,7 @@ def label_order(
 
 
 def set_labels(config: Any, labels: Sequence[str]) -> None:
-    """Names a configuration's outputs; a single one is the mean of a regression.
+    """Names a configuration's outputs.
 
     Args:
         config: A Hugging Face configuration, which is changed.
@@ -62,7 +62,38 @@ def set_labels(config: Any, labels: Sequence[str]) -> None:
     """
     config.id2label = dict(enumerate(labels))
     config.label2id = {label: i for i, label in enumerate(labels)}
-    config.problem_type = "regression" if len(labels) == 1 else "single_label_classification"
+
+
+def problem_type(config: Any, labels: Sequence[str], source: str, new: bool) -> str | None:
+    """Finds what a classifier's outputs mean; a single one is the mean of a regression.
+
+    Args:
+        config: Its configuration.
+        labels: The label names in order.
+        source: Where the checkpoint is, for the message.
+        new: Whether the head is new, or was trained by ``fmerge fit``.
+
+    Returns:
+        The ``problem_type``: a trained head keeps its own, which may be unset.
+
+    Raises:
+        UserError: If the outputs of a trained head mean something that is not supported.
+    """
+    number = len(labels)
+    usual = "regression" if number == 1 else "single_label_classification"
+    own: str | None = config.problem_type
+    if new:
+        return usual
+    if own in {None, usual}:
+        return own
+    means = {
+        "multi_label_classification": "its labels do not exclude each other",
+        "regression": f"it gives {number} numbers at once",
+    }.get(own, f"it has {number} output")
+    raise UserError(
+        f"{source}: its config's problem_type is {own}: {means}, which is not supported yet; "
+        "without --data it can be merged, but neither scored nor given a Fisher"
+    )
 
 
 @torch.no_grad()

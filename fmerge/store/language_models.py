@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from fmerge.errors import UserError
+from fmerge.store.kinds import check_kind, head_facts
 from fmerge.store.sources import (
     hyperparameters,
     is_lightning,
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _PREFIX = "model."  # of a task module's one model in its checkpoints
-_OTHERS = ("Classification", "MaskedLM", "QuestionAnswering")
+_OTHERS = ("Classification", "MaskedLM", "PreTraining", "QuestionAnswering")
 
 
 def load_language_model(source: str) -> "PreTrainedModel":
@@ -42,11 +43,13 @@ def load_language_model(source: str) -> "PreTrainedModel":
     config = read_config(source, folder)
     _check_kind(config, source)
     kind = "AutoModelForSeq2SeqLM" if config.is_encoder_decoder else "AutoModelForCausalLM"
+    check_kind(source, config, kind, any_head=False)
     model, lacking = read_weights(source, kind, config, folder, state)
     if lacking:
         first, wrong = next(iter(sorted(lacking.items())))
         more = f", and {len(lacking) - 1} more" if len(lacking) > 1 else ""
-        raise UserError(f"{source}: tensor '{first}' is {wrong}{more}")
+        facts = head_facts(folder, config) if wrong == "missing" else ""
+        raise UserError(f"{source}: tensor '{first}' is {wrong}{more}{facts}")
     return model
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from fmerge.errors import UserError
 from fmerge.params import Params
 from fmerge.store.folders import safetensors_header, weight_files
+from fmerge.store.kinds import check_format
 from fmerge.store.pickles import load_plain
 from fmerge.store.sources import is_lightning, load_lightning, package_folder
 
@@ -37,6 +38,8 @@ def load_params(path: str | Path) -> Params:
     if is_lightning(str(place)):
         state: Params = load_lightning(place)["state_dict"]
         return state
+    if place.is_dir() or place.suffix == ".gguf":
+        check_format(place)
     if place.is_dir():
         files = weight_files(place)
     elif place.suffix in {".safetensors", ".bin"}:

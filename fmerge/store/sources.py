@@ -10,6 +10,8 @@ from torch import Tensor
 from fmerge.errors import UserError
 from fmerge.store.atomic import replacing_folder
 from fmerge.store.folders import check_folder
+from fmerge.store.hub import check_on_hub, hub_trouble, is_hub_id
+from fmerge.store.kinds import check_format
 from fmerge.store.pickles import load_plain
 
 if TYPE_CHECKING:
@@ -34,6 +36,7 @@ def load_tokenizer(source: str) -> "PreTrainedTokenizerBase":
         source,
         "tokenizer",
         lambda auto: auto.AutoTokenizer.from_pretrained(place, trust_remote_code=False),
+        place,
     )
     # without its files transformers makes an empty tokenizer, to which every word is unknown
     files = {*tokenizer.vocab_files_names.values(), "tokenizer.json"}
@@ -119,11 +122,13 @@ def local_folder(source: str) -> str:
         The folder, or the unchanged hub id.
 
     Raises:
-        UserError: If it is a folder without a config, a folder that would run code, a file, or a
-            path that does not exist.
+        UserError: If it is a folder without a config, an adapter, a folder that would run code,
+            a file, a path that does not exist, or no model of the hub.
     """
     source = package_folder(source)
     path = Path(source)
+    if path.is_dir() or path.is_file():
+        check_format(path)
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise UserError(f"{source}: holds no config.json, so it is no Hugging Face folder")
@@ -138,18 +143,21 @@ def local_folder(source: str) -> str:
         or source.count("/") > 1
         or path.parent.is_dir()
         and "/" in source
+        or not is_hub_id(source)
     ):
         raise UserError(f"{source}: no such file or folder")
+    check_on_hub(source)
     return source
 
 
-def read_part(source: str, what: str, read: Callable[[Any], Any]) -> Any:
+def read_part(source: str, what: str, read: Callable[[Any], Any], place: str | None = None) -> Any:
     """Reads with transformers, and turns its many errors into one.
 
     Args:
         source: The source, for the message.
         what: What is read, for the message.
         read: Is called with the module ``transformers``, and reads.
+        place: The folder or hub id that is read; that of the source when None.
 
     Returns:
         What ``read`` returned.
@@ -165,12 +173,15 @@ def read_part(source: str, what: str, read: Callable[[Any], Any]) -> Any:
     except UserError:
         raise
     except Exception as error:  # a damaged config makes transformers raise nearly anything
+        place = package_folder(source) if place is None else place
+        if not Path(place).exists():
+            fitted = f"{source}: was fitted from " if is_lightning(source) else ""
+            raise UserError(f"{fitted}{hub_trouble(place, what, error)}") from error
         words = str(error).split() or [type(error).__name__]
         reason = " ".join(words)[:300]
         if not isinstance(error, OSError | ValueError | RuntimeError):
             reason = f"{type(error).__name__}: {reason}"
-        where = "" if Path(source).exists() else ", neither here nor from the hub"
-        raise UserError(f"{source}: cannot read its {what}{where} ({reason})") from error
+        raise UserError(f"{source}: cannot read its {what} ({reason})") from error
 
 
 def read_config(source: str, folder: str) -> Any:
@@ -188,6 +199,7 @@ def read_config(source: str, folder: str) -> Any:
         source,
         "config",
         lambda auto: auto.AutoConfig.from_pretrained(place, trust_remote_code=False),
+        place,
     )
 
 

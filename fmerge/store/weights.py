@@ -14,6 +14,7 @@ from fmerge.errors import UserError
 from fmerge.params import layer_of
 from fmerge.store.folders import Header, check_described, check_weights, is_float
 from fmerge.store.sources import local_folder, read_part
+from fmerge.store.unused_tensors import check_used
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -39,7 +40,12 @@ def reading_headers() -> Iterator[None]:
 
 
 def read_weights(
-    source: str, kind: str, config: Any, folder: str, state: Mapping[str, Tensor] | None
+    source: str,
+    kind: str,
+    config: Any,
+    folder: str,
+    state: Mapping[str, Tensor] | None,
+    any_head: bool = False,
 ) -> tuple["PreTrainedModel", dict[str, str]]:
     """Reads a model in float32 on the CPU.
 
@@ -49,6 +55,7 @@ def read_weights(
         config: The model's config.
         folder: The folder or hub id that holds the weights, if ``state`` is None.
         state: The weights themselves.
+        any_head: Whether a head of another kind is left out.
 
     Returns:
         The model, and for each tensor that the source does not give it, by name, what is wrong.
@@ -64,9 +71,8 @@ def read_weights(
         quiet = no_init_weights()  # parameters that the file lacks would be given memory
 
     def read(auto: Any) -> Any:
-        loader = getattr(auto, kind)
-        if state is not None:  # the class itself takes tensors, the Auto class wants a folder
-            loader = type(describe(auto))
+        # the class itself takes tensors, the Auto class wants a folder
+        loader = getattr(auto, kind) if state is None else type(describe(auto))
         # load_state_dict would overwrite a weight that the config ties and the file does not
         return loader.from_pretrained(
             place,
@@ -79,12 +85,22 @@ def read_weights(
         )
 
     with quiet:
-        model, info = read_part(source, "weights", read)
+        model, info = read_part(source, "weights", read, place)
+    _check_layers(source, info["unexpected_keys"], [name for name, _ in model.named_parameters()])
+    check_used(source, model, info["unexpected_keys"], _shapes(header, state), any_head)
+    return model, _lacking(info)
+
+
+def _shapes(header: Header, state: Mapping[str, Tensor] | None) -> dict[str, tuple[int, ...]]:
+    known = {name: shape for name, (_, shape) in header.items()}
+    return known | {name: tuple(one.shape) for name, one in (state or {}).items()}
+
+
+def _lacking(info: Mapping[str, Any]) -> dict[str, str]:
     lacking = dict.fromkeys(info["missing_keys"], "missing")
     for key, found, expected in info["mismatched_keys"]:
         lacking[key] = f"{tuple(found)} where its config says {tuple(expected)}"
-    _check_layers(source, info["unexpected_keys"], [name for name, _ in model.named_parameters()])
-    return model, lacking
+    return lacking
 
 
 def _on_meta(kind: str, config: Any, auto: Any) -> Any:

@@ -124,6 +124,27 @@ def one(name, change):
     return weights(lambda tensors: tensors | {name: change(tensors[name])})
 
 
+def more(*names):
+    return weights(lambda tensors: tensors | {name: torch.ones(4, 16) for name in names})
+
+
+def adapter(folder):
+    (folder / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 2}')
+    (folder / "config.json").unlink()
+    (folder / "model.safetensors").rename(folder / "adapter_model.safetensors")
+
+
+def gguf(folder):
+    (folder / "model.safetensors").unlink()
+    (folder / "model-Q4_K_M.gguf").write_bytes(b"GGUF" + bytes(20))
+
+
+def sentence_transformers(folder):
+    (folder / "modules.json").write_text("[]")
+    (folder / "0_Transformer").mkdir()
+    (folder / "config.json").rename(folder / "0_Transformer" / "config.json")
+
+
 QUERY = "bert.encoder.layer.0.attention.self.query.weight"
 
 # what is wrong with it, what the line says, and how to damage a good folder so
@@ -214,6 +235,19 @@ FOLDERS = [
     ("another activation than the base's", "hidden_act relu, but", config(hidden_act="relu")),
     ("another number of heads", "num_attention_heads 4, but", config(num_attention_heads=4)),
     ("another layer norm", "layer_norm_eps 0.1, but", config(layer_norm_eps=0.1)),
+    ("another entry inside an entry", "rope.theta 2.0, but", config(rope={"theta": 2.0})),
+    ("an adapter among the weights", "BertForSequenceClassification does not use; it is of an ada",
+     more("bert.encoder.layer.0.output.adapters.a.adapter_up.weight")),
+    ("a token classifier (NER)", "is a BertForTokenClassification, a token classifier",
+     config(architectures=["BertForTokenClassification"])),
+    ("an architecture of another family",
+     "names the architecture RobertaForSequenceClassification, but its model_type is bert",
+     config(architectures=["RobertaForSequenceClassification"])),
+    ("a vision model", "is a ViTForImageClassification, a vision model, not a text classifier",
+     config(model_type="vit", architectures=["ViTForImageClassification"])),
+    ("an adapter (PEFT)", "is an adapter (PEFT, LoRA), not a whole model", adapter),
+    ("a GGUF model", "is a GGUF model, the quantized format of llama.cpp", gguf),
+    ("an embedding model", "is an embedding model of sentence-transformers", sentence_transformers),
     ("an expert of another base", "as far as an unrelated model",
      lambda folder: tiny.save(
          tiny.classifier(tiny.bert_config(tiny.LABELS["colour"]), seed=77), folder)),
