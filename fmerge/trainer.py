@@ -1,10 +1,10 @@
 """The Trainer with two more jobs: ``fisher`` and ``merge``; and a ``fit`` that saves an expert."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 
 from fmerge.data import Split
 from fmerge.evaluation.head_refit import Refit, Refitting
@@ -13,12 +13,16 @@ from fmerge.merging.expert_fishers import Expert
 from fmerge.methods import Average, MergeMethod
 from fmerge.modules import TaskModule
 from fmerge.report.merge_report import MergeReport
+from fmerge.runs.described import fit_config
+from fmerge.runs.divergence import DivergenceGuard
 from fmerge.runs.fisher import FisherJob
-from fmerge.runs.fit import ConfigWriter, save_experts, say_unsaved
+from fmerge.runs.fit import ConfigWriter, check_limits, check_places, save_experts, say_unsaved
+from fmerge.runs.fit_callbacks import LastEpoch, WeightsFirst, with_callbacks
 from fmerge.runs.inputs import check_data, tasks_of
 from fmerge.runs.job import MergeJob
 from fmerge.runs.pass_plan import Baselines
 from fmerge.store import check_new_folder, check_resume, lock_of, only_run, recover_folder
+from fmerge.system.paths import expand
 from fmerge.system.slurm import RequeueCallback, requeued_checkpoint
 
 
@@ -26,7 +30,8 @@ class FMergeTrainer(Trainer):
     """Lightning's Trainer, which also estimates Fishers and merges experts.
 
     Attributes:
-        resolved_config: What ``fit`` and ``merge`` save as ``config.yaml``, if not None.
+        resolved_config: What ``fit`` and ``merge`` save as ``config.yaml``; they describe their
+            arguments where it is None.
 
     Examples:
         >>> import fmerge
@@ -69,14 +74,17 @@ class FMergeTrainer(Trainer):
             output: Folder of the run: checkpoints and expert/, a Hugging Face folder.
             overwrite: Write into the output folder although it is not empty.
         """
+        check_limits(self)
         check_data(datamodule)
-        check_resume(ckpt_path)
+        check_resume(ckpt_path := None if ckpt_path is None else expand(ckpt_path))
+        data = (train_dataloaders, val_dataloaders, datamodule)
         if output is None:
-            super().fit(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path)
+            check_places(self, None)
+            self._fit(model, data, ckpt_path)
             if self.resolved_config is not None and self.is_global_zero:
                 say_unsaved(self)
             return
-        output = Path(output)
+        output = Path(expand(output))
         callback = RequeueCallback()
         with (
             only_run(lock_of(output, folder=True), on=self.is_global_zero),
@@ -84,14 +92,28 @@ class FMergeTrainer(Trainer):
         ):
             if (saved := requeued_checkpoint(self, overwrite)) is not None:
                 check_resume(ckpt_path := str(saved))
+            last: list[Callback] = []
+            check_places(self, output)
             if self.is_global_zero:
                 recover_folder(output / "expert")
                 check_new_folder(output, overwrite or ckpt_path is not None)
                 # written by a callback, once data and weights could be read
-                self.callbacks.append(ConfigWriter(output, self.resolved_config))  # type: ignore[attr-defined]
-            super().fit(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path)
+                config = self.resolved_config or fit_config(self, model, datamodule, output)
+                last = [ConfigWriter(output, config, fresh=ckpt_path is None)]
+            self._fit(model, data, ckpt_path, last)
             if isinstance(model, TaskModule):
                 save_experts(self, model, output)
+
+    def _fit(
+        self,
+        model: LightningModule,
+        data: tuple[Any, Any, LightningDataModule | None],
+        ckpt_path: str | None,
+        last: Sequence[Callback] = (),
+    ) -> None:
+        """Lightning's own fit, with the callbacks of every fit."""
+        with with_callbacks(self, [WeightsFirst(), DivergenceGuard()], [*last, LastEpoch()]):
+            super().fit(model, *data, ckpt_path)
 
     def validate(  # type: ignore[override]
         self,
@@ -114,8 +136,9 @@ class FMergeTrainer(Trainer):
             One dictionary of metrics per loader.
         """
         check_data(datamodule)
-        check_resume(ckpt_path)
-        return super().validate(model, dataloaders, ckpt_path, verbose, datamodule)
+        check_resume(ckpt_path := None if ckpt_path is None else expand(ckpt_path))
+        with with_callbacks(self, [WeightsFirst()]):
+            return super().validate(model, dataloaders, ckpt_path, verbose, datamodule)
 
     def test(  # type: ignore[override]
         self,
@@ -138,8 +161,9 @@ class FMergeTrainer(Trainer):
             One dictionary of metrics per loader.
         """
         check_data(datamodule)
-        check_resume(ckpt_path)
-        return super().test(model, dataloaders, ckpt_path, verbose, datamodule)
+        check_resume(ckpt_path := None if ckpt_path is None else expand(ckpt_path))
+        with with_callbacks(self, [WeightsFirst()]):
+            return super().test(model, dataloaders, ckpt_path, verbose, datamodule)
 
     def fisher(
         self,
@@ -189,7 +213,8 @@ class FMergeTrainer(Trainer):
             estimator=estimator, split=split, examples=examples, samples=samples, seed=seed,
             until=until, standard_error=standard_error, fallback=fallback,
         )  # fmt: skip
-        job = FisherJob(self, model, tasks_of(datamodule), settings, Path(output), save_every)
+        place = Path(expand(output))
+        job = FisherJob(self, model, tasks_of(datamodule), settings, place, save_every)
         return job.run(expert, task, overwrite=overwrite, dry_run=dry_run)
 
     def merge(
@@ -235,8 +260,8 @@ class FMergeTrainer(Trainer):
             The report: the merge that was saved and its test scores; None of a dry run.
         """
         return MergeJob(
-            trainer=self, model=model, datamodule=datamodule, experts=experts, output=Path(output),
-            method=method or Average(), base=base, fisher=fisher, baselines=baselines,
+            trainer=self, model=model, datamodule=datamodule, experts=experts,
+            output=Path(expand(output)), method=method or Average(), base=base, fisher=fisher, baselines=baselines,
             refitting=Refitting(refit_heads, refit_examples, refit_seed), overwrite=overwrite,
             dry_run=dry_run, build=build, config=self.resolved_config,
         ).run()  # fmt: skip

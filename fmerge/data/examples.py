@@ -6,13 +6,15 @@ from typing import Any, Literal
 
 from torch.utils.data import Dataset, default_collate
 
+from fmerge.system.recorded import Recorded
+
 Split = Literal["train", "validation", "test"]
 Example = Mapping[str, Any]
 Collate = Callable[..., dict[str, Any]]
 """A task module's ``collate(examples, task)``."""
 
 
-class TaskData(ABC):
+class TaskData(Recorded, ABC):
     """The examples of one task.
 
     Attributes:

@@ -8,6 +8,7 @@ from typing import Any
 from fmerge.data.examples import Example, Split, TaskData
 from fmerge.data.hub import BUILDERS, read_rows
 from fmerge.errors import UserError, known
+from fmerge.system.paths import expand
 
 
 class TextFiles(TaskData):
@@ -35,7 +36,7 @@ class TextFiles(TaskData):
         labels: list[str] | None = None,
     ) -> None:
         paths = {"train": train, "validation": validation, "test": test}
-        self._files = {split: Path(path) for split, path in paths.items() if path}
+        self._files = {split: Path(expand(path)) for split, path in paths.items() if path}
         self._columns = {"text": text, "label": label} | (
             {"text_pair": text_pair} if text_pair else {}
         )

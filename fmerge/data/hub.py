@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fmerge.errors import UserError, known
+from fmerge.system.paths import expand
 
 BUILDERS = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 """Ending of a file to the builder of `datasets` that reads it."""
@@ -35,6 +36,7 @@ def read_rows(
     Raises:
         UserError: If the source cannot be read, or lacks the split or a column.
     """
+    source = expand(source)
     where = f"{source}/{name}" if name else source
     table = _read(source, split, name, token, where)
     missing = [column for column in columns if column not in table.column_names]

@@ -12,6 +12,7 @@ from fmerge.data.rendering import AnswerTemplate, Prompt, PromptsourceTemplate
 from fmerge.data.sandbox import TemplateError
 from fmerge.data.template_files import SPLITS, Fields, check_fields, read_template
 from fmerge.errors import UserError
+from fmerge.system.paths import expand
 
 _HALF = re.compile(r"(first|second) half of (.+)")
 
@@ -127,7 +128,7 @@ class Prompted(TaskData):
             )
             raise UserError(f"{self.where}: source is not set{reason}")
         for path in paths:
-            if _is_file(path) and not Path(path).is_file():
+            if _is_file(path) and not Path(expand(path)).is_file():
                 raise UserError(f"{path}: no such file")
         return splits
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fmerge.errors import UserError, known
+from fmerge.system.paths import expand
 
 SHIPPED = Path(__file__).parent / "templates"
 SPLITS = ("train", "validation", "test")
@@ -63,7 +64,7 @@ def read_template(template: str, name: str | None = None) -> Fields:
         UserError: If there is no such file, or it is not a template.
     """
     # names come before paths: a folder "paws" beside the command must not hide the template
-    path = SHIPPED / f"{template}.yaml" if template in shipped() else Path(template)
+    path = SHIPPED / f"{template}.yaml" if template in shipped() else Path(expand(template))
     if not path.is_file():
         raise UserError(
             f"unknown template '{template}'; give a YAML file or one of: {known(shipped())}"

@@ -12,6 +12,7 @@ from fmerge.merging.buffers import network_state
 from fmerge.methods import MergeMethod
 from fmerge.params import Params, check_same_layout, fingerprint, params_of
 from fmerge.store import read_fisher, read_fisher_header, read_second_moments
+from fmerge.system.paths import expand
 
 
 @dataclass
@@ -47,7 +48,7 @@ def fisher_files(experts: Mapping[str, Expert], method: MergeMethod) -> dict[str
     statistic = statistic_of(method)
     if statistic is None or not statistic.from_files:
         return {}
-    files = {name: Path(expert.fisher) for name, expert in experts.items() if expert.fisher}
+    files = {name: Path(expand(expert.fisher)) for name, expert in experts.items() if expert.fisher}
     if files and len(files) != len(experts):
         raise UserError(
             f"--experts: {len(experts)} experts but {len(files)} Fishers; none is given for "

@@ -12,6 +12,7 @@ from torch import Tensor
 from fmerge.methods.inputs import MergeInputs
 from fmerge.methods.roles import Place
 from fmerge.params import Params
+from fmerge.system.recorded import Recorded
 
 Statistic = Literal["fisher", "moving fisher", "gram"]
 """What a formula may know of an expert beside its weights; see ``MergeMethod.statistic``."""
@@ -27,7 +28,7 @@ STATISTIC_NAMES = {
 """What messages call each statistic of an expert."""
 
 
-class MergeMethod(ABC):
+class MergeMethod(Recorded, ABC):
     """Turns a base, M experts, M coefficients and M statistics into merged tensors.
 
     A method declares what it needs and never fetches it. Inputs are only read; letters follow the

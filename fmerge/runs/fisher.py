@@ -21,6 +21,7 @@ from fmerge.modules import Saving, TaskModule
 from fmerge.params import check_finite, check_same_layout, fingerprint, params_of
 from fmerge.report.sections import layer_table
 from fmerge.report.tables import to_rich
+from fmerge.runs.described import described
 from fmerge.runs.dry_run import show_fisher_plan
 from fmerge.store import (
     check_fisher_path,
@@ -122,7 +123,7 @@ class FisherRun:
             "examples": self.settings.examples,
             "until": self.settings.until,
             "standard_error": self.settings.standard_error,  # it sets the examples' order
-            "module": {name: str(value) for name, value in self.module.hparams.items()},
+            "module": {name: str(described(value)) for name, value in self.module.hparams.items()},
             "processes": self.trainer.world_size,
             "data_sha256": self.data.fingerprint(self.task, self.settings.split),
         }

@@ -1,12 +1,18 @@
-"""What a fit leaves in its folder beside Lightning's checkpoints."""
+"""What a fit needs to begin, and what it leaves beside Lightning's checkpoints."""
 
+import math
+import shutil
 from pathlib import Path
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from rich.console import Console
 
+from fmerge.errors import UserError
 from fmerge.modules import TaskModule
-from fmerge.store import load_lightning, write_text
+from fmerge.params import check_finite, params_of
+from fmerge.runs.fit_callbacks import is_averaged
+from fmerge.store import check_place, load_lightning, write_text
 
 
 class ConfigWriter(Callback):
@@ -14,37 +20,86 @@ class ConfigWriter(Callback):
 
     Args:
         output: The fit's folder.
-        config: The resolved configuration; None where it is not known.
+        config: The resolved configuration.
+        fresh: Whether the fit begins anew: an expert that is there is of another run.
     """
 
-    def __init__(self, output: Path, config: str | None) -> None:
+    def __init__(self, output: Path, config: str, fresh: bool) -> None:
         self.output = output
         self.config = config
+        self.fresh = fresh
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Writes ``config.yaml``.
+        """Writes ``config.yaml``, and removes the expert of the run that is overwritten.
 
         Args:
             trainer: The Trainer; required by Lightning.
             pl_module: The model; required by Lightning.
         """
-        if self.config is not None:
-            write_text(self.output / "config.yaml", self.config)
+        if self.fresh:
+            shutil.rmtree(self.output / "expert", ignore_errors=True)
+        write_text(self.output / "config.yaml", self.config)
+
+
+def check_limits(trainer: Trainer) -> None:
+    """Checks that a fit will train at all.
+
+    Args:
+        trainer: The Trainer.
+
+    Raises:
+        UserError: If its limits leave no step.
+    """
+    for name in ("max_epochs", "max_steps", "limit_train_batches"):
+        value = getattr(trainer, name)
+        if value is not None and value == 0 and not math.isinf(value):
+            raise UserError(
+                f"--trainer.{name}: is {value}, so nothing would be trained; give a larger number"
+            )
+
+
+def check_places(trainer: Trainer, output: Path | None) -> None:
+    """Checks where checkpoints go, and puts them into the output folder if they have no place.
+
+    Args:
+        trainer: The Trainer.
+        output: The fit's folder, if it has one.
+    """
+    for one in trainer.checkpoint_callbacks:
+        if not isinstance(one, ModelCheckpoint):
+            continue
+        if one.dirpath is not None and "://" not in str(one.dirpath):
+            check_place(Path(one.dirpath), "--checkpoint.dirpath", writable=True)
+        elif output is not None:
+            one.dirpath = str(output.absolute() / "checkpoints")
+    if output is None and "://" not in trainer.default_root_dir:
+        root = Path(trainer.default_root_dir)
+        check_place(root, "--trainer.default_root_dir", writable=True)
 
 
 def save_experts(trainer: Trainer, model: TaskModule, output: Path) -> None:
-    """Writes the best epoch's networks as Hugging Face folders.
+    """Writes the best epoch's networks as Hugging Face folders, or the average of epochs.
 
     Args:
         trainer: The Trainer that has fitted the model.
         model: The model.
         output: The fit's folder.
+
+    Raises:
+        UserError: If no step was made, or the weights are not finite.
     """
+    if trainer.global_step == 0:
+        raise UserError(
+            "fit: no training step was made, so no expert is saved; raise --trainer.max_epochs, "
+            "max_steps or max_time"
+        )
     best = getattr(trainer.checkpoint_callback, "best_model_path", "")
     if trainer.is_global_zero:
-        if best:
+        # checkpoints hold the weights that were averaged, not their average
+        if best and not is_averaged(trainer, model):
             model.load_state_dict(load_lightning(Path(best))["state_dict"])
         model.float()
+        check_finite(params_of(model), best or "the fitted model")
         model.save(output / "expert")
         Console().print(f"Expert: {output / 'expert'}", soft_wrap=True, highlight=False)
     trainer.strategy.barrier("the expert is written")

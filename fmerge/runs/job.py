@@ -23,6 +23,7 @@ from fmerge.modules import TaskModule
 from fmerge.report.merge_report import MergeReport
 from fmerge.report.write import show
 from fmerge.runs.build import find_trial
+from fmerge.runs.described import merge_config
 from fmerge.runs.dry_run import show_merge_plan
 from fmerge.runs.inputs import check_merge, fingerprints, task_module, tasks_of
 from fmerge.runs.merge import MergeRun
@@ -52,7 +53,7 @@ class MergeJob:
         overwrite: Whether a run in the folder is replaced.
         dry_run: Whether to price the run instead of making it.
         build: Index of the trial to build, if one is.
-        config: The resolved configuration, which the run's folder keeps.
+        config: The resolved configuration, which the run's folder keeps; None describes the job.
     """
 
     trainer: Trainer
@@ -78,7 +79,7 @@ class MergeJob:
         """
         with only_run(lock_of(self.output, folder=True), on=self.trainer.is_global_zero):
             defaults = {"fisher": asdict(MERGE_DEFAULTS)}
-            folder = RunFolder(self.output, self.config, defaults)
+            folder = RunFolder(self.output, self.config or merge_config(self), defaults)
             resuming, records = self._look_into(folder)
             # before any model is read, which may take minutes
             check_strategy(self.trainer)

@@ -10,6 +10,7 @@ from fmerge.errors import UserError
 from fmerge.search.objective import Objective, Partial, shortfalls
 from fmerge.search.pareto import non_dominated
 from fmerge.search.space import SearchSpace
+from fmerge.system.recorded import Recorded
 
 Status = Literal["ok", "failed", "stopped"]
 
@@ -108,7 +109,7 @@ class Pick:
     error: float
 
 
-class Search(ABC):
+class Search(Recorded, ABC):
     """Proposes coefficients and is told what they scored. Deterministic for a seed."""
 
     needs_errors = False

@@ -131,6 +131,8 @@ def explaining(path: Path) -> Iterator[None]:
         raise UserError(reason) from error
 
 
+# what check_place cannot foresee, such as a folder of /proc
+_NO_PLACE = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL}
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _CLOSED = {errno.EROFS, errno.EACCES, errno.EPERM}
 
@@ -159,6 +161,8 @@ def disk_trouble(error: BaseException, path: Path | None = None) -> str | None:
             f"{name}: cannot be written ({error.strerror}); name an --output that you may write "
             "to, or change its permissions"
         )
+    if path and isinstance(error, OSError) and number in _NO_PLACE:
+        return f"{name}: cannot be made ({error.strerror}); name an --output in another place"
     return None
 
 
@@ -186,6 +190,51 @@ def append_line(path: Path, line: str) -> None:
         os.fsync(log.fileno())
 
 
+def check_place(path: Path, option: str = "--output", writable: bool = False) -> None:
+    """Checks that a file or folder can be made at a path, as far as the names in it tell.
+
+    Args:
+        path: The path.
+        option: The option that gave it.
+        writable: Whether to try to write there too; nothing is left behind.
+
+    Raises:
+        UserError: If it is no name of a file, is below a file, or it or a folder above it is a
+            link to nothing.
+    """
+    absolute = Path(os.path.abspath(path))
+    # each name alone: what is below a folder that is absent is not looked up
+    for name in (str(absolute), *(absolute.anchor + part for part in absolute.parts[1:])):
+        try:
+            os.lstat(name)
+        except (OSError, ValueError) as error:  # a name that is too long, or has a null byte
+            if not isinstance(error, OSError) or error.errno == errno.ENAMETOOLONG:
+                shown, reason = repr(str(path))[:200], getattr(error, "strerror", error)
+                raise UserError(f"{option} {shown}: is no path ({reason})") from error
+    for one in reversed([absolute, *absolute.parents]):
+        there = os.path.exists(one)
+        if not there and os.path.islink(one):
+            target = os.readlink(one)
+            raise UserError(
+                f"{option} {path}: {one} is a link to {target}, which does not exist; make that, "
+                "remove the link, or name another place"
+            )
+        if there and one != absolute and not one.is_dir():
+            raise UserError(
+                f"{option} {path}: {one} is a file, so nothing can be made below it; name another "
+                "place"
+            )
+    if writable:
+        nearest = next(one for one in (absolute, *absolute.parents) if one.exists())
+        try:
+            os.rmdir(tempfile.mkdtemp(prefix=".fmerge-", dir=nearest))
+        except OSError as error:
+            raise UserError(
+                f"{option} {path}: nothing can be written in {nearest} ({error.strerror}); name "
+                "another place"
+            ) from error
+
+
 def check_new_folder(path: Path, overwrite: bool) -> None:
     """Checks that a run may write into a folder.
 
@@ -196,6 +245,7 @@ def check_new_folder(path: Path, overwrite: bool) -> None:
     Raises:
         UserError: If it is a file, or is not empty and ``overwrite`` is off.
     """
+    check_place(path)
     if path.exists() and not path.is_dir():
         raise UserError(f"--output {path}: is a file, but a folder is needed; name another place")
     if not overwrite and path.is_dir() and any(one.name != LOCK for one in path.iterdir()):
@@ -214,6 +264,7 @@ def check_new_file(path: Path, overwrite: bool) -> None:
     Raises:
         UserError: If it is a folder, or exists and ``overwrite`` is off.
     """
+    check_place(path)
     if path.is_dir():
         raise UserError(f"--output {path}: is a folder, but a file is needed; add a file name")
     if path.exists() and not overwrite:

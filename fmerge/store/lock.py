@@ -4,7 +4,8 @@ import json
 import logging
 import os
 import socket
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -43,15 +44,19 @@ def only_run(lock: Path, on: bool = True) -> Iterator[None]:
         Nothing.
 
     Raises:
-        UserError: If another run holds it, or its folder is a file.
+        UserError: If another run holds it, or it cannot be made.
     """
     if not on:
         yield
         return
     check_new_folder(lock.parent, overwrite=True)
     made = [one for one in (lock.parent, *lock.parent.parents) if not one.exists()]
-    with explaining(lock):
-        handle = _take(lock)
+    try:
+        with explaining(lock):
+            handle = _take(lock)
+    except BaseException:
+        _remove(made)
+        raise
     try:
         yield
     finally:
@@ -59,22 +64,35 @@ def only_run(lock: Path, on: bool = True) -> Iterator[None]:
         with suppress(OSError):  # a folder that has become read-only is reported by its writers
             lock.unlink()
         os.close(handle)
-        for folder in made:
-            try:
-                folder.rmdir()
-            except OSError:  # not empty: it holds results, or the lock of another run
+        _remove(made)
+
+
+def _remove(made: Iterable[Path]) -> None:
+    """Removes the folders that were made for a lock, unless they hold something."""
+    for folder in made:
+        try:
+            folder.rmdir()
+        except OSError:  # not empty: it holds results, or the lock of another run
+            if folder.exists():
                 break
 
 
+_TRIES = 100
+"""How often the lock is made again: another run can remove its folder, but never that often."""
+
+
 def _take(lock: Path) -> int:
+    tries = 0
     while True:
         # the run that held the lock may remove file and folder at any moment: then try again
         try:
             lock.parent.mkdir(parents=True, exist_ok=True)
             handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
         except (FileNotFoundError, FileExistsError):
-            if lock.parent.is_file():
+            tries += 1
+            if tries == _TRIES:  # such as below /proc, where a folder cannot be made
                 raise
+            time.sleep(0.001)
             continue
         try:
             _hold(lock, handle)

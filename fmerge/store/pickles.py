@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from fmerge.errors import UserError
+from fmerge.system.paths import expand
 
 
 def load_plain(path: Path) -> Any:
@@ -22,6 +23,7 @@ def load_plain(path: Path) -> Any:
     Raises:
         UserError: If it is missing, not a regular file, damaged, or holds anything else.
     """
+    path = Path(expand(path))
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     try:

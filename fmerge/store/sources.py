@@ -13,6 +13,7 @@ from fmerge.store.folders import check_folder
 from fmerge.store.hub import check_on_hub, hub_trouble, is_hub_id
 from fmerge.store.kinds import check_format
 from fmerge.store.pickles import load_plain
+from fmerge.system.paths import expand
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -91,16 +92,16 @@ def package_folder(source: str) -> str:
     """Resolves ``package:name/sub/folder``, a model inside an installed package.
 
     Args:
-        source: Any source; those that do not start with ``package:`` are returned unchanged.
+        source: Any source; of a path ``~`` and environment variables are replaced.
 
     Returns:
-        The folder inside the installed package, which is not imported.
+        The folder inside the installed package, which is not imported; other sources as they are.
 
     Raises:
         UserError: If the package is not installed.
     """
     if not source.startswith("package:"):
-        return source
+        return expand(source)
     from importlib.util import find_spec
 
     name, _, rest = source.removeprefix("package:").partition("/")
@@ -263,7 +264,7 @@ def check_resume(ckpt_path: str | Path | None) -> None:
     """
     if ckpt_path is None or ckpt_path in {"best", "last", "hpc"}:
         return
-    if not Path(ckpt_path).is_file():
+    if not Path(expand(ckpt_path)).is_file():
         raise UserError(
             f"--ckpt_path {ckpt_path}: no such file; name a .ckpt on this machine, as nothing is "
             "downloaded"
