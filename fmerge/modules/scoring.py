@@ -25,7 +25,8 @@ class ScoredModule(LightningModule, ABC):
     def __init__(self) -> None:
         super().__init__()
         self.metrics = nn.ModuleDict()
-        self.val_loss = MeanMetric()
+        # a loss that is NaN stays: torchmetrics would leave it out of the mean, with a warning
+        self.val_loss = MeanMetric(nan_strategy="disable")
         self.right: dict[str, list[Tensor]] | None = None
 
     @abstractmethod

@@ -2,6 +2,7 @@
 
 import dataclasses
 import enum
+import functools
 import hashlib
 import sys
 from collections.abc import Mapping, Sequence, Set
@@ -74,6 +75,9 @@ def _of_tensor(tensor: Tensor) -> Any:
 
 
 def _of_object(one: object) -> dict[str, Any]:
+    if isinstance(one, functools.partial):
+        parts = {"func": one.func, "args": one.args, "keywords": one.keywords}
+        return {"class_path": "functools.partial", "init_args": described(parts)}
     if isinstance(one, LightningModule):
         given = dict(one.hparams_initial)
         made = given.pop("_class_path", None)
