@@ -22,7 +22,7 @@ from fmerge.runs.inputs import check_data, tasks_of
 from fmerge.runs.job import MergeJob
 from fmerge.runs.pass_plan import Baselines
 from fmerge.store import check_new_folder, check_resume, lock_of, only_run, recover_folder
-from fmerge.system.paths import expand
+from fmerge.system.paths import expand, path_of
 from fmerge.system.slurm import RequeueCallback, requeued_checkpoint
 
 
@@ -84,7 +84,7 @@ class FMergeTrainer(Trainer):
             if self.resolved_config is not None and self.is_global_zero:
                 say_unsaved(self)
             return
-        output = Path(expand(output))
+        output = path_of(output)
         callback = RequeueCallback()
         with (
             only_run(lock_of(output, folder=True), on=self.is_global_zero),
@@ -213,8 +213,7 @@ class FMergeTrainer(Trainer):
             estimator=estimator, split=split, examples=examples, samples=samples, seed=seed,
             until=until, standard_error=standard_error, fallback=fallback,
         )  # fmt: skip
-        place = Path(expand(output))
-        job = FisherJob(self, model, tasks_of(datamodule), settings, place, save_every)
+        job = FisherJob(self, model, tasks_of(datamodule), settings, path_of(output), save_every)
         return job.run(expert, task, overwrite=overwrite, dry_run=dry_run)
 
     def merge(
@@ -261,7 +260,8 @@ class FMergeTrainer(Trainer):
         """
         return MergeJob(
             trainer=self, model=model, datamodule=datamodule, experts=experts,
-            output=Path(expand(output)), method=method or Average(), base=base, fisher=fisher, baselines=baselines,
+            output=path_of(output), method=method or Average(), base=base, fisher=fisher,
+            baselines=baselines,
             refitting=Refitting(refit_heads, refit_examples, refit_seed), overwrite=overwrite,
             dry_run=dry_run, build=build, config=self.resolved_config,
         ).run()  # fmt: skip

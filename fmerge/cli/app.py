@@ -10,8 +10,10 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities import rank_zero_only
 
-from fmerge.cli.parser import FMergeParser
+from fmerge.cli.given import expanded
+from fmerge.cli.parser import FMergeParser, share_files
 from fmerge.data import MultiTask
 from fmerge.errors import UserError
 from fmerge.merging.optimizer import MergeOptimizer
@@ -56,6 +58,10 @@ class FMergeCLI(LightningCLI):
             parser.link_arguments("output", "trainer.default_root_dir")
         return parser
 
+    def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
+        super()._add_subcommands(parser, **kwargs)
+        share_files(self._subcommand_parsers)
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds the options of single commands.
 
@@ -92,6 +98,7 @@ class FMergeCLI(LightningCLI):
                 if chosen := found.get(f"{found.subcommand}.{key}.class_path"):
                     self._parser(found.subcommand).set_defaults({key: {"class_path": chosen}})
         super().parse_arguments(parser, args)
+        expanded(self.config)
 
     def _set_seed(self) -> None:
         try:
@@ -130,6 +137,12 @@ class FMergeCLI(LightningCLI):
                         "the class that it was made with"
                     )
         super()._parse_ckpt_path()
+
+    def before_instantiate_classes(self) -> None:
+        """Says which options of a configuration file are of other commands only."""
+        for path, names in FMergeParser.skipped.items():
+            if getattr(rank_zero_only, "rank", 0) == 0:
+                sys.stdout.write(f"{path}: skipped options of other commands: {', '.join(names)}\n")
 
     def before_fit(self) -> None:
         """Hands the resolved configuration to the Trainer."""

@@ -1,19 +1,21 @@
 """Help that starts with fmerge's own options, and parsing errors of one line."""
 
-import ast
-import difflib
-import itertools
-import re
 import sys
-from pathlib import Path
-from types import ModuleType
-from typing import Any, NoReturn
+from collections.abc import Mapping
+from typing import Any, ClassVar, NoReturn
 
-import yaml
 from lightning.pytorch.cli import LightningArgumentParser
 
-from fmerge import data, methods, modules, search
-from fmerge.errors import classes_of, known
+from fmerge.cli.given import (
+    config_files,
+    places,
+    prepared,
+    read_yaml,
+    top_level,
+    without_foreign,
+    wrong_config,
+)
+from fmerge.cli.messages import one_line
 
 # the groups that several commands share, in the order of the help
 _TITLES = {
@@ -23,19 +25,22 @@ _TITLES = {
     "checkpoint": "Which checkpoint is kept (Lightning's ModelCheckpoint)",
     "trainer": "Lightning's Trainer: device, precision, processes, callbacks",
 }
-# the last part of an option that takes a class: where its classes are, and of what kind
-_CLASSES: dict[str, tuple[ModuleType, type]] = {
-    "method": (methods, methods.MergeMethod),
-    "search": (search, search.Search),
-    "tasks": (data, data.TaskData),
-    "model": (modules, modules.TaskModule),
-}
-# options of earlier versions, and what they are called now
-_RENAMED = {"--references": "--baselines"}
 
 
 class FMergeParser(LightningArgumentParser):
-    """LightningCLI's parser with our order of options and our error messages."""
+    """LightningCLI's parser with our order of options and our error messages.
+
+    Attributes:
+        foreign: Options of other commands that this one lacks, as of ``top_level``; a
+            configuration file may have them. None where this is no command's parser.
+        skipped: Configuration files of the present command line to what was skipped in them.
+    """
+
+    foreign: Mapping[str, bool] | None = None
+    # of the present command line: jsonargparse makes a parser for every class, which has errors
+    # of its own but does not know where its options came from
+    _args: ClassVar[list[str]] = []
+    skipped: ClassVar[dict[str, list[str]]] = {}
 
     def format_help(self, *formatter: Any) -> str:
         """Lays out the help: the command's own options, then search, data, model, Trainer.
@@ -78,12 +83,31 @@ class FMergeParser(LightningArgumentParser):
         Returns:
             What was given.
         """
-        given = [str(one) for one in (sys.argv[1:] if args is None else args)]
-        for option, value in itertools.pairwise([*given, ""]):
-            name, _, joined = option.partition("=")
-            if name in {"-c", "--config"} and (wrong := _wrong_config(Path(joined or value))):
+        given = prepared([str(one) for one in (sys.argv[1:] if args is None else args)])
+        for path in config_files(given):
+            if wrong := wrong_config(path):
                 self.error(wrong)
-        return super().parse_args(args, *rest, **options)
+        if self._subcommands_action:
+            FMergeParser._args, FMergeParser.skipped = given, {}
+        return super().parse_args(given, *rest, **options)
+
+    def parse_string(self, content: str, path: Any = "", *rest: Any, **options: Any) -> Any:
+        """Parses a configuration file, without what belongs to other commands.
+
+        Args:
+            content: What it holds.
+            path: Its name.
+            rest: Passed on.
+            options: Passed on.
+
+        Returns:
+            What it gives.
+        """
+        if self.foreign:
+            content, left = without_foreign(content, self.foreign)
+            if left:
+                FMergeParser.skipped[str(path)] = left
+        return super().parse_string(content, path, *rest, **options)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Ends the process with one line and exit code 2.
@@ -92,13 +116,20 @@ class FMergeParser(LightningArgumentParser):
             message: The parser's message, of any number of lines.
             ex: Where it comes from.
         """
-        options = [
-            option
-            for parser in self._all_parsers()
-            for action in parser._actions
-            for option in action.option_strings
-        ]
-        sys.stderr.write(f"fmerge: error: {one_line(message, options)}\n")
+        if self.foreign is None and not self._subcommands_action:
+            owner = next(iter(self.groups or {}), "")
+            names = [action.dest for action in self._actions if action.dest != "help"]
+            options = [name for name in names if not name.endswith(".help")]
+            line = one_line(message, options, lambda key: _place(owner, key), owner)
+        else:
+            options = [
+                option
+                for parser in self._all_parsers()
+                for action in parser._actions
+                for option in action.option_strings
+            ]
+            line = one_line(message, options)
+        sys.stderr.write(f"fmerge: error: {line}\n")
         sys.exit(2)
 
     def _all_parsers(self) -> list[Any]:
@@ -106,76 +137,24 @@ class FMergeParser(LightningArgumentParser):
         return [self, *(subcommands._name_parser_map.values() if subcommands else [])]
 
 
-def _wrong_config(path: Path) -> str:
-    """Words what is wrong with a configuration file, if it is there and something is."""
-    if not path.is_file():
-        return ""
-    try:
-        found = yaml.safe_load(path.read_bytes())
-    except (ValueError, RecursionError, yaml.YAMLError) as error:
-        return f"--config {path}: is no YAML ({error}); mend the file"
-    if found is None or isinstance(found, dict):
-        return ""
-    return f"--config {path}: holds {type(found).__name__}, but options by name are needed"
-
-
-def one_line(message: str, options: list[str]) -> str:
-    """Rewrites a parser's message as one line that says what to do.
+def share_files(parsers: Mapping[str, Any]) -> None:
+    """Lets the commands share configuration files: each skips the options of the others.
 
     Args:
-        message: As jsonargparse words it.
-        options: The options there are, to suggest one for a misspelt one.
-
-    Returns:
-        One line: the parameter, what was found, what is known.
+        parsers: Command to parser.
     """
-    keys = re.findall(r'Parser key "([^"]+)"', message)
-    key = "--" + ".".join(keys)
-    kind = keys[-1].rpartition(".")[2] if keys else ""
-    if unknown := re.search(r"Expected a dot import path string: (\S+)", message):
-        return f"{key}: unknown class '{unknown[1]}'; known: {_choices(kind)}"
-    if literal := re.search(r"Expected a typing\.Literal(\[.*?\])\. Got value: (.+)", message):
-        choices = ast.literal_eval(literal[1])
-        return f"{key}: unknown value '{literal[2].strip()}'; known: {', '.join(map(str, choices))}"
-    expected = [one.strip() for one in re.findall(r"- Expected a (.+)", message)]
-    if len(expected) == 2 and expected[0].startswith("typing.L") and "'list'" in expected[1]:
-        found = re.search(r"Given value: (.+)", message)
-        choices = ast.literal_eval(expected[0].removeprefix("typing.Literal"))
-        return (
-            f"{key}: unknown value '{found[1] if found else ''}'; known: "
-            f"{', '.join(map(str, choices))}, or a list of them"
-        )
-    if nested := re.search(r"NestedArg\(key='(\w+)'", message):
-        return f"{key}.{nested[1]}: name the class first, with {key}; known: {_choices(kind)}"
-    if required := re.search(r"arguments are required: (.+)", message):
-        names = [f"--{name.partition('.')[2] or name}" for name in required[1].split(", ")]
-        return f"{', '.join(names)}: required but not given; --help tells what it takes"
-    if valueless := re.search(r"argument (\S+): expected one argument", message):
-        return f"{valueless[1]}: needs a value, such as true; --help tells what it takes"
-    if unrecognized := re.search(r"unrecognized arguments: (\S+)", message):
-        name = unrecognized[1].partition("=")[0]
-        return f"{name}: no such option; {_suggestion(name, options)}"
-    if foreign := re.search(r"Subcommand '(\w+)' does not accept option '([^']+)'", message):
-        name = f"--{foreign[2].partition('.')[0]}"
-        others = [option for option in options if option != name]
-        return f"--{foreign[2]}: no such option of {foreign[1]}; {_suggestion(name, others)}"
-    if alien := re.search(r"Option '([^']+)' is not accepted", message):
-        return (
-            f"{alien[1]}: no such option of the class that was named; --help, or --method.help, "
-            "--optimizer.search.help or --model.help with the class, tells which it has"
-        )
-    if kinds := [f"a {one}" for one in expected if one != "<class 'NoneType'>"]:
-        return f"{key}: Expected {' or '.join(dict.fromkeys(kinds))}"
-    text = re.sub(r'Parser key "[^"]+":\s*', "", message)
-    return (f"{key}: " if keys else "") + re.sub(r"\s+", " ", text).strip()
+    options = {name: top_level(parser._actions) for name, parser in parsers.items()}
+    for name, parser in parsers.items():
+        foreign: dict[str, bool] = {}
+        for other in options.values():
+            for key, nests in other.items():
+                if key not in options[name]:
+                    foreign[key] = foreign.get(key, False) or nests
+        parser.foreign = foreign
 
 
-def _suggestion(name: str, options: list[str]) -> str:
-    if name in _RENAMED:
-        return f"it is called {_RENAMED[name]} now"
-    close = difflib.get_close_matches(name, options, n=1)
-    return f"did you mean {close[0]}?" if close else "see --help"
-
-
-def _choices(kind: str) -> str:
-    return known(classes_of(*_CLASSES[kind]) if kind in _CLASSES else [])
+def _place(owner: str, key: str) -> str:
+    """Names where an option of a class was given, as far as it can be found."""
+    args = FMergeParser._args
+    found = places([read_yaml(path) for path in config_files(args)], args, owner, key)
+    return f"--{found[0]}" if found else f"{owner}.{key}"

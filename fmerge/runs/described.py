@@ -116,23 +116,21 @@ def merge_config(job: "MergeJob") -> str:
     search = described(optimizer)
     if type(optimizer) is MergeOptimizer:  # the command line knows no other class here
         search = search["init_args"]
-    return _yaml(
-        {
-            "trainer": _trainer(job.trainer, _LIMITS),
-            "model": described(job.model),
-            "data": _data(job.datamodule),
-            "optimizer": search,
-            "experts": described(job.experts),
-            "output": str(job.output),
-            "method": described(job.method),
-            "base": job.base,
-            "fisher": described(job.fisher),
-            "baselines": job.baselines,
-            "refit_heads": job.refitting.when,
-            "refit_examples": job.refitting.most,
-            "refit_seed": job.refitting.seed,
-        }
-    )
+    return _yaml({
+        "trainer": _trainer(job.trainer, _LIMITS),
+        "model": described(job.model),
+        "data": _data(job.datamodule),
+        "optimizer": search,
+        "experts": described(job.experts),
+        "output": str(job.output),
+        "method": described(job.method),
+        "base": job.base,
+        "fisher": described(job.fisher),
+        "baselines": job.baselines,
+        "refit_heads": job.refitting.when,
+        "refit_examples": job.refitting.most,
+        "refit_seed": job.refitting.seed,
+    })
 
 
 def fit_config(
@@ -149,14 +147,12 @@ def fit_config(
     Returns:
         YAML.
     """
-    return _yaml(
-        {
-            "trainer": _trainer(trainer, _LIMITS + _FIT_LIMITS),
-            "model": described(model),
-            "data": _data(datamodule),
-            "output": str(output),
-        }
-    )
+    return _yaml({
+        "trainer": _trainer(trainer, _LIMITS + _FIT_LIMITS),
+        "model": described(model),
+        "data": _data(datamodule),
+        "output": str(output),
+    })
 
 
 def _trainer(trainer: Trainer, names: Sequence[str]) -> dict[str, Any]:

@@ -50,6 +50,18 @@ def expand(path: str | Path) -> str:
     return _VARIABLE.sub(value, text)
 
 
+def path_of(path: str | Path) -> Path:
+    """Expands a path.
+
+    Args:
+        path: The path.
+
+    Returns:
+        It, as ``expand`` gives it.
+    """
+    return Path(expand(path))
+
+
 def expand_if_path(text: str) -> str:
     """Expands a text of unknown meaning where it is plainly a path.
 

@@ -31,7 +31,7 @@ class Recorded:
                 object.__setattr__(self, "_made_with", (cls, args, kwargs))
             own(self, *args, **kwargs)
 
-        cls.__init__ = recording  # type: ignore[method-assign]
+        cls.__init__ = recording  # type: ignore[assignment]
 
 
 def arguments_of(one: object) -> dict[str, Any]:

@@ -128,5 +128,5 @@ def test_it_is_refused_where_the_result_would_depend_on_it(zoo, tmp_path, capsys
     fit = ["fit", *auto, "--model.path", zoo.base, "--output", tmp_path / "fit"]
     assert "which fisher and merge alone know" in fails(capsys, *fit)
     line = fails(capsys, *fisher, "--data.batch_size", "many")
-    assert "data.batch_size: Expected a <class 'int'> or a typing.Literal['auto']" in line
+    assert "--data.batch_size: expected a whole number or 'auto', but found '" in line
     assert not (tmp_path / "x.h5").exists() and not (tmp_path / "fit").exists()

@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from fmerge.cli.app import main
-from fmerge.cli.parser import one_line
+from fmerge.cli.messages import one_line
 from tests.cli.run import data_config, experts, fails, in_process
 
 COMMANDS = ["fit", "fisher", "merge", "validate", "test"]
@@ -100,7 +100,8 @@ def test_a_printed_configuration_runs_as_it_is(zoo, tmp_path, capsys):
         ),
         (
             ["merge", "--experts={a: x, b: y}", "--output=o", "--method=TIES", "--method.dens=1"],
-            "dens: no such option of the class that was named; --help, or --method.help",
+            "--method.dens: TIES has no such option; did you mean density? known: density, "
+            "per_tensor, scale",
         ),
         (
             ["fisher", "--expert=x", "--output=o.h5", "--experts={a: x}"],

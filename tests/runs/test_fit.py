@@ -68,8 +68,8 @@ class Spoil(Callback):
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         if self.what == "loss" and trainer.global_step + 1 == self.step:
-            pl_module.task_loss = lambda batch: sum(p.sum() for p in pl_module.parameters()) * (
-                torch.nan
+            pl_module.task_loss = lambda batch: (
+                sum(p.sum() for p in pl_module.parameters()) * (torch.nan)
             )
 
 
@@ -89,9 +89,7 @@ def test_a_fit_that_diverges_says_at_which_step_and_saves_no_expert(zoo, tmp_pat
 def test_a_fit_that_diverges_later_keeps_the_best_epoch_before(zoo, tmp_path):
     output = tmp_path / "out"
     with pytest.raises(UserError, match=r"the loss is nan at step 4 .epoch 1, batch 1.*before it"):
-        trainer(best(), Spoil("loss", 4)).fit(
-            classifier(zoo), datamodule=data(zoo), output=output
-        )
+        trainer(best(), Spoil("loss", 4)).fit(classifier(zoo), datamodule=data(zoo), output=output)
     assert not (output / "expert").exists()
     assert epoch_of(output / "checkpoints" / "best.ckpt") == 0
     assert epoch_of(output / "checkpoints" / "last.ckpt") == 0
@@ -188,7 +186,9 @@ def test_a_fit_resumed_from_its_last_epoch_has_made_every_step(zoo, tmp_path):
         )
     states = [torch.load(one, weights_only=True) for one in (last, whole / "checkpoints/last.ckpt")]
     assert [one["global_step"] for one in states] == [8, 8]
-    assert all(torch.equal(v, states[1]["state_dict"][k]) for k, v in states[0]["state_dict"].items())
+    assert all(
+        torch.equal(v, states[1]["state_dict"][k]) for k, v in states[0]["state_dict"].items()
+    )
 
 
 class Averaging(StochasticWeightAveraging):
@@ -213,7 +213,9 @@ def test_the_expert_is_the_average_that_a_callback_makes(zoo, tmp_path):
     for name, value in expert.items():
         mean = sum(one[f"models.colour.{name}"] for one in averaging.seen) / 3
         torch.testing.assert_close(value, mean)
-    assert not torch.equal(expert["classifier.weight"], averaging.seen[-1]["models.colour.classifier.weight"])
+    assert not torch.equal(
+        expert["classifier.weight"], averaging.seen[-1]["models.colour.classifier.weight"]
+    )
 
 
 @pytest.mark.slow
@@ -238,9 +240,7 @@ class Freeze(BaseFinetuning):
 
 
 def test_a_callback_that_freezes_the_body_at_setup_freezes_it(zoo, tmp_path):
-    trainer(Freeze(), epochs=1).fit(
-        classifier(zoo), datamodule=data(zoo), output=tmp_path / "out"
-    )
+    trainer(Freeze(), epochs=1).fit(classifier(zoo), datamodule=data(zoo), output=tmp_path / "out")
     expert = load_file(tmp_path / "out" / "expert" / "model.safetensors")
     base = load_file(f"{zoo.base}/model.safetensors")
     for name, value in expert.items():
@@ -256,7 +256,9 @@ class Count(Callback):
 def test_callbacks_of_other_commands_see_the_weights_too(zoo, tmp_path, command):
     count = Count()
     made = trainer(count, default_root_dir=tmp_path)
-    getattr(made, command)(TextClassifier(zoo.experts["colour"]), datamodule=data(zoo), verbose=False)
+    getattr(made, command)(
+        TextClassifier(zoo.experts["colour"]), datamodule=data(zoo), verbose=False
+    )
     assert count.found == 41 and made.callbacks[0] is count
 
 
@@ -300,9 +302,7 @@ def test_a_fit_without_a_step_is_refused(zoo, tmp_path, options):
 def test_a_fit_that_made_no_step_saves_no_expert(zoo, tmp_path, monkeypatch):
     monkeypatch.setattr(TextClassifier, "on_train_batch_start", lambda self, *batch: -1)
     with pytest.raises(UserError, match="fit: no training step was made, so no expert is saved"):
-        trainer(epochs=1).fit(
-            classifier(zoo), datamodule=data(zoo), output=tmp_path / "out"
-        )
+        trainer(epochs=1).fit(classifier(zoo), datamodule=data(zoo), output=tmp_path / "out")
     assert not (tmp_path / "out" / "expert").exists()
 
 
@@ -332,9 +332,7 @@ def test_a_place_of_checkpoints_that_cannot_be_made(zoo, tmp_path, place, messag
     place = str(tmp_path / "f.csv" / "x") if place == "below" else place
     for output in (None, tmp_path / "out"):
         with pytest.raises(UserError, match=message):
-            trainer(best(dirpath=place)).fit(
-                classifier(zoo), datamodule=data(zoo), output=output
-            )
+            trainer(best(dirpath=place)).fit(classifier(zoo), datamodule=data(zoo), output=output)
     with pytest.raises(UserError, match="--trainer.default_root_dir .*f.csv is a file"):
         trainer(default_root_dir=tmp_path / "f.csv" / "x").fit(
             classifier(zoo), datamodule=data(zoo)
@@ -350,7 +348,9 @@ def test_a_fit_from_python_describes_itself(zoo, tmp_path, monkeypatch):
     config = yaml.safe_load((tmp_path / "out" / "config.yaml").read_text())
     assert config["model"]["class_path"] == "fmerge.modules.TextClassifier"
     assert config["model"]["init_args"]["scheduler"] == "cosine"
-    assert config["trainer"]["max_epochs"] == 1 and math.isclose(config["trainer"]["limit_val_batches"], 1)
+    assert config["trainer"]["max_epochs"] == 1 and math.isclose(
+        config["trainer"]["limit_val_batches"], 1
+    )
     task = config["data"]["tasks"]["colour"]
     assert task["class_path"] == "fmerge.data.TextFiles"
     assert task["init_args"]["train"] == zoo.tasks["colour"]["train"]
