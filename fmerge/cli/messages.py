@@ -74,7 +74,8 @@ def one_line(
         return _folded(message)
     key = place(keys[-1]) if owner else "--" + ".".join(keys)
     kind = keys[-1].rpartition(".")[2]
-    if nested := re.search(r"NestedArg\(key='([^']+)'", message):
+    nested = re.search(r"NestedArg\(key='([^']+)'", message)
+    if nested and "dot import path" not in message and "given class_path" not in message:
         return f"{key}.{nested[1]}: name the class first, with {key}; known: {_choices(kind)}"
     return f"{key}: {_of_value(message, kind)}"
 

@@ -122,6 +122,19 @@ def union(kinds, *errors, given):
             f"--base: expected a text, but found '{'x' * 100}…'",
         ),
         (
+            union(
+                ("data.tasks", "[...]"), "Expected a dot import path string: Foo",
+                given="NestedArg(key='a', val='Foo')",
+            ),
+            "--data.tasks: unknown class 'Foo'; known: DocsTopics, Glue, Prompted, Squad2, "
+            "TextFiles",
+        ),
+        (
+            union(("method", "[...]"), "Expected a <class 'x'>", given="NestedArg(key='density')"),
+            "--method.density: name the class first, with --method; known: "
+            + ", ".join(sorted(classes_of(methods, MergeMethod))),
+        ),
+        (
             'Parser key "experts":\n  Expected a <class \'dict\'>. Got value: [1,\n 2]',
             "--experts: expected a mapping, but found '[1, 2]'",
         ),
