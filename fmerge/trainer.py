@@ -112,7 +112,9 @@ class FMergeTrainer(Trainer):
         last: Sequence[Callback] = (),
     ) -> None:
         """Lightning's own fit, with the callbacks of every fit."""
-        with with_callbacks(self, [WeightsFirst(), DivergenceGuard()], [*last, LastEpoch()]):
+        if any(getattr(one, "save_last", None) is True for one in self.checkpoint_callbacks):
+            last = [*last, LastEpoch()]
+        with with_callbacks(self, [WeightsFirst(), DivergenceGuard()], last):
             super().fit(model, *data, ckpt_path)
 
     def validate(  # type: ignore[override]
