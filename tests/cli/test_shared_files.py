@@ -109,7 +109,9 @@ def test_a_wrong_entry_is_named_with_those_that_are_known(tmp_path, capsys):
     )
 
 
-@pytest.mark.parametrize("command", ["fit", "fisher", "merge"])
+@pytest.mark.parametrize(
+    "command", ["fisher", *(pytest.param(one, marks=pytest.mark.slow) for one in ("fit", "merge"))]
+)
 def test_outputs_that_cannot_be_made(zoo, tmp_path, capsys, command):
     (tmp_path / "link").symlink_to(tmp_path / "absent")
     options = {

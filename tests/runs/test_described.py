@@ -167,6 +167,7 @@ def test_a_run_from_python_that_was_stopped_is_resumed(zoo, tmp_path, monkeypatc
     assert trials(output) == trials(whole) and len(asked) == 4
 
 
+@pytest.mark.slow
 def test_the_command_line_reads_the_configuration_of_a_run_from_python(zoo, tmp_path):
     output, again = tmp_path / "out", tmp_path / "again"
     make(zoo, Sobol(trials=2, seed=3), output=output)
