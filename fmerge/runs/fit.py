@@ -6,7 +6,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.console import Console
 
 from fmerge.modules import TaskModule
-from fmerge.store import load_lightning, write_text
+from fmerge.store import SavedForm, form_of, load_lightning, write_text
 
 
 class ConfigWriter(Callback):
@@ -44,7 +44,13 @@ def save_experts(trainer: Trainer, model: TaskModule, output: Path) -> None:
     if trainer.is_global_zero:
         if best:
             model.load_state_dict(load_lightning(Path(best))["state_dict"])
-        model.float()
+        if trainer.precision == "64-true":
+            model.float()  # the precision that models are read in
+        path = getattr(model, "path", None)
+        if path:
+            # the dtypes are those that it was trained in: rounded to the base's, the weights of a
+            # fit in float32 would lose most of what they learnt
+            model.forms = {"": SavedForm(folder=form_of(path).folder)}
         model.save(output / "expert")
         Console().print(f"Expert: {output / 'expert'}", soft_wrap=True, highlight=False)
     trainer.strategy.barrier("the expert is written")
