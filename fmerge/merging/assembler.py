@@ -210,6 +210,8 @@ def _stored(
 
     def converted(name: str, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
         dtype = dtypes.get(name, tensors[0].dtype)
+        if all(tensor.dtype == dtype for tensor in tensors):
+            return tensors
         found = [tensor.to(dtype) for tensor in tensors]
         exact = all(map(torch.equal, tensors, (t.to(tensors[0].dtype) for t in found)))
         return found if exact else tensors
