@@ -221,7 +221,7 @@ def merge_cases():
         ),
         "heads of different labels to merge": (
             lambda z, t: [*experts(z), "--heads=merge"],
-            ["--heads: is merge, but task 'animal' has 2 labels (pet, wild), not the 3"],
+            ["--heads: is merge, but task 'colour' has 3 labels (cold, none, warm), not the 2"],
         ),
         "a size of shards that is none": (
             lambda z, t: [*experts(z), "--max_shard_size=much"],
