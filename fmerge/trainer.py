@@ -10,6 +10,7 @@ from fmerge.data import Split
 from fmerge.evaluation.head_refit import Refit, Refitting
 from fmerge.fisher import MERGE_DEFAULTS, Estimator, Fallback, FisherEstimate, FisherSettings
 from fmerge.merging.expert_fishers import Expert
+from fmerge.merging.merged_heads import HeadMode
 from fmerge.methods import Average, MergeMethod
 from fmerge.modules import TaskModule
 from fmerge.report.merge_report import MergeReport
@@ -21,7 +22,7 @@ from fmerge.runs.fit_callbacks import LastEpoch, WeightsFirst, with_callbacks
 from fmerge.runs.inputs import check_data, tasks_of
 from fmerge.runs.job import MergeJob
 from fmerge.runs.pass_plan import Baselines
-from fmerge.store import check_new_folder, check_resume, lock_of, only_run, recover_folder
+from fmerge.store import Dtype, check_new_folder, check_resume, lock_of, only_run, recover_folder
 from fmerge.system.paths import expand, path_of
 from fmerge.system.slurm import RequeueCallback, requeued_checkpoint
 
@@ -225,17 +226,13 @@ class FMergeTrainer(Trainer):
         *,
         experts: dict[str, str | Expert],
         output: Path,
-        method: MergeMethod | None = None,
-        base: str | None = None,
-        fisher: FisherSettings = MERGE_DEFAULTS,
-        baselines: Baselines = "all",
-        refit_heads: Refit = "off",
-        refit_examples: int | None = 512,
-        refit_seed: int = 0,
-        overwrite: bool = False,
-        dry_run: bool = False,
-        build: int | None = None,
-    ) -> MergeReport | None:
+        method: MergeMethod | None = None, base: str | None = None,
+        fisher: FisherSettings = MERGE_DEFAULTS, baselines: Baselines = "all",
+        heads: HeadMode = "keep",
+        refit_heads: Refit = "off", refit_examples: int | None = 512, refit_seed: int = 0,
+        dtype: Dtype | None = None, max_shard_size: int | str | None = None,
+        overwrite: bool = False, dry_run: bool = False, build: int | None = None,
+    ) -> MergeReport | None:  # fmt: skip
         """Merge experts into one model, with the best coefficients that a search finds.
 
         Args:
@@ -249,10 +246,14 @@ class FMergeTrainer(Trainer):
             fisher: How Fishers without a file are estimated, and the examples of RegMean's Grams.
             baselines: Rows of the table: all: base, base with refitted heads, experts, plain
                 average and second best trial; experts: the experts alone, which is faster.
+            heads: Of the experts: keep each for its task, or merge them like the body, into one
+                model, where all are of one task.
             refit_heads: Fit classifiers' last linear layers to the merged body: off, at the end,
                 or in all trials too.
             refit_examples: Training examples of a task that heads are fitted on; null: all.
             refit_seed: Seed of their choice.
+            dtype: What merged models are written in; the experts' own dtype if left out.
+            max_shard_size: Largest shard of a merged model, such as 5GB; as the experts' if unset.
             overwrite: Replace a run in the output folder; without it the run is resumed.
             dry_run: Check headers, time one batch, print the plan, and write nothing.
             build: Build this trial of the finished run in points/<index>/, and nothing else.
@@ -265,5 +266,6 @@ class FMergeTrainer(Trainer):
             output=path_of(output), method=method or Average(), base=base, fisher=fisher,
             baselines=baselines,
             refitting=Refitting(refit_heads, refit_examples, refit_seed), overwrite=overwrite,
-            dry_run=dry_run, build=build, config=self.resolved_config,
+            dry_run=dry_run, build=build, config=self.resolved_config, heads=heads,
+            dtype=dtype, max_shard_size=max_shard_size,
         ).run()  # fmt: skip

@@ -4,11 +4,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from fmerge.evaluation.statistics import statistic_of
 from fmerge.fisher.curve import FisherCurves
 from fmerge.merging.buffers import nearest
-from fmerge.methods import MergeMethod
+from fmerge.methods import Average, MergeMethod
 from fmerge.methods.roles import places_of
 from fmerge.params import Params, check_finite, empty_like
 from fmerge.search.parameter_groups import coefficient_name
@@ -35,6 +36,8 @@ class Assembler:
         keep: Stores the tensors of such a Fisher; see FisherCurves.
         buffers: Which of the bodies' tensors are buffers: each is merged by the method's rule for
             buffers, with the coefficients of the weight that it stands beside.
+        dtypes: The dtypes of the merged tensors by name, such as those that the experts are
+            stored in; the experts' own when left out.
     """
 
     def __init__(
@@ -48,6 +51,7 @@ class Assembler:
         curve_nodes: int = 0,
         keep: Callable[[Params], Params] = lambda fisher: fisher,
         buffers: Sequence[str] = (),
+        dtypes: Mapping[str, torch.dtype] | None = None,
     ) -> None:
         self.method = method
         self.base = base
@@ -70,7 +74,10 @@ class Assembler:
         if curve_nodes:
             self._curves = FisherCurves(curve_nodes, self._fisher_at, method.statistic_scale, keep)
         self._scales: dict[tuple[str, str], float] = {}
+        self._dtypes = dtypes or {}
+        self._inputs = _stored(experts, self._dtypes)
         self._merged: Params = {}
+        self._rounded: Params = {}
         self._merged_at: dict[str, float] | None = None
 
     def assemble(
@@ -86,19 +93,20 @@ class Assembler:
                 computed anew, even if it was the last.
 
         Returns:
-            The merged tensors: only to be read, and valid until the next call.
+            The merged tensors, in ``dtypes``: only to be read, and valid until the next call.
 
         Raises:
             ValueError: If the method cannot merge with these coefficients.
             UserError: If the merged tensors are not finite.
         """
         if self._merged_at == coefficients and look is None:
-            return self._merged
+            return self._rounded
         self._merged_at = None
+        self._rounded = {}
         if not self.method.writes_into_out:
             self._merged = {}  # frees the last merge before the next is allocated
         elif not self._merged:
-            self._merged = empty_like(next(iter(self.experts.values())))
+            self._merged = empty_like(next(iter(self._inputs.values())))
         statistics = self._statistics_at(coefficients)
         if look is not None and statistics is not None:
             look(statistics)
@@ -106,9 +114,21 @@ class Assembler:
             self._merge(group, names, coefficients, statistics)
             self._merge_buffers(group, coefficients)
         self._merged = {name: self._merged[name] for name in self.order}
-        check_finite(self._merged, f"{type(self.method).__name__} at {dict(coefficients)}")
+        self._rounded = self._in_dtypes(self._merged)
+        check_finite(self._rounded, f"{type(self.method).__name__} at {dict(coefficients)}")
         self._merged_at = dict(coefficients)
-        return self._merged
+        return self._rounded
+
+    def average(self) -> Params:
+        """Computes the plain average of the experts, which does not end the validity of a merge.
+
+        Returns:
+            New tensors, in ``dtypes``.
+        """
+        return self._in_dtypes(Average().merge(None, list(self._inputs.values()), []))
+
+    def _in_dtypes(self, merged: Params) -> Params:
+        return {name: one.to(self._dtypes.get(name, one.dtype)) for name, one in merged.items()}
 
     def _merge(
         self,
@@ -118,7 +138,7 @@ class Assembler:
         statistics: Mapping[str, Mapping[str, Any]] | None,
     ) -> None:
         base = None if self.base is None else _only(self.base, names)
-        experts = [_only(expert, names) for expert in self.experts.values()]
+        experts = [_only(expert, names) for expert in self._inputs.values()]
         weights = [coefficients[coefficient_name(name, group)] for name in self.experts]
         given, scales = None, None
         if statistics is not None:
@@ -181,6 +201,24 @@ class Assembler:
             for group, names in self.parts.items()
             for key in [*names, *self._buffers[group]]
         }
+
+
+def _stored(
+    experts: Mapping[str, Params], dtypes: Mapping[str, torch.dtype]
+) -> Mapping[str, Params]:
+    """Experts in the dtypes of their merge where these hold their numbers: to round once."""
+
+    def converted(name: str, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+        dtype = dtypes.get(name, tensors[0].dtype)
+        if all(tensor.dtype == dtype for tensor in tensors):
+            return tensors
+        found = [tensor.to(dtype) for tensor in tensors]
+        exact = all(map(torch.equal, tensors, (t.to(tensors[0].dtype) for t in found)))
+        return found if exact else tensors
+
+    names = list(next(iter(experts.values())))
+    by_name = {name: converted(name, [one[name] for one in experts.values()]) for name in names}
+    return {expert: {name: by_name[name][m] for name in names} for m, expert in enumerate(experts)}
 
 
 def _only(tensors: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:

@@ -91,7 +91,7 @@ def _fisher(
 ) -> tuple[Params, str]:
     """Reads a Fisher of a model's body and its origin; a donor's head is never compared."""
     values, provenance = read_fisher(file) if whole else read_fisher_header(file)
-    if expert.donor:
+    if expert.donor and len(body) < len(params_of(model)):
         weights, key, state = body, "body_sha256", network_state(model, body)
         values = {name: value for name, value in values.items() if name in body}
     else:

@@ -9,16 +9,14 @@ from torch import nn
 
 from fmerge.errors import UserError, known
 from fmerge.merging.buffers import (
-    check_no_nan,
-    moving_buffers,
     persistent_buffers,
-    shared_buffers,
 )
-from fmerge.merging.compatibility import FIELDS, check_related, check_same_function
 from fmerge.merging.expert_fishers import Expert, fisher_files, read_fishers
+from fmerge.merging.merged_heads import HeadMode, check_one_task, labels_of, merged_part
+from fmerge.merging.relative import Relative, base_origin
 from fmerge.methods import MergeMethod
 from fmerge.modules import TaskModule
-from fmerge.params import Params, check_finite, check_same_layout, params_of
+from fmerge.params import Params, params_of
 from fmerge.store import (
     load_tokenizer,
     reading_headers,
@@ -33,7 +31,7 @@ class Ensemble:
     """What a merge starts from; every dictionary is by expert, the target's first, donors last.
 
     Attributes:
-        models: The networks of all but donors; their heads are used as they are.
+        models: The networks of all but donors; their heads are used as they are, unless merged.
         bodies: The experts' bodies θₘ, all of one layout: parameters, then moving buffers.
         base: The base's body θ₀, where one was given.
         fishers: The experts' diagonal Fishers over the body, where they were given.
@@ -43,6 +41,7 @@ class Ensemble:
         fisher_origins: What the files of the experts' Fishers say of themselves, if given.
         moving: The names of the bodies' buffers that differ between the models.
         constants: The bodies' other persistent buffers, as the first expert has them.
+        heads_merged: Whether the heads are merged too: the bodies are then whole networks.
     """
 
     models: Mapping[str, nn.Module]
@@ -55,6 +54,14 @@ class Ensemble:
     fisher_origins: Mapping[str, str] | None = None
     moving: Sequence[str] = ()
     constants: Params = field(default_factory=dict)
+    heads_merged: bool = False
+
+    @property
+    def networks(self) -> Mapping[str, nn.Module]:
+        """The networks that the tasks run on: the first one for all, where heads are merged."""
+        if not self.heads_merged:
+            return self.models
+        return dict.fromkeys(self.models, next(iter(self.models.values())))
 
     @property
     def names(self) -> list[str]:
@@ -117,6 +124,7 @@ def load_ensemble(
     module: TaskModule,
     labels: Mapping[str, Sequence[str]] | None = None,
     values: bool = True,
+    heads: HeadMode = "keep",
 ) -> Ensemble:
     """Reads everything a merge needs and checks it before any long work.
 
@@ -126,39 +134,38 @@ def load_ensemble(
         method: What the merge will compute.
         module: Reads the networks and knows what their tasks share.
         labels: Task name to class names, where the data are known.
-        values: Whether numbers are read; else headers alone are, and tensors have only shapes.
+        values: Whether numbers are read, not headers alone.
+        heads: Whether heads are merged like the body.
 
     Returns:
-        The ensemble; its bodies are not those of the networks that ``module`` runs on.
+        The ensemble, with bodies apart from the networks that ``module`` runs on.
 
     Raises:
         UserError: If anything is missing, is not finite, or does not fit all else.
     """
     _check_names(experts, labels)
     _check_needs(method, len(experts), base)
-    files = fisher_files(experts, method)
-    read, ancestor = _read(experts, base, module, labels or {}, values)
-    bodies = _bodies(module, read, values)
+    files, whole = fisher_files(experts, method), heads == "merge"
+    read, ancestor = _read(experts, base, module, labels or {}, values, whole)
+    bodies = _bodies(module, read, values, whole)
     first = next(iter(bodies))
-    origin = None if ancestor is None else _base(module, ancestor, str(base), values)
-    relative = origin or _Relative(read[first], bodies[first], experts[first].path)
-    for name, expert in experts.items():
-        relative.check(expert, read[name], bodies[name], values)
+    origin = None if ancestor is None else base_origin(module, ancestor, str(base), values, whole)
+    shared = set(module.body(read[first]))
+    relative = origin or Relative(read[first], bodies[first], experts[first].path, shared)
+    buffers, moving = relative.check_all(experts, read, bodies, values)
     fishers, origins = read_fishers(files, experts, read, bodies, values)
-    buffers = {name: shared_buffers(model, bodies[name]) for name, model in read.items()}
-    moving = relative.moving(experts, buffers, values)
-    sources = {name: expert.path for name, expert in experts.items()}
     return Ensemble(
         models={name: one for name, one in read.items() if not experts[name].donor},
         bodies={name: body | _copies(buffers[name], moving) for name, body in bodies.items()},
         base=None if origin is None else origin.body | _copies(origin.buffers, moving),
         fishers=fishers or None,
-        tokenizer=_tokenizer(sources),
-        sources=sources,
+        tokenizer=_tokenizer({name: one.path for name, one in experts.items()}),
+        sources={name: one.path for name, one in experts.items()},
         base_source=base,
         fisher_origins=origins,
         moving=moving,
         constants=_copies(buffers[first], set(buffers[first]) - set(moving)),
+        heads_merged=whole,
     )
 
 
@@ -168,20 +175,36 @@ def _read(
     module: TaskModule,
     labels: Mapping[str, Sequence[str]],
     values: bool,
+    whole: bool,
 ) -> tuple[dict[str, nn.Module], nn.Module | None]:
     """Reads the networks of the experts and of the base, or what their headers tell of them."""
+    if whole:
+        check_one_task(labels)
+    read: dict[str, nn.Module] = {}
+    common: Sequence[str] | None = None
     with nullcontext() if values else reading_headers():
-        read = {
+        for name, one in experts.items():
             # a donor like a base: complete but for a head
-            name: module.read(one.path, name, labels.get(name), fresh_head=one.donor)
-            for name, one in experts.items()
-        }
-        ancestor = None if base is None else module.read(base, "base", fresh_head=True)
-    return read, ancestor
+            own = labels.get(name, common)
+            read[name] = module.read(one.path, name, own, fresh_head=one.donor and not whole)
+            if whole and common is None:  # in one order of the outputs, whatever the files have
+                common = own or labels_of(read[name])
+        if base is None:
+            return read, None
+        try:
+            return read, module.read(base, "base", common, fresh_head=not whole)
+        except UserError as error:
+            if not whole:
+                raise
+            raise UserError(
+                f"--heads: is merge, to which the base's head belongs: {error}"
+            ) from error
 
 
-def _bodies(module: TaskModule, read: Mapping[str, nn.Module], values: bool) -> dict[str, Params]:
-    bodies = {name: module.body(model) for name, model in read.items()}
+def _bodies(
+    module: TaskModule, read: Mapping[str, nn.Module], values: bool, whole: bool
+) -> dict[str, Params]:
+    bodies = {name: merged_part(module, model, whole) for name, model in read.items()}
     first = next(iter(bodies))
     if values:  # these are the live network's weights, which passes will change
         bodies[first] = {name: tensor.clone() for name, tensor in bodies[first].items()}
@@ -191,46 +214,6 @@ def _bodies(module: TaskModule, read: Mapping[str, nn.Module], values: bool) -> 
 def _copies(buffers: Params, names: Collection[str]) -> Params:
     # the live network's buffers change with every body that is written to it
     return {name: one.clone() for name, one in buffers.items() if name in names}
-
-
-@dataclass(frozen=True)
-class _Relative:
-    """What experts must have in common with: the base, or the first expert where there is none."""
-
-    model: nn.Module
-    body: Params
-    name: str
-
-    @property
-    def buffers(self) -> Params:
-        """Its body's persistent buffers."""
-        return shared_buffers(self.model, self.body)
-
-    def moving(
-        self, experts: Mapping[str, Expert], buffers: Mapping[str, Params], values: bool
-    ) -> list[str]:
-        """Names the buffers to be merged; none where no numbers are read."""
-        found = {experts[name].path: own for name, own in buffers.items()}
-        return moving_buffers({**found, self.name: self.buffers}) if values else []
-
-    def check(self, expert: Expert, model: nn.Module, body: Params, values: bool) -> None:
-        """Checks config, layout and, where they are read, values of an expert."""
-        check_same_function(self.model, model, self.name, expert.path, FIELDS)
-        buffers = shared_buffers(model, body)
-        check_same_layout(self.body | self.buffers, body | buffers, self.name, expert.path)
-        check_same_function(self.model, model, self.name, expert.path)
-        if values:
-            check_finite(body if expert.donor else params_of(model), expert.path)
-            check_no_nan(buffers if expert.donor else persistent_buffers(model), expert.path)
-            check_related(self.body, body, self.name, expert.path)
-
-
-def _base(module: TaskModule, ancestor: nn.Module, source: str, values: bool) -> _Relative:
-    made = _Relative(ancestor, module.body(ancestor), f"the base {source}")
-    if values:
-        check_finite(made.body, source)
-        check_no_nan(made.buffers, source)
-    return made
 
 
 def _check_needs(method: MergeMethod, count: int, base: str | None) -> None:

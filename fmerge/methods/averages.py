@@ -132,7 +132,11 @@ class FisherMerge(Elementwise):
 
 
 def _mean(merged: Tensor, experts: Sequence[Tensor], weights: Sequence[float]) -> None:
-    first, *shares = (weight / float(sum(weights)) for weight in weights)
+    # equal weights: a sum can be exact, but a product with 1/M, which is rounded, cannot
+    equal = len(set(weights)) == 1
+    first, *shares = (1.0 if equal else weight / float(sum(weights)) for weight in weights)
     torch.mul(experts[0], first, out=merged)
     for expert, share in zip(experts[1:], shares, strict=True):
         merged.add_(expert, alpha=share)
+    if equal:
+        merged.div_(len(experts))

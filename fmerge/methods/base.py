@@ -4,6 +4,7 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import reduce
 from typing import Any, Literal
 
 import torch
@@ -18,7 +19,7 @@ Statistic = Literal["fisher", "moving fisher", "gram"]
 """What a formula may know of an expert beside its weights; see ``MergeMethod.statistic``."""
 
 TensorFormula = Callable[[str], Tensor]
-"""From a tensor's name to the merged tensor, in float32 at least."""
+"""From a tensor's name to the merged tensor, in the precision of ``wide``."""
 
 STATISTIC_NAMES = {
     "fisher": "a diagonal Fisher",
@@ -93,7 +94,8 @@ class MergeMethod(Recorded, ABC):
 
         Args:
             base: θ₀, of the experts' layout; None where ``needs_base`` is False.
-            experts: θₘ, M sets of tensors of one layout, the target task's expert first.
+            experts: θₘ, M sets of tensors of one layout, the target task's expert first; of
+                several dtypes, the merge has the one that holds the numbers of all.
             coefficients: λₘ, M numbers in [0, 1].
             statistics: M of what ``statistic`` names, by tensor: Fₘ ≥ 0 of that layout, or a
                 ``Gram`` where there is one; None where ``statistic`` is None.
@@ -104,7 +106,8 @@ class MergeMethod(Recorded, ABC):
                 where ``writes_into_out`` is True.
 
         Returns:
-            ``out`` where it was written to, else new tensors of the experts' layout and dtype.
+            ``out`` where it was written to, else new tensors of the experts' layout and dtype,
+            rounded once.
 
         Raises:
             ValueError: If an input is missing, or does not fit the experts.
@@ -117,6 +120,7 @@ class MergeMethod(Recorded, ABC):
             raise ValueError(f"{type(self).__name__} needs {name} for each expert")
         inputs = MergeInputs(base, experts, coefficients, statistics, given_places=places)
         _check_inputs(self, inputs)
+        inputs = replace(inputs, experts=_of_one_dtype(experts))
         if scales is None:
             scales = [self.statistic_scale(one) for one in statistics]
         return self.compute(replace(inputs, scales=scales), out)
@@ -237,6 +241,15 @@ def check_positive_sum(coefficients: Sequence[float]) -> None:
     """
     if not sum(coefficients) > 0:
         raise ValueError(f"the coefficients {list(coefficients)} must have a positive sum")
+
+
+def _of_one_dtype(experts: Sequence[Params]) -> Sequence[Params]:
+    """Converts each tensor to the widest dtype that any expert has it in; none is copied twice."""
+    dtypes = {
+        name: reduce(torch.promote_types, (expert[name].dtype for expert in experts))
+        for name in experts[0]
+    }
+    return [{name: one[name].to(dtype) for name, dtype in dtypes.items()} for one in experts]
 
 
 def _check_inputs(method: MergeMethod, inputs: MergeInputs) -> None:

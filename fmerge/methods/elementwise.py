@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fmerge.methods.base import MergeMethod
-from fmerge.methods.inputs import MergeInputs
+from fmerge.methods.inputs import MergeInputs, precision
 from fmerge.params import Between, Params, empty_like
 
 CHUNK = 1 << 17
@@ -23,7 +23,7 @@ _ON_DEVICE = 1 << 24  # a GPU has no such cache, and few launches are faster
 
 
 class Chunk(NamedTuple):
-    """Some entries of every model, flat and in float32 at least, for a formula to merge.
+    """Some entries of every model, flat and in one precision, for a formula to merge.
 
     Attributes:
         merged: To be filled with the result; the models are only read.
@@ -87,8 +87,8 @@ class Elementwise(MergeMethod):
         # one set of buffers for each precision and device, for all tensors
         buffers = cache(partial(_buffers, largest))
         for names, target in batches:
-            precision = torch.promote_types(target.dtype, torch.float32)
-            sources.merge(formula, names, target, buffers(precision, target.device))
+            working = precision(target.dtype, target.device)
+            sources.merge(formula, names, target, buffers(working, target.device))
             if len(names) > 1:
                 _scatter(target, [merged[name] for name in names])
         return merged
@@ -122,7 +122,7 @@ class _Sources:
     def merge(
         self, formula: Formula, names: Sequence[str], target: Tensor, buffers: Sequence[Tensor]
     ) -> None:
-        """Fills one flat tensor, chunk by chunk, in its own precision or in float32 if finer."""
+        """Fills one flat tensor, chunk by chunk, in the precision of the buffers."""
         size = len(buffers[0])
         models = [_split(_flat(one, names), size) for one in self.models]
         fishers = [_chunk_reader(one, names, size) for one in self.fishers]

@@ -14,16 +14,34 @@ VectorMap = Callable[[int, str, Tensor], Tensor]
 """From m, a tensor's name and that tensor of τₘ to the transformed one, of the same shape."""
 
 
-def wide(tensor: Tensor) -> Tensor:
-    """Raises a tensor to the precision that formulas are computed in: float32 at least.
+def precision(dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """Chooses the precision that formulas are computed in.
+
+    Half-precision weights are computed in float64. They have few values, so that sums and votes
+    often end exactly between two of them, where the rounding of a coefficient to float32 decides.
 
     Args:
-        tensor: Weights or a Fisher, of any floating dtype.
+        dtype: The weights' floating dtype.
+        device: Where they are.
 
     Returns:
-        The tensor itself where it is float32 or float64, else a float32 copy.
+        float32 of float32, else float64; float32 on a device that has no float64.
     """
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+    if dtype == torch.float32 or device.type == "mps":
+        return torch.float32
+    return torch.promote_types(dtype, torch.float64)
+
+
+def wide(tensor: Tensor) -> Tensor:
+    """Raises a tensor to the precision that formulas are computed in.
+
+    Args:
+        tensor: Weights, of any floating dtype.
+
+    Returns:
+        The tensor itself where it is float32 or float64, else a float64 copy.
+    """
+    return tensor.to(precision(tensor.dtype, tensor.device))
 
 
 @dataclass(frozen=True)
@@ -62,7 +80,7 @@ class MergeInputs:
     def weights(self) -> Sequence[Mapping[str, Tensor]]:
         """θₘ for formulas on weights; θ₀ + τ̂ₘ where the task vectors are transformed.
 
-        Transformed weights are in float32 at least, and each tensor is made when it is read.
+        Transformed weights are as ``wide`` makes them, and each tensor is made when it is read.
         """
         if not self.maps:
             return self.experts
@@ -76,10 +94,10 @@ class MergeInputs:
             name: The tensor.
 
         Returns:
-            τₘ = θₘ − θ₀ in float32 at least, after all maps.
+            τₘ = θₘ − θ₀ in the precision of ``wide``, after all maps.
         """
         # a difference of near bfloat16 weights would lose most of its digits
-        vector = self.experts[m][name] - wide(self.origin[name])
+        vector = wide(self.experts[m][name]) - self.origin[name]
         for transform in self.maps:
             vector = transform(m, name, vector)
         return vector
@@ -104,7 +122,7 @@ class _Transformed(Mapping[str, Tensor]):
     m: int
 
     def __getitem__(self, name: str) -> Tensor:
-        return wide(self.inputs.origin[name]) + self.inputs.task_vector(self.m, name)
+        return self.inputs.task_vector(self.m, name) + self.inputs.origin[name]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.inputs.experts[self.m])

@@ -22,7 +22,7 @@ class SpectralMethod(TaskVectorMethod):
         """Merges the task matrices of one tensor.
 
         Args:
-            matrices: λₘτₘ, each of shape (o, i), in float32 at least.
+            matrices: λₘτₘ, each of shape (o, i), in the precision of ``wide``.
 
         Returns:
             Δ, shape (o, i).

@@ -9,7 +9,7 @@ from torch import Tensor
 from fmerge.errors import check_within
 from fmerge.methods.base import TensorFormula, Tensorwise
 from fmerge.methods.elementwise import Chunk, Elementwise, Formula
-from fmerge.methods.inputs import MergeInputs, wide
+from fmerge.methods.inputs import MergeInputs
 
 
 class TaskVectorMethod(Tensorwise):
@@ -30,7 +30,7 @@ class TaskVectorMethod(Tensorwise):
         """Computes Δ of one tensor.
 
         Args:
-            vectors: That tensor of each τₘ, in float32 at least; only read.
+            vectors: That tensor of each τₘ, in the precision of ``wide``; only read.
             coefficients: λₘ.
 
         Returns:
@@ -49,9 +49,8 @@ class TaskVectorMethod(Tensorwise):
 
         def merged(name: str) -> Tensor:
             vectors = [inputs.task_vector(m, name) for m in range(len(inputs.experts))]
-            return wide(inputs.origin[name]) + self.scale * self.change(
-                vectors, inputs.coefficients
-            )
+            change = self.change(vectors, inputs.coefficients)
+            return inputs.origin[name] + self.scale * change
 
         return merged
 
@@ -92,7 +91,9 @@ class SignElection(TaskVectorMethod):
         Returns:
             Δ; 0 where the votes cancel.
         """
-        elected = _sum(vectors, coefficients).sign()
+        # votes that cancel must sum to zero, which they do if equal coefficients are all 1
+        largest = max(coefficients, default=0.0) or 1.0
+        elected = _sum(vectors, [coefficient / largest for coefficient in coefficients]).sign()
         total, weight = torch.zeros_like(elected), torch.zeros_like(elected)
         for vector, coefficient in zip(vectors, coefficients, strict=True):
             # where the sum is 0 only zeros agree, so that the mean is 0 there

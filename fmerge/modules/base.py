@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from fmerge.fisher import Estimator
 from fmerge.modules.scoring import ScoredModule
 from fmerge.params import Params
+from fmerge.store import SavedForm
 
 
 class TaskModule(ScoredModule, ABC):
@@ -19,11 +20,16 @@ class TaskModule(ScoredModule, ABC):
     Loss, predictions, metrics and every Fisher estimator follow from ``label_log_probs``, except
     where the answers are too many to list. A batch is a mapping with ``labels`` (n,) and
     ``task``, the task's name.
+
+    Attributes:
+        forms: Task name to the dtypes, shards and side files that ``save`` gives the task's
+            network; ``""`` for those of all others. Set by the command that saves.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self._seed = 0
+        self.forms: Mapping[str, SavedForm] = {}
 
     @abstractmethod
     def label_log_probs(self, batch: Mapping[str, Any]) -> Tensor:

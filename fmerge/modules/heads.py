@@ -12,7 +12,7 @@ from fmerge.modules.base import TaskModule
 from fmerge.modules.optimization import Scheduler, adamw, check_numbers
 from fmerge.modules.truncation import TruncationCounter, max_input_length
 from fmerge.params import Params, params_of, select
-from fmerge.store import load_tokenizer, save_models
+from fmerge.store import SavedForm, load_tokenizer, save_models
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -185,7 +185,7 @@ class HeadedModule(TaskModule, ABC):
         """Writes every task's classifier as a Hugging Face folder.
 
         Args:
-            folder: The model's folder, if there is one task; with several, the folder in which
+            folder: The model's folder, if all tasks have one network; else the folder in which
                 each task gets a folder of its name.
             cards: Task name to the model card of its folder; None for no cards.
 
@@ -195,10 +195,12 @@ class HeadedModule(TaskModule, ABC):
         if self.tokenizer is None:
             raise RuntimeError("the tokenizer is read by configure_model or adopt: call one first")
         models = {task: self.task_model(task) for task in self.models}
-        if len(models) == 1:
+        forms = {task: self.forms.get(task) or self.forms.get("", SavedForm()) for task in models}
+        if len(set(models.values())) == 1:  # one task, or several with one head
             models = {"": next(iter(models.values()))}
+            forms = {"": next(iter(forms.values()))}
             cards = {"": next(iter(cards.values()))} if cards else None
-        save_models(folder, models, self.tokenizer, cards)
+        save_models(folder, models, self.tokenizer, cards, forms)
 
 
 def model_inputs(batch: Mapping[str, Any]) -> dict[str, Any]:

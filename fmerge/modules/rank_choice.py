@@ -21,7 +21,7 @@ from fmerge.modules.base import TaskModule
 from fmerge.modules.optimization import Scheduler, adamw, check_numbers
 from fmerge.modules.truncation import TruncationCounter, max_input_length, position_count
 from fmerge.params import Params, params_of
-from fmerge.store import load_language_model, load_tokenizer, save_models
+from fmerge.store import SavedForm, load_language_model, load_tokenizer, save_models
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -231,7 +231,8 @@ class RankChoice(TaskModule):
         """
         model, tokenizer = self._ready
         card = {"": next(iter(cards.values()))} if cards else None
-        save_models(folder, {"": model}, tokenizer, card)
+        form = next(iter(self.forms.values()), SavedForm())
+        save_models(folder, {"": model}, tokenizer, card, {"": form})
 
     @property
     def _ready(self) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:

@@ -13,7 +13,6 @@ from fmerge.fisher.summary import FisherSummary, summarise_fishers
 from fmerge.merging.assembler import Assembler
 from fmerge.merging.buffers import restore_buffer_dtypes
 from fmerge.merging.compatibility import task_vector_facts
-from fmerge.methods import Average
 from fmerge.params import Params, write_params
 from fmerge.report.merge_report import MergeReport
 from fmerge.report.model_card import loader_of, model_card, parameters_of
@@ -28,6 +27,9 @@ from fmerge.store import RunFolder
 
 if TYPE_CHECKING:
     from fmerge.runs.merge import MergeRun
+
+
+_FACTS = {False: (), True: ("heads: merged by the same method as the body, into one model",)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +83,10 @@ class Conclusion:
         fishers: list[FisherSummary] = []
         body = assembler.assemble(chosen.best.coefficients, self._summarise(fishers))
         wanted, refitter = self.run.refitting.wanted, self.refitter
-        heads = refitter.fit(body) if wanted and refitter is not None else {}
+        heads = self._rounded(refitter.fit(body)) if wanted and refitter is not None else {}
+        # tested as they are saved; the baselines had the experts' own
+        for name, head in self._rounded(self.run.heads).items():
+            write_params(self.run.module.task_model(name), head)
         row = tested_rows(self.run, rival=False)[-1]
         if table is not None:
             self._test(table, row, body, heads)
@@ -138,7 +143,7 @@ class Conclusion:
             base=ensemble.base_source,
             hashes={what: folder.noted(what) for what in ("expert", "base")} if first else {},
             tasks=task_facts(self.run.data, folder.noted("data")) if self._tells else {},
-            facts=[*self._facts(), *chosen.raced],
+            facts=[*self._facts(), *chosen.raced, *_FACTS[ensemble.heads_merged]],
             parameters=parameters_of(self.run.method),
             vectors=vectors,
             fishers=fishers,
@@ -176,8 +181,7 @@ class Conclusion:
             elif row.name == BASE and ensemble.base is not None:
                 self._test(table, row, ensemble.base)
             elif row.name == AVERAGE:
-                average = Average().merge(None, list(ensemble.bodies.values()), [])
-                self._test(table, row, average)
+                self._test(table, row, assembler.average())
             elif runner_up is not None:
                 self._test(table, row, assembler.assemble(runner_up.coefficients))
         tested = any(row.name == RUNNER_UP for row in baselines)
@@ -206,6 +210,22 @@ class Conclusion:
 
         return summarise
 
+    def _rounded(self, heads: Heads) -> Heads:
+        """Heads as they will be read back from the merged models."""
+        forms = self.run.forms
+        if not forms:
+            return heads
+
+        def rounded(task: str, head: Params) -> Params:
+            return {
+                key: one.to(forms[task].dtype_of(key, one.dtype))
+                if one.is_floating_point()
+                else one
+                for key, one in head.items()
+            }
+
+        return {task: rounded(task, head) for task, head in heads.items()}
+
     def _save(self, body: Params, heads: Heads, folder: Path, report: MergeReport) -> None:
         # precisions such as bf16-true have rounded the live weights: write all of them again
         self.run.module.float()
@@ -213,9 +233,11 @@ class Conclusion:
         for name, head in self.run.heads.items():
             model = self.run.module.task_model(name)
             tensors = head | heads.get(name, {}) | body
-            restore_buffer_dtypes(model, tensors)
+            # the dtypes that buffers were read in; rounded are the values
+            restore_buffer_dtypes(model, head | next(iter(self.run.ensemble.bodies.values())))
             write_params(model, tensors)
             own = head.keys() & dict(model.named_parameters()).keys()
             cards[name] = model_card(report, loader_of(model), name if own else None)
+        self.run.module.forms = self.run.forms
         if self.run.trainer.is_global_zero:
             self.run.module.save(folder, cards)

@@ -24,6 +24,7 @@ from fmerge.runs.timing import (
     seconds_of_pass,
 )
 from fmerge.search import Search
+from fmerge.store import SavedForm
 from fmerge.system.memory import free_memory
 
 if TYPE_CHECKING:
@@ -77,7 +78,9 @@ def show_merge_plan(run: "MergeRun", search: Search, plan: PassPlan, output: Pat
         output: The run's folder.
     """
     ensemble, method, data = run.ensemble, run.method, run.data
-    disk = sum(_float32(params_of(model).values()) for model in ensemble.models.values())
+    saved = {id(model): run.forms.get(name) for name, model in ensemble.networks.items()}
+    models = {id(model): model for model in ensemble.networks.values()}
+    disk = sum(_on_disk(model, saved[key]) for key, model in models.items())
     rows = {f"expert {name}": str(source) for name, source in ensemble.sources.items()}
     if ensemble.base_source is not None:
         rows["base"] = str(ensemble.base_source)
@@ -87,7 +90,7 @@ def show_merge_plan(run: "MergeRun", search: Search, plan: PassPlan, output: Pat
         rows["search"] += ", after those that the output folder has"
     rows |= {f"task {name}": sizes for name, sizes in _sizes(data).items()}
     rows["memory"] = f"{_memory(run)}, and what a batch takes{_free(run.trainer)}"
-    rows["disk"] = f"{_mib(disk)} ({len(ensemble.models)} merged models){_room(output)}"
+    rows["disk"] = f"{_mib(disk)} ({len(models)} merged models){_room(output)}"
     if data is not None:
         rows["time"] = _time_of_merge(run, data, plan) + ", without the formula's own"
     _show(run.trainer, rows)
@@ -178,6 +181,11 @@ def _sizes(data: MultiTask | None) -> dict[str, str]:
 
 def _float32(tensors: Iterable[Tensor]) -> int:
     return sum(4 * tensor.numel() for tensor in tensors)
+
+
+def _on_disk(model: nn.Module, form: SavedForm | None) -> int:
+    form = form or SavedForm()
+    return sum(t.numel() * form.dtype_of(name).itemsize for name, t in params_of(model).items())
 
 
 def _mib(size: float) -> str:

@@ -12,7 +12,7 @@ from fmerge.errors import UserError
 from fmerge.modules import TaskModule
 from fmerge.params import check_finite, params_of
 from fmerge.runs.fit_callbacks import is_averaged
-from fmerge.store import check_place, load_lightning, write_text
+from fmerge.store import SavedForm, check_place, form_of, load_lightning, write_text
 
 
 class ConfigWriter(Callback):
@@ -98,8 +98,14 @@ def save_experts(trainer: Trainer, model: TaskModule, output: Path) -> None:
         # checkpoints hold the weights that were averaged, not their average
         if best and not is_averaged(trainer, model):
             model.load_state_dict(load_lightning(Path(best))["state_dict"])
-        model.float()
+        if trainer.precision == "64-true":
+            model.float()  # the precision that models are read in
         check_finite(params_of(model), best or "the fitted model")
+        path = getattr(model, "path", None)
+        if path:
+            # the dtypes are those that it was trained in: rounded to the base's, the weights of a
+            # fit in float32 would lose most of what they learnt
+            model.forms = {"": SavedForm(folder=form_of(path).folder)}
         model.save(output / "expert")
         Console().print(f"Expert: {output / 'expert'}", soft_wrap=True, highlight=False)
     trainer.strategy.barrier("the expert is written")

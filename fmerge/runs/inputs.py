@@ -95,6 +95,11 @@ def check_merge(run: "MergeRun", search: Search, grouped: bool, racing: bool = F
             "gives each expert several; leave one of the two out"
         )
     models = run.ensemble.models
+    if run.ensemble.heads_merged and run.refitting.wanted:
+        raise UserError(
+            f"--refit_heads: is {run.refitting.when}, but --heads is merge, so that no task has a "
+            "head of its own; leave one of the two out"
+        )
     check_refitting(run.refitting, run.module, run.data, models, run.probed)
     statistic = run.estimated
     if run.data is None:

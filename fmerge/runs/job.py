@@ -17,9 +17,12 @@ from fmerge.evaluation.head_refit import Refitting
 from fmerge.fisher import MERGE_DEFAULTS, FisherSettings
 from fmerge.merging.expert_fishers import Expert
 from fmerge.merging.experts import load_ensemble, target_first
+from fmerge.merging.merged_heads import HeadMode, check_mode
 from fmerge.merging.optimizer import MergeOptimizer
+from fmerge.merging.saved_forms import saved_forms
 from fmerge.methods import MergeMethod
 from fmerge.modules import TaskModule
+from fmerge.params import params_of
 from fmerge.report.merge_report import MergeReport
 from fmerge.report.write import show
 from fmerge.runs.build import find_trial
@@ -29,7 +32,7 @@ from fmerge.runs.inputs import check_merge, fingerprints, task_module, tasks_of
 from fmerge.runs.merge import MergeRun
 from fmerge.runs.pass_plan import Baselines, PassPlan
 from fmerge.search import Search
-from fmerge.store import RunFolder, lock_of, only_run
+from fmerge.store import Dtype, RunFolder, check_dtype, lock_of, only_run, parse_size
 from fmerge.system.signals import catch_signals
 from fmerge.system.slurm import is_requeued
 from fmerge.system.watchdog import check_strategy
@@ -53,6 +56,9 @@ class MergeJob:
         overwrite: Whether a run in the folder is replaced.
         dry_run: Whether to price the run instead of making it.
         build: Index of the trial to build, if one is.
+        heads: Whether heads are merged like the body.
+        dtype: The dtype that merged models are written in; the experts' if None.
+        max_shard_size: The largest size of a shard of theirs; as the experts' if None.
         config: The resolved configuration, which the run's folder keeps; None describes the job.
     """
 
@@ -70,6 +76,9 @@ class MergeJob:
     dry_run: bool
     build: int | None
     config: str | None
+    heads: HeadMode = "keep"
+    dtype: Dtype | None = None
+    max_shard_size: int | str | None = None
 
     def run(self) -> MergeReport | None:
         """Does the job, alone in its folder.
@@ -110,6 +119,9 @@ class MergeJob:
     def _prepare(self) -> tuple[MergeRun, Search]:
         """Reads the inputs and checks all that can be checked before the long part."""
         module: TaskModule = task_module(self.model)
+        check_mode(self.heads)  # these before models are read
+        check_dtype(self.dtype, {})
+        parse_size(self.max_shard_size)
         data = self._data()
         # formulas want the target first; coefficients keep the order they were given in
         ordered = target_first(self.experts, self.optimizer.target)
@@ -117,8 +129,13 @@ class MergeJob:
         search = self.optimizer.check(self.method, list(self.experts), tasks, data is not None)
         labels = None if data is None else data.labels
         ensemble = load_ensemble(
-            ordered, self.base, self.method, module, labels, values=not self.dry_run
+            *(ordered, self.base, self.method, module, labels),
+            values=not self.dry_run,
+            heads=self.heads,
         )
+        if not self.dry_run:
+            models = {ensemble.sources[name]: one for name, one in ensemble.models.items()}
+            check_dtype(self.dtype, {path: params_of(one) for path, one in models.items()})
         run = MergeRun(
             trainer=self.trainer,
             module=module,
@@ -129,6 +146,7 @@ class MergeJob:
             heads=ensemble.heads(),
             baselines=self.baselines,
             refitting=self.refitting,
+            forms=saved_forms(ensemble, self.dtype, self.max_shard_size),
         )
         check_merge(run, search, self.optimizer.groups != "whole", self.optimizer.racing)
         space = self.optimizer.space(self.method, list(self.experts), ensemble.tensors)
@@ -180,7 +198,7 @@ class MergeJob:
     def _long(self, run: MergeRun, part: Callable[[], MergeReport]) -> MergeReport:
         """Runs the long part as Lightning runs its own, with its handling of interrupts."""
         # the live module now holds the experts' networks, whose tensors passes overwrite
-        run.module.adopt(run.ensemble.models, run.ensemble.tokenizer)
+        run.module.adopt(run.ensemble.networks, run.ensemble.tokenizer)
         # Lightning sets these in fit or validate; a search starts outside of both
         trainer = self.trainer
         trainer.strategy._lightning_module = run.module

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any
 
@@ -26,7 +26,7 @@ from fmerge.runs.conclude import Chosen, Conclusion
 from fmerge.runs.pass_plan import Baselines
 from fmerge.search import Search, Trial
 from fmerge.search.objective import Objective, Scores
-from fmerge.store import FisherCache, RunFolder
+from fmerge.store import FisherCache, RunFolder, SavedForm
 
 _OWN = "experts' validation scores"
 _SIZES = "batch sizes"
@@ -46,6 +46,7 @@ class MergeRun:
         heads: The experts' own heads, by name: copies, as the live networks are written to.
         baselines: Which rows the table has beside the merge.
         refitting: When heads are refitted, and on what; never, if left out.
+        forms: Task name to the form that its merged model is written in.
     """
 
     trainer: Trainer
@@ -57,6 +58,7 @@ class MergeRun:
     heads: Mapping[str, Params]
     baselines: Baselines = "all"
     refitting: Refitting = Refitting()
+    forms: Mapping[str, SavedForm] = field(default_factory=dict)
 
     @property
     def estimated(self) -> Statistic | None:
@@ -158,6 +160,7 @@ class MergeRun:
             buffers=self.ensemble.moving,
             curve_nodes=self.settings.curve,
             keep=FisherCache(folder.path, weight.device).put,
+            dtypes=next(iter(self.forms.values())).dtypes if self.forms else None,
         )
 
     @property
@@ -168,12 +171,15 @@ class MergeRun:
     @property
     def can_refit(self) -> bool:
         """Whether heads can be refitted."""
+        if self.ensemble.heads_merged:  # tasks share their head, which could fit one of them only
+            return False
         return not obstacle(self.module, self.data, self.ensemble.models)
 
     @property
     def probed(self) -> bool:
         """Whether the table has the base under refitted heads, where these can be."""
-        return self.baselines == "all" and self.ensemble.base is not None
+        given = self.ensemble.base is not None and not self.ensemble.heads_merged
+        return self.baselines == "all" and given
 
     def _conclusion(self) -> Conclusion:
         # heads are refitted for the merge, or for the table's base alone

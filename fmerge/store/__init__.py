@@ -24,13 +24,28 @@ from fmerge.store.language_models import load_language_model
 from fmerge.store.lock import lock_of, only_run
 from fmerge.store.partial import begun_with, read_partial, remove_partial, write_partial
 from fmerge.store.run_folder import RunFolder
-from fmerge.store.sources import check_resume, load_lightning, load_tokenizer, save_models
+from fmerge.store.saved_form import (
+    Dtype,
+    SavedForm,
+    check_dtype,
+    form_of,
+    merged_dtypes,
+    parse_size,
+)
+from fmerge.store.saving import save_models
+from fmerge.store.sources import check_resume, load_lightning, load_tokenizer
 from fmerge.store.weights import reading_headers
 
 __all__ = [
     "LOCK",
+    "Dtype",
     "RunFolder",
+    "SavedForm",
     "FisherCache",
+    "check_dtype",
+    "form_of",
+    "merged_dtypes",
+    "parse_size",
     "begun_with",
     "check_fisher_path",
     "check_new_file",

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 
 from fmerge.errors import UserError
@@ -108,7 +109,7 @@ def check_weights(folder: Path, config: Mapping[str, Any]) -> Header:
     """
     header: Header = {}
     for path in weight_files(folder):
-        header |= safetensors_header(path) if path.suffix == ".safetensors" else _bin_header(path)
+        header |= header_of(path)
     for name in _LAYERS:
         layers = config.get(name)
         if isinstance(layers, int) and layers > max(_MOST_LAYERS, len(header)):
@@ -137,6 +138,18 @@ def check_described(folder: Path, described: int, header: Header) -> None:
             f"{folder / 'config.json'}: describes a model of {described} weights, but the files "
             f"beside it hold {held}; the config belongs to another model"
         )
+
+
+def header_of(path: Path) -> Header:
+    """Reads the header of a file of weights.
+
+    Args:
+        path: A ``.safetensors`` or ``.bin`` file.
+
+    Returns:
+        Every tensor's dtype and shape.
+    """
+    return safetensors_header(path) if path.suffix == ".safetensors" else _bin_header(path)
 
 
 def safetensors_header(path: Path) -> Header:
@@ -191,10 +204,27 @@ def weight_files(folder: Path) -> list[Path]:
     Raises:
         UserError: If there is none, or the index names files that are missing or elsewhere.
     """
-    found = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
+    found = _first_weights(folder)
     if found is None:
         raise UserError(f"{folder}: cannot read its weights: it holds no {WEIGHTS[0]}")
     return _shards(found) if found.name in _INDICES else [found]
+
+
+def has_weights(folder: Path) -> bool:
+    """Tells whether a folder has files of weights.
+
+    Args:
+        folder: Any folder.
+
+    Returns:
+        Whether ``weight_files`` finds some.
+    """
+    return _first_weights(folder) is not None
+
+
+def _first_weights(folder: Path) -> Path | None:
+    # in the order in which transformers looks for them
+    return next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
 
 
 def _shards(index: Path) -> list[Path]:
@@ -220,10 +250,11 @@ def _bin_header(path: Path) -> Header:
     found = load_plain(path)
     if not isinstance(found, dict):
         raise UserError(f"{path}: holds a {type(found).__name__}, but tensors by name are needed")
-    kinds = {True: "F32", False: "I64"}
+    kinds = {torch.float64: "F64", torch.float16: "F16", torch.bfloat16: "BF16"}
     header: Header = {}
     for name, tensor in found.items():
         if not hasattr(tensor, "is_floating_point") or not isinstance(name, str):
             raise UserError(f"{path}: '{str(name)[:80]}' is no tensor; save the weights alone")
-        header[name] = (kinds[tensor.is_floating_point()], tuple(tensor.shape))
+        kind = kinds.get(tensor.dtype, "F32") if tensor.is_floating_point() else "I64"
+        header[name] = (kind, tuple(tensor.shape))
     return header

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 _IGNORED = (
-    *("output", "overwrite", "dry_run", "config", "build"),
+    *("output", "overwrite", "dry_run", "config", "build", "max_shard_size"),
     *("trainer.callbacks", "trainer.enable_progress_bar"),
 )
 """Options that may differ when a run is resumed: they change no trial."""

@@ -1,6 +1,6 @@
-"""Sources of models: folders, hub ids, packages and Lightning checkpoints; and their saving."""
+"""Sources of models: folders, hub ids, packages and Lightning checkpoints."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from fmerge.errors import UserError
-from fmerge.store.atomic import replacing_folder
 from fmerge.store.folders import check_folder
 from fmerge.store.hub import check_on_hub, hub_trouble, is_hub_id
 from fmerge.store.kinds import check_format
@@ -16,7 +15,7 @@ from fmerge.store.pickles import load_plain
 from fmerge.system.paths import expand
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
 
 def load_tokenizer(source: str) -> "PreTrainedTokenizerBase":
@@ -51,29 +50,6 @@ def load_tokenizer(source: str) -> "PreTrainedTokenizerBase":
             "own tokenizer into the folder"
         )
     return tokenizer
-
-
-def save_models(
-    folder: Path,
-    models: Mapping[str, "PreTrainedModel"],
-    tokenizer: "PreTrainedTokenizerBase",
-    cards: Mapping[str, str] | None = None,
-) -> None:
-    """Writes Hugging Face folders, all of them whole or none.
-
-    Args:
-        folder: The folder they are written to; an old one is replaced.
-        models: Name of each model's folder inside it to the model; ``""`` puts a single one into
-            ``folder`` itself.
-        tokenizer: The tokenizer they share.
-        cards: Name of each model's folder to its ``README.md``; None for no cards.
-    """
-    with replacing_folder(folder) as temporary, quiet_transformers():
-        for name, model in models.items():
-            model.save_pretrained(temporary / name)
-            tokenizer.save_pretrained(temporary / name)
-            if cards:
-                (temporary / name / "README.md").write_text(cards[name], encoding="utf-8")
 
 
 def is_lightning(source: str) -> bool:

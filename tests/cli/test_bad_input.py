@@ -219,6 +219,14 @@ def merge_cases():
             ],
             ["--refit_examples: the 2 training examples of task 'colour' are all of one class"],
         ),
+        "heads of different labels to merge": (
+            lambda z, t: [*experts(z), "--heads=merge"],
+            ["--heads: is merge, but task 'colour' has 3 labels (cold, none, warm), not the 2"],
+        ),
+        "a size of shards that is none": (
+            lambda z, t: [*experts(z), "--max_shard_size=much"],
+            ["--max_shard_size: is 'much', but must be a number of bytes or a size such as 5GB"],
+        ),
     }
 
 

@@ -121,11 +121,11 @@ class Case:
             baselines=baselines,
             refitting=Refitting(when, 9),
             can_refit=can_refit,
-            is_average=isinstance(method, Average),
+            is_average=isinstance(method, Average), forms={},
             ensemble=SimpleNamespace(
                 bodies=BODIES, base=base, tasks=list(HEADS), names=list(BODIES),
                 sources={name: f"made/{name}" for name in BODIES},
-                base_source="made/base", fisher_origins=None,
+                base_source="made/base", fisher_origins=None, heads_merged=False,
             ),
         )  # fmt: skip
         noted = {"expert": {"x": "12"}, "base": "34", "data": {"x": "56"}}

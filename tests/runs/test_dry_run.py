@@ -107,16 +107,18 @@ def merge_of(method, base, **settings):
         model.head = torch.nn.Parameter(torch.zeros(MIB // 4))
         return model
 
+    networks = {"x": network(), "y": network()}
     ensemble = SimpleNamespace(
         bodies={"x": body, "y": body},
-        models={"x": network(), "y": network()},
+        models=networks,
+        networks=networks,
         base=body if base else None,
         sources={"x": "made/x", "y": "made/y"},
         base_source="made/base" if base else None,
     )
     return SimpleNamespace(
         ensemble=ensemble, method=method, settings=FisherSettings(**settings), trainer=trainer(),
-        data=None,
+        data=None, forms={},
     )  # fmt: skip
 
 

@@ -42,7 +42,7 @@ def run(method=None, data=None, batch_size=4, processes=1, when="off", **setting
         refitting=Refitting(when),
         probed=False,
         estimated=statistic_of(method),
-        ensemble=SimpleNamespace(models={}),
+        ensemble=SimpleNamespace(models={}, heads_merged=False),
     )
 
 
