@@ -130,6 +130,9 @@ def merge_config(job: "MergeJob") -> str:
         "refit_heads": job.refitting.when,
         "refit_examples": job.refitting.most,
         "refit_seed": job.refitting.seed,
+        "heads": job.heads,
+        "dtype": job.dtype,
+        "max_shard_size": job.max_shard_size,
     })
 
 
