@@ -38,6 +38,17 @@ class TaskData(ABC):
             ``text_pair`` (string) or ``choices`` (the example's own answers, strings).
         """
 
+    def has(self, split: Split) -> bool:
+        """Tells whether the task has a split, where that is known without reading it.
+
+        Args:
+            split: Which one.
+
+        Returns:
+            True, unless a task knows better.
+        """
+        return True
+
 
 class Examples(Dataset[Example]):
     """A sequence of examples as a ``Dataset`` of PyTorch."""
