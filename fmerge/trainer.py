@@ -7,6 +7,7 @@ from typing import Any
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 
 from fmerge.data import Split
+from fmerge.evaluation.chance import check_results
 from fmerge.evaluation.head_refit import Refit, Refitting
 from fmerge.fisher import MERGE_DEFAULTS, Estimator, Fallback, FisherEstimate, FisherSettings
 from fmerge.merging.expert_fishers import Expert
@@ -115,7 +116,9 @@ class FMergeTrainer(Trainer):
         """
         check_data(datamodule)
         check_resume(ckpt_path)
-        return super().validate(model, dataloaders, ckpt_path, verbose, datamodule)
+        results = super().validate(model, dataloaders, ckpt_path, verbose, datamodule)
+        check_results(datamodule, results, "validation")
+        return results
 
     def test(  # type: ignore[override]
         self,
@@ -139,7 +142,9 @@ class FMergeTrainer(Trainer):
         """
         check_data(datamodule)
         check_resume(ckpt_path)
-        return super().test(model, dataloaders, ckpt_path, verbose, datamodule)
+        results = super().test(model, dataloaders, ckpt_path, verbose, datamodule)
+        check_results(datamodule, results, "test")
+        return results
 
     def fisher(
         self,

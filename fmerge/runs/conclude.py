@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fmerge.evaluation.chance import below_chance
 from fmerge.evaluation.evaluator import Evaluator, by_accuracy
 from fmerge.evaluation.head_refit import Heads, Refitter
 from fmerge.evaluation.statistics import Fisher, statistic_of
@@ -77,6 +78,7 @@ class Conclusion:
         """
         # a merge lasts until the assembler makes the next one: baselines come first
         table, runner_up = self._test_baselines(chosen.search, assembler)
+        doubts = [] if table is None else self._doubts(table)
         fishers: list[FisherSummary] = []
         body = assembler.assemble(chosen.best.coefficients, self._summarise(fishers))
         wanted, refitter = self.run.refitting.wanted, self.refitter
@@ -93,7 +95,7 @@ class Conclusion:
                 refit_heads=self.run.refitting.when,
                 refit_examples=self.run.refitting.most,
             ),
-            provenance=self._provenance(chosen, folder, fishers[0] if fishers else None),
+            provenance=self._provenance(chosen, folder, fishers[0] if fishers else None, doubts),
         )
         place = folder.point(chosen.best.index) if chosen.built else folder.path
         self._save(body, heads, place / "merged", report)
@@ -123,7 +125,11 @@ class Conclusion:
         )
 
     def _provenance(
-        self, chosen: Chosen, folder: RunFolder, fishers: FisherSummary | None
+        self,
+        chosen: Chosen,
+        folder: RunFolder,
+        fishers: FisherSummary | None,
+        doubts: Sequence[str],
     ) -> Provenance:
         ensemble, first = self.run.ensemble, self.run.trainer.is_global_zero
         vectors = ""
@@ -134,7 +140,7 @@ class Conclusion:
             base=ensemble.base_source,
             hashes={what: folder.noted(what) for what in ("expert", "base")} if first else {},
             tasks=task_facts(self.run.data, folder.noted("data")) if self._tells else {},
-            facts=[*self._facts(), *chosen.raced],
+            facts=[*self._facts(), *chosen.raced, *doubts],
             parameters=parameters_of(self.run.method),
             vectors=vectors,
             fishers=fishers,
@@ -178,6 +184,12 @@ class Conclusion:
                 self._test(table, row, assembler.assemble(runner_up.coefficients))
         tested = any(row.name == RUNNER_UP for row in baselines)
         return table, runner_up if tested else None
+
+    def _doubts(self, table: TestTable) -> list[str]:
+        """Sentences on experts that are worse than guessing."""
+        experts = next(row.scores for row in table.rows() if row.name == EXPERTS)
+        assert self.run.data is not None  # else there were no table
+        return below_chance(self.run.data, experts, "test")
 
     def _test(
         self, table: TestTable, row: TestedRow, body: Params, heads: Heads | None = None

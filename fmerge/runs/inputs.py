@@ -105,7 +105,12 @@ def check_merge(run: "MergeRun", search: Search, grouped: bool, racing: bool = F
     if racing:
         check_racing(run.trainer, run.data)
     if statistic is not None:
-        run.data.check_splits(run.settings.split)
+        try:
+            run.data.check_splits(run.settings.split)
+        except UserError as error:
+            raise UserError(
+                f"{error}; --fisher.split names the split of the {statistic.label}"
+            ) from error
         wanted = run.settings.errors is not None
         check_automatic(run.trainer, run.data, run.settings.estimator, wanted)
     else:

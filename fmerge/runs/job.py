@@ -13,6 +13,7 @@ from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
 from rich.console import Console
 
 from fmerge.data import MultiTask
+from fmerge.data.task_names import check_task_names
 from fmerge.evaluation.head_refit import Refitting
 from fmerge.fisher import MERGE_DEFAULTS, FisherSettings
 from fmerge.merging.expert_fishers import Expert
@@ -76,6 +77,7 @@ class MergeJob:
         Returns:
             What was saved and the test scores; None of a dry run.
         """
+        check_task_names(self.experts, "--experts")  # before there is a folder
         with only_run(lock_of(self.output, folder=True), on=self.trainer.is_global_zero):
             defaults = {"fisher": asdict(MERGE_DEFAULTS)}
             folder = RunFolder(self.output, self.config, defaults)
