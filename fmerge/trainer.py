@@ -7,6 +7,7 @@ from typing import Any
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 
 from fmerge.data import Split
+from fmerge.data.own import Loaders
 from fmerge.evaluation.chance import check_results
 from fmerge.evaluation.head_refit import Refit, Refitting
 from fmerge.fisher import MERGE_DEFAULTS, Estimator, Fallback, FisherEstimate, FisherSettings
@@ -16,7 +17,7 @@ from fmerge.modules import TaskModule
 from fmerge.report.merge_report import MergeReport
 from fmerge.runs.fisher import FisherJob
 from fmerge.runs.fit import ConfigWriter, save_experts, say_unsaved
-from fmerge.runs.inputs import check_data, tasks_of
+from fmerge.runs.inputs import check_data, explaining_texts, tasks_of
 from fmerge.runs.job import MergeJob
 from fmerge.runs.pass_plan import Baselines
 from fmerge.store import check_new_folder, check_resume, lock_of, only_run, recover_folder
@@ -73,7 +74,8 @@ class FMergeTrainer(Trainer):
         check_data(datamodule)
         check_resume(ckpt_path)
         if output is None:
-            super().fit(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path)
+            with explaining_texts(model, datamodule):
+                super().fit(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path)
             if self.resolved_config is not None and self.is_global_zero:
                 say_unsaved(self)
             return
@@ -82,6 +84,7 @@ class FMergeTrainer(Trainer):
         with (
             only_run(lock_of(output, folder=True), on=self.is_global_zero),
             callback.catching_signal(self),
+            explaining_texts(model, datamodule),
         ):
             if (saved := requeued_checkpoint(self, overwrite)) is not None:
                 check_resume(ckpt_path := str(saved))
@@ -116,7 +119,8 @@ class FMergeTrainer(Trainer):
         """
         check_data(datamodule)
         check_resume(ckpt_path)
-        results = super().validate(model, dataloaders, ckpt_path, verbose, datamodule)
+        with explaining_texts(model, datamodule):
+            results = super().validate(model, dataloaders, ckpt_path, verbose, datamodule)
         check_results(datamodule, results, "validation")
         return results
 
@@ -142,14 +146,15 @@ class FMergeTrainer(Trainer):
         """
         check_data(datamodule)
         check_resume(ckpt_path)
-        results = super().test(model, dataloaders, ckpt_path, verbose, datamodule)
+        with explaining_texts(model, datamodule):
+            results = super().test(model, dataloaders, ckpt_path, verbose, datamodule)
         check_results(datamodule, results, "test")
         return results
 
     def fisher(
         self,
         model: LightningModule,
-        datamodule: LightningDataModule,
+        datamodule: LightningDataModule | Loaders,
         expert: str | None = None,
         *,
         output: Path,
@@ -170,7 +175,7 @@ class FMergeTrainer(Trainer):
 
         Args:
             model: The kind of model; or a LightningModule of your own with label_log_probs.
-            datamodule: The data of the task.
+            datamodule: The data of the task; or a LightningDataModule or DataLoader of your own.
             expert: The fine-tuned model: Hugging Face folder, hub id or Lightning .ckpt.
             output: File to write, .safetensors or .h5.
             task: Which of the data's tasks, if it has several.
@@ -190,17 +195,17 @@ class FMergeTrainer(Trainer):
         Returns:
             The Fisher by parameter name, and the examples used; None of a dry run.
         """
-        settings = FisherSettings(
-            estimator=estimator, split=split, examples=examples, samples=samples, seed=seed,
-            until=until, standard_error=standard_error, fallback=fallback,
+        settings = FisherSettings(estimator=estimator, split=split, examples=examples, seed=seed,
+            samples=samples, until=until, standard_error=standard_error, fallback=fallback,
         )  # fmt: skip
-        job = FisherJob(self, model, tasks_of(datamodule), settings, Path(output), save_every)
+        data = tasks_of(datamodule, self, dry_run)
+        job = FisherJob(self, model, data, settings, Path(output), save_every)
         return job.run(expert, task, overwrite=overwrite, dry_run=dry_run)
 
     def merge(
         self,
         model: LightningModule,
-        datamodule: LightningDataModule | None = None,
+        datamodule: LightningDataModule | Loaders | None = None,
         *,
         experts: dict[str, str | Expert],
         output: Path,
@@ -219,7 +224,8 @@ class FMergeTrainer(Trainer):
 
         Args:
             model: The kind of model.
-            datamodule: The experts' tasks; without data the merge is built but not scored.
+            datamodule: The experts' tasks, or a LightningDataModule whose loaders are by task name;
+                without data the merge is built but not scored.
             experts: Task name to expert: Hugging Face folder, hub id or Lightning .ckpt; or {path:
                 the same, fisher: its Fisher's file, or the .ckpt of its fit for Adam's moments}.
             output: Folder for the merged model, the trials and the report.

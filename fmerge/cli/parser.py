@@ -5,6 +5,7 @@ import difflib
 import itertools
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
@@ -104,6 +105,27 @@ class FMergeParser(LightningArgumentParser):
     def _all_parsers(self) -> list[Any]:
         subcommands = self._subcommands_action
         return [self, *(subcommands._name_parser_map.values() if subcommands else [])]
+
+
+def names_own_data(args: Sequence[str]) -> bool:
+    """Tells whether a command line names a class of its own for the data.
+
+    Args:
+        args: The command line.
+
+    Returns:
+        Whether ``--data`` is a class path, or a configuration file has one under ``data``.
+    """
+    for option, value in itertools.pairwise([*args, ""]):
+        name, _, joined = option.partition("=")
+        given = joined or value
+        if name == "--data" and re.fullmatch(r"[A-Za-z_]\w*(\.\w+)+", given):
+            return not given.endswith((".yaml", ".yml", ".json"))
+        if name in {"-c", "--config"} and Path(given).is_file() and not _wrong_config(Path(given)):
+            data = (yaml.safe_load(Path(given).read_bytes()) or {}).get("data")
+            if isinstance(data, dict) and "class_path" in data:
+                return True
+    return False
 
 
 def _wrong_config(path: Path) -> str:

@@ -13,6 +13,7 @@ from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
 from rich.console import Console
 
 from fmerge.data import MultiTask
+from fmerge.data.own import Loaders
 from fmerge.data.task_names import check_task_names
 from fmerge.evaluation.head_refit import Refitting
 from fmerge.fisher import MERGE_DEFAULTS, FisherSettings
@@ -58,7 +59,7 @@ class MergeJob:
 
     trainer: Trainer
     model: LightningModule
-    datamodule: LightningDataModule | None
+    datamodule: LightningDataModule | Loaders | None
     experts: Mapping[str, str | Expert]
     output: Path
     method: MergeMethod
@@ -137,7 +138,8 @@ class MergeJob:
         return run, search
 
     def _data(self) -> MultiTask | None:
-        data = None if self.datamodule is None else tasks_of(self.datamodule)
+        given = self.datamodule
+        data = None if given is None else tasks_of(given, self.trainer, self.dry_run)
         return data if data is not None and data.tasks else None
 
     def _build(
