@@ -54,10 +54,10 @@ class OwnData(MultiTask):
     Args:
         source: A LightningDataModule; or a DataLoader, or task name to DataLoader, which serve
             every split. The loaders of a LightningDataModule may be by task name too.
-        trainer: The Trainer that the data are for.
+        trainer: The Trainer that the data are for, if there is one yet.
     """
 
-    def __init__(self, source: LightningDataModule | Loaders, trainer: Trainer) -> None:
+    def __init__(self, source: LightningDataModule | Loaders, trainer: Trainer | None) -> None:
         self.where = f"--data: {type(source).__name__}"
         if isinstance(source, LightningDataModule):
             found = self._of_module(source, trainer)
@@ -65,7 +65,10 @@ class OwnData(MultiTask):
             found = dict.fromkeys(_HOOKS, self._by_task(source))
         names = dict.fromkeys(name for loaders in found.values() for name in loaders)
         if not names:
-            raise UserError(f"{self.where}: has no train, val or test_dataloader")
+            raise UserError(
+                f"{self.where} names no tasks; use MultiTask, or give it a train_dataloader, "
+                "val_dataloader or test_dataloader"
+            )
         super().__init__({
             name: _LoaderTask(
                 self.where, {split: own[name] for split, own in found.items() if name in own}
@@ -132,10 +135,10 @@ class OwnData(MultiTask):
         raise UserError("--optimizer.racing: needs the labels of MultiTask; leave it out")
 
     def _of_module(
-        self, source: LightningDataModule, trainer: Trainer
+        self, source: LightningDataModule, trainer: Trainer | None
     ) -> dict[Split, dict[str, DataLoader[Any]]]:
         source.trainer = trainer
-        if trainer.local_rank == 0:
+        if trainer is None or trainer.local_rank == 0:
             source.prepare_data()
         found: dict[Split, dict[str, DataLoader[Any]]] = {}
         for split, (stage, hook) in _HOOKS.items():

@@ -42,12 +42,14 @@ def task_module(model: LightningModule) -> TaskModule:
     return model
 
 
-def tasks_of(datamodule: object, trainer: Trainer, dry_run: bool = False) -> MultiTask:
+def tasks_of(
+    datamodule: object, trainer: Trainer | None = None, dry_run: bool = False
+) -> MultiTask:
     """Finds the tasks of data, of the user's own too.
 
     Args:
         datamodule: ``MultiTask``, or a LightningDataModule or loaders of the user's own.
-        trainer: The Trainer that the data are for.
+        trainer: The Trainer that the data are for, if there is one yet.
         dry_run: Whether a command is only priced.
 
     Returns:

@@ -167,7 +167,10 @@ def test_what_cannot_serve_is_refused(tmp_path):
     for data, message in [
         ([1, 2], "--data: is list, but must be MultiTask, a LightningDataModule, or a DataLoader"),
         (DataLoader(Stream()), "gives Stream, but a DataLoader of a dataset with a length"),
-        (LightningDataModule(), "has no train, val or test_dataloader"),
+        (
+            LightningDataModule(),
+            "LightningDataModule names no tasks; use MultiTask, or give it a train_d",
+        ),
     ]:
         with pytest.raises(UserError, match=message):
             trainer().fisher(Own(), data, output=tmp_path / "f.safetensors")
