@@ -19,7 +19,7 @@ from fmerge.report.merge_report import MergeReport
 from fmerge.report.model_card import loader_of, model_card, parameters_of
 from fmerge.report.pareto_front import Front
 from fmerge.report.parts import Provenance, SearchOutcome, TestOutcome, Trials
-from fmerge.report.scores import AVERAGE, BASE, EXPERTS, REFITTED, RUNNER_UP
+from fmerge.report.scores import AVERAGE, BASE, EXPERTS, REFITTED, RUNNER_UP, Row
 from fmerge.runs.data_provenance import split_facts
 from fmerge.runs.pass_plan import TestedRow, tested_rows
 from fmerge.search import Search, Trial, non_dominated_trials
@@ -187,7 +187,8 @@ class Conclusion:
 
     def _doubts(self, table: TestTable) -> list[str]:
         """Sentences on experts that are worse than guessing."""
-        experts = next(row.scores for row in table.rows() if row.name == EXPERTS)
+        rows = [row for row in table.rows() if isinstance(row, Row) and row.name == EXPERTS]
+        experts = rows[0].scores if rows else {}
         assert self.run.data is not None  # else there were no table
         return below_chance(self.run.data, experts, "test")
 
