@@ -21,7 +21,20 @@ def known(names: object) -> str:
     Returns:
         The sorted names, separated by commas; ``(none)`` when there are none.
     """
-    return ", ".join(sorted(map(str, names))) or "(none)"  # type: ignore[call-overload]
+    shown = sorted(map(str, names))  # type: ignore[call-overload]
+    return ", ".join(map(printable, shown)) or "(none)"
+
+
+def printable(text: str) -> str:
+    """Writes a text of a file in one line.
+
+    Args:
+        text: Any text.
+
+    Returns:
+        The text, in which line breaks and other control characters are escaped.
+    """
+    return "".join(one if one.isprintable() else repr(one)[1:-1] for one in text)
 
 
 def check_within(name: str, value: float, interval: str) -> None:

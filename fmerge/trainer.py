@@ -7,6 +7,8 @@ from typing import Any
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 
 from fmerge.data import Split
+from fmerge.data.own import Loaders
+from fmerge.evaluation.chance import check_results
 from fmerge.evaluation.head_refit import Refit, Refitting
 from fmerge.fisher import MERGE_DEFAULTS, Estimator, Fallback, FisherEstimate, FisherSettings
 from fmerge.merging.expert_fishers import Expert
@@ -19,7 +21,7 @@ from fmerge.runs.divergence import DivergenceGuard
 from fmerge.runs.fisher import FisherJob
 from fmerge.runs.fit import ConfigWriter, check_limits, check_places, save_experts, say_unsaved
 from fmerge.runs.fit_callbacks import LastEpoch, WeightsFirst, with_callbacks
-from fmerge.runs.inputs import check_data, tasks_of
+from fmerge.runs.inputs import check_data, explaining_texts, tasks_of
 from fmerge.runs.job import MergeJob
 from fmerge.runs.pass_plan import Baselines
 from fmerge.store import Dtype, check_new_folder, check_resume, lock_of, only_run, recover_folder
@@ -81,7 +83,8 @@ class FMergeTrainer(Trainer):
         data = (train_dataloaders, val_dataloaders, datamodule)
         if output is None:
             check_places(self, None)
-            self._fit(model, data, ckpt_path)
+            with explaining_texts(model, datamodule):
+                self._fit(model, data, ckpt_path)
             if self.resolved_config is not None and self.is_global_zero:
                 say_unsaved(self)
             return
@@ -90,6 +93,7 @@ class FMergeTrainer(Trainer):
         with (
             only_run(lock_of(output, folder=True), on=self.is_global_zero),
             callback.catching_signal(self),
+            explaining_texts(model, datamodule),
         ):
             if (saved := requeued_checkpoint(self, overwrite)) is not None:
                 check_resume(ckpt_path := str(saved))
@@ -140,8 +144,10 @@ class FMergeTrainer(Trainer):
         """
         check_data(datamodule)
         check_resume(ckpt_path := None if ckpt_path is None else expand(ckpt_path))
-        with with_callbacks(self, [WeightsFirst()]):
-            return super().validate(model, dataloaders, ckpt_path, verbose, datamodule)
+        with with_callbacks(self, [WeightsFirst()]), explaining_texts(model, datamodule):
+            results = super().validate(model, dataloaders, ckpt_path, verbose, datamodule)
+        check_results(datamodule, results, "validation")
+        return results
 
     def test(  # type: ignore[override]
         self,
@@ -165,13 +171,15 @@ class FMergeTrainer(Trainer):
         """
         check_data(datamodule)
         check_resume(ckpt_path := None if ckpt_path is None else expand(ckpt_path))
-        with with_callbacks(self, [WeightsFirst()]):
-            return super().test(model, dataloaders, ckpt_path, verbose, datamodule)
+        with with_callbacks(self, [WeightsFirst()]), explaining_texts(model, datamodule):
+            results = super().test(model, dataloaders, ckpt_path, verbose, datamodule)
+        check_results(datamodule, results, "test")
+        return results
 
     def fisher(
         self,
         model: LightningModule,
-        datamodule: LightningDataModule,
+        datamodule: LightningDataModule | Loaders,
         expert: str | None = None,
         *,
         output: Path,
@@ -192,7 +200,7 @@ class FMergeTrainer(Trainer):
 
         Args:
             model: The kind of model; or a LightningModule of your own with label_log_probs.
-            datamodule: The data of the task.
+            datamodule: The data of the task; or a LightningDataModule or DataLoader of your own.
             expert: The fine-tuned model: Hugging Face folder, hub id or Lightning .ckpt.
             output: File to write, .safetensors or .h5.
             task: Which of the data's tasks, if it has several.
@@ -212,17 +220,17 @@ class FMergeTrainer(Trainer):
         Returns:
             The Fisher by parameter name, and the examples used; None of a dry run.
         """
-        settings = FisherSettings(
-            estimator=estimator, split=split, examples=examples, samples=samples, seed=seed,
-            until=until, standard_error=standard_error, fallback=fallback,
+        settings = FisherSettings(estimator=estimator, split=split, examples=examples, seed=seed,
+            samples=samples, until=until, standard_error=standard_error, fallback=fallback,
         )  # fmt: skip
-        job = FisherJob(self, model, tasks_of(datamodule), settings, path_of(output), save_every)
+        data = tasks_of(datamodule, self, dry_run)
+        job = FisherJob(self, model, data, settings, path_of(output), save_every)
         return job.run(expert, task, overwrite=overwrite, dry_run=dry_run)
 
     def merge(
         self,
         model: LightningModule,
-        datamodule: LightningDataModule | None = None,
+        datamodule: LightningDataModule | Loaders | None = None,
         *,
         experts: dict[str, str | Expert],
         output: Path,
@@ -237,7 +245,8 @@ class FMergeTrainer(Trainer):
 
         Args:
             model: The kind of model.
-            datamodule: The experts' tasks; without data the merge is built but not scored.
+            datamodule: The experts' tasks, or a LightningDataModule whose loaders are by task name;
+                without data the merge is built but not scored.
             experts: Task name to expert: Hugging Face folder, hub id or Lightning .ckpt; or {path:
                 the same, fisher: its Fisher's file, or the .ckpt of its fit for Adam's moments}.
             output: Folder for the merged model, the trials and the report.

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only
 
-from fmerge.cli.given import expanded
+from fmerge.cli.given import expanded, names_own_data
 from fmerge.cli.parser import FMergeParser, share_files
 from fmerge.data import MultiTask
 from fmerge.errors import UserError
@@ -211,9 +211,11 @@ def main(args: list[str] | None = None) -> None:
 
 
 def _run(args: list[str] | None) -> None:
+    own = names_own_data([str(one) for one in (sys.argv[1:] if args is None else args)])
     FMergeCLI(
         LightningModule,
-        MultiTask,
+        LightningDataModule if own else MultiTask,
+        subclass_mode_data=own,
         trainer_class=FMergeTrainer,
         trainer_defaults={"logger": False, "enable_model_summary": False},
         subclass_mode_model=True,

@@ -42,6 +42,23 @@ def _options(args: Sequence[str]) -> Iterator[tuple[str, str]]:
         yield name, joined if equals else value
 
 
+def names_own_data(args: Sequence[str]) -> bool:
+    """Tells whether a command line names a class of its own for the data.
+
+    Args:
+        args: The command line.
+
+    Returns:
+        Whether ``--data`` is a class path, or a configuration file has one under ``data``.
+    """
+    for name, value in _options(args):
+        if name == "--data" and re.fullmatch(r"[A-Za-z_]\w*(\.\w+)+", value):
+            return not value.endswith((".yaml", ".yml", ".json"))
+    found = [read_yaml(path) for path in config_files(args)]
+    data = [one.get("data") for one in found if isinstance(one, dict)]
+    return any(isinstance(one, dict) and "class_path" in one for one in data)
+
+
 def read_yaml(path: Path) -> Any:
     """Reads a configuration file.
 

@@ -1,11 +1,15 @@
 """One task's examples, and how they become a batch."""
 
+import hashlib
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from math import isfinite
 from typing import Any, Literal
 
 from torch.utils.data import Dataset, default_collate
 
+from fmerge.errors import UserError
 from fmerge.system.recorded import Recorded
 
 Split = Literal["train", "validation", "test"]
@@ -39,6 +43,84 @@ class TaskData(Recorded, ABC):
             Mappings with ``text`` (string), ``label`` (number) and, where the task has them,
             ``text_pair`` (string) or ``choices`` (the example's own answers, strings).
         """
+
+    def has(self, split: Split) -> bool:
+        """Tells whether the task has a split, where that is known without reading it.
+
+        Args:
+            split: Which one.
+
+        Returns:
+            True, unless a task knows better.
+        """
+        return True
+
+
+def read_examples(task: TaskData, name: str, split: Split, check: bool = True) -> Sequence[Example]:
+    """Reads a split of a task.
+
+    Args:
+        task: The task.
+        name: Its name, for errors.
+        split: Which split.
+        check: Whether labels and texts are checked.
+
+    Returns:
+        The examples, one at least.
+
+    Raises:
+        UserError: If the split cannot be read or is empty, or an example is unfit.
+    """
+    try:
+        found = task.examples(split)
+    except UserError as error:
+        raise UserError(f"task '{name}': {error}") from error
+    if not found:
+        raise UserError(f"task '{name}': its {split} split is empty")
+    if check:
+        check_examples(f"task '{name}', {split} split", task.labels, found)
+    return found
+
+
+def digest(examples: Sequence[Example]) -> str:
+    """Hashes examples.
+
+    Args:
+        examples: The examples.
+
+    Returns:
+        The SHA-256 digest of their contents in order, in hexadecimal.
+    """
+    text = json.dumps([dict(one) for one in examples], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def check_examples(where: str, labels: Sequence[str], examples: Sequence[Example]) -> None:
+    """Checks labels and texts of examples, whichever class read them.
+
+    Args:
+        where: Task and split, for errors.
+        labels: Names of the classes; none where each example has its own choices.
+        examples: The examples.
+
+    Raises:
+        UserError: If a text is no text, or a label is missing, not finite or no class's number.
+    """
+    for row, example in enumerate(examples, 1):
+        for key in ("text", "text_pair"):
+            if key in example and not isinstance(example[key], str):
+                raise UserError(
+                    f"{where}, example {row}: its {key} is {example[key]!r}, but must be a string"
+                )
+        if "label" not in example:
+            continue
+        label, classes = example["label"], len(example.get("choices", labels))
+        if label is None or (isinstance(label, float) and not isfinite(label)):
+            raise UserError(f"{where}, example {row}: its label is {label}; leave the example out")
+        if classes > 1 and isinstance(label, int) and not 0 <= label < classes:
+            raise UserError(
+                f"{where}, example {row}: its label is {label}, but must lie in 0 to {classes - 1}"
+            )
 
 
 class Examples(Dataset[Example]):

@@ -6,6 +6,7 @@ from typing import Any, Final, Literal
 
 from fmerge.data.examples import Example
 from fmerge.data.hub import read_rows
+from fmerge.data.tables import is_missing
 from fmerge.data.validation_as_test import TestFrom, ValidationAsTest
 from fmerge.errors import UserError, known
 
@@ -130,14 +131,16 @@ class Glue(ValidationAsTest):
     def _example(self, row: Mapping[str, Any], where: str) -> Example:
         columns = TASKS[self.task].columns
         for column in columns:
-            if row[column] is None:  # as `datasets` fills up a column that one split lacks
+            if is_missing(row[column]):  # as `datasets` fills up a column that one split lacks
                 raise UserError(f"{where}: its '{column}' is missing")
-        texts = dict(zip(("text", "text_pair"), (row[one] for one in columns), strict=False))
+        texts = dict(zip(("text", "text_pair"), (str(row[one]) for one in columns), strict=False))
         return texts | {"label": self._label(row["label"], where)}
 
     def _label(self, value: Any, where: str) -> int | float:
-        if value is None or value == -1:
+        if is_missing(value) or value == -1:
             raise UserError(f"{where}: its label is hidden ({value}); name a split with labels")
+        if not isinstance(value, int | float):
+            raise UserError(f"{where}: its label is {value!r}, but must be a number")
         if self.task == "stsb":
             if not 0 <= value <= HIGHEST:
                 raise UserError(f"{where}: its score is {value}, but must lie in [0, 5]")
@@ -145,7 +148,7 @@ class Glue(ValidationAsTest):
         names = TASKS[self.task].labels
         if value not in range(len(names)):
             raise UserError(f"{where}: its label is {value}; known: 0 to {len(names) - 1}")
-        return self._order.index(names[value])
+        return self._order.index(names[int(value)])  # 1.0 where a column has gaps
 
 
 def bin_of(score: float, bins: int) -> int:

@@ -1,20 +1,22 @@
 """Text-to-text tasks: rows of a data set, turned into prompts by a template."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, replace
-from pathlib import Path
+from itertools import islice
 from typing import Any
 
 from fmerge.data.examples import Example, Split, TaskData
-from fmerge.data.hub import BUILDERS, read_rows
+from fmerge.data.hub import read_rows
+from fmerge.data.missing import TemplateError, with_missing
 from fmerge.data.rendering import AnswerTemplate, Prompt, PromptsourceTemplate
-from fmerge.data.sandbox import TemplateError
+from fmerge.data.tables import Files, Row, find_files, is_table, read_table, with_numbers
 from fmerge.data.template_files import SPLITS, Fields, check_fields, read_template
 from fmerge.errors import UserError
-from fmerge.system.paths import expand
 
 _HALF = re.compile(r"(first|second) half of (.+)")
+_Table = tuple[Prompt, Any, Callable[[int], tuple[str, str]]]
+"""A prompt, the rows to render with it, and the name of each row's place with its line."""
 
 
 class Prompted(TaskData):
@@ -33,8 +35,9 @@ class Prompted(TaskData):
             ``save_to_disk`` wrote, or a .csv, .json, .jsonl or .parquet file.
         name: Which configuration of the data set.
         splits: train, validation or test to the data set's own split, ``first half of`` or
-            ``second half of`` one (in its order, the second with the odd row), or to a file.
-        text: Jinja of the prompt.
+            ``second half of`` one (in its order, the second with the odd row), to a file, a
+            pattern such as train-*.parquet, or a list of them.
+        text: Jinja of the prompt, or the name of the column that holds it.
         choices: A Jinja text for each choice, or one Jinja expression that gives a list.
         label: Jinja expression of the true choice: its index, from 0, or its text.
         template_name: Which template of a promptsource file.
@@ -45,7 +48,7 @@ class Prompted(TaskData):
         template: str | None = None,
         source: str | None = None,
         name: str | None = None,
-        splits: dict[str, str] | None = None,
+        splits: dict[str, Files] | None = None,
         text: str | None = None,
         choices: list[str] | str | None = None,
         label: str | None = None,
@@ -67,13 +70,26 @@ class Prompted(TaskData):
         self.source, self.name = fields.source, fields.name
         self.splits = self._split_sources(fields)
         self._one_file = None if fields.splits else fields.source
+        self._fields = fields
         self._prompt = self._compile(fields)
+        self._word = fields.text if fields.text and fields.text.isidentifier() else None
         self._examples: dict[Split, list[Example]] = {}
 
     @property
     def labels(self) -> list[str]:
         """Empty: the choices differ by example."""
         return []
+
+    def has(self, split: Split) -> bool:
+        """Tells whether the task has a split, where that is known without reading it.
+
+        Args:
+            split: Which one.
+
+        Returns:
+            Whether it was given; True for the splits of a data set.
+        """
+        return split in self.splits
 
     def examples(self, split: Split) -> Sequence[Example]:
         """Reads and renders one split, once.
@@ -96,23 +112,50 @@ class Prompted(TaskData):
             raise UserError(f"{self.where}: has no {split} split; set splits.{split}")
         half, own = _halved(self.splits[split])
         self._check_one_file(split, own)
-        source, name = (own, None) if _is_file(own) else (str(self.source), self.name)
-        table = read_rows(source, own, name, sorted(self._prompt.columns))
-        # other columns may hold images or audio, which reading a row would decode
-        table = table.select_columns(sorted(self._prompt.columns))
-        first, last = halves(len(table))[half] if half else (0, len(table))
+        read = self._from_files if _are_files(own) else self._from_data_set
+        prompt, rows, places = read(split, own)
+        first, last = halves(len(rows))[half] if half else (0, len(rows))
         examples = []
-        for number, row in enumerate(table.select(range(first, last)), start=first + 1):
+        for i, row in islice(enumerate(rows), first, last):
             try:
-                examples.append(self._prompt.example(row))
+                examples.append(prompt.example(with_missing(row)))
             except TemplateError as error:
-                raise UserError(f"{self.where}: row {number} of {own}: {error}") from error
+                place, line = places(i)
+                raise UserError(f"{self.where}: {place}: {error}{line}") from error
         return examples
 
-    def _split_sources(self, fields: Fields) -> dict[str, str]:
+    def _from_data_set(self, split: Split, own: Files) -> "_Table":
+        table = read_rows(str(self.source), str(own), self.name, sorted(self._prompt.columns))
+        prompt = self._prompt_for(table.column_names)
+        # other columns may hold images or audio, which reading a row would decode
+        table = table.select_columns(sorted(prompt.columns))
+        return prompt, table, lambda i: (f"row {i + 1} of {own}", "")
+
+    def _from_files(self, split: Split, own: Files) -> "_Table":
+        columns, optional = sorted(self._prompt.columns), [self._word] if self._word else []
+        rows: list[Row] = []
+        places: list[tuple[str, str]] = []
+        for file in find_files(own):
+            found = read_table(file, columns, split, optional)
+            for number, row in enumerate(found, 1):
+                # the number of a row leaves a header out, that of its line does not
+                line = f" (line {row.number})" if row.number != number else ""
+                places.append((f"row {number} of {file}", line))
+            rows += found
+        names = set(rows[0].values).intersection(*(row.values for row in rows)) if rows else set()
+        values = [row.values for row in with_numbers(rows)]
+        return self._prompt_for(names), values, places.__getitem__
+
+    def _prompt_for(self, names: Collection[str]) -> Prompt:
+        """The prompt; where its text is a single word, which is one of the columns, that column."""
+        if self._word is None or self._word not in names:
+            return self._prompt
+        return self._compile(replace(self._fields, text=f"{{{{ {self._word} }}}}"))
+
+    def _split_sources(self, fields: Fields) -> dict[str, Files]:
         """Resolves where each split is read from, and checks that its files exist."""
-        splits = dict(fields.splits)
-        if fields.source is not None and _is_file(fields.source):
+        splits: dict[str, Files] = dict(fields.splits)
+        if fields.source is not None and _are_files(fields.source):
             # a file has no splits of its own: all are in it, whatever their names
             splits = {
                 key: f"{half} half of {fields.source}" if half else fields.source
@@ -120,21 +163,21 @@ class Prompted(TaskData):
                 for half in (_halved(value)[0],)
             }
         elif fields.source is not None:
-            splits = dict(zip(SPLITS, SPLITS, strict=True)) | splits
-        paths = [_halved(value)[1] for value in splits.values()]
-        if fields.source is None and not (paths and all(map(_is_file, paths))):
+            splits = {**dict(zip(SPLITS, SPLITS, strict=True)), **splits}
+        files = [_halved(value)[1] for value in splits.values()]
+        if fields.source is None and not (files and all(map(_are_files, files))):
             reason = (
                 f": {fields.obtain}" if fields.obtain else "; name the data, or files as splits"
             )
             raise UserError(f"{self.where}: source is not set{reason}")
-        for path in paths:
-            if _is_file(path) and not Path(expand(path)).is_file():
-                raise UserError(f"{path}: no such file")
+        for one in files:
+            if _are_files(one):
+                find_files(one)
         return splits
 
-    def _check_one_file(self, split: Split, own: str) -> None:
+    def _check_one_file(self, split: Split, own: Files) -> None:
         other = next(iter(self._examples), None)
-        if _is_file(own) and own == self._one_file and other is not None:
+        if _are_files(own) and own == self._one_file and other is not None:
             raise UserError(
                 f"{own}: is one file, so it cannot be both the {other} and the {split} split; "
                 f"set splits, such as {{{other}: first half of {own}, {split}: second half of "
@@ -156,8 +199,8 @@ class Prompted(TaskData):
             raise UserError(f"{self.where}: {error}") from error
 
 
-def _is_file(path: str) -> bool:
-    return Path(path).suffix in BUILDERS
+def _are_files(own: Files) -> bool:
+    return not isinstance(own, str) or is_table(own)
 
 
 def halves(rows: int) -> dict[str, tuple[int, int]]:
@@ -173,8 +216,8 @@ def halves(rows: int) -> dict[str, tuple[int, int]]:
     return {"first": (0, rows // 2), "second": (rows // 2, rows)}
 
 
-def _halved(split: str) -> tuple[str | None, str]:
+def _halved(split: Files) -> tuple[str | None, Files]:
     """Reads ``first half of validation`` as ('first', 'validation')."""
-    if found := _HALF.fullmatch(split.strip()):
+    if isinstance(split, str) and (found := _HALF.fullmatch(split.strip())):
         return found[1], found[2]
     return None, split

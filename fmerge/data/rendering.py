@@ -6,7 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fmerge.data.examples import Example
-from fmerge.data.sandbox import Template, TemplateError, expression
+from fmerge.data.missing import TemplateError
+from fmerge.data.sandbox import Template, expression
+from fmerge.errors import printable
+from fmerge.store.labels import is_whole, plain_number
 
 _BRACES = re.compile(r"\s*\{\{((?:(?!\}\}).)*)\}\}\s*", re.DOTALL)
 _BAR = "|||"
@@ -126,18 +129,23 @@ def _example(text: str, choices: list[str], label: Any) -> Example:
     # equal choices have equal likelihoods: neither could ever be the prediction
     twice = [one for i, one in enumerate(choices) if one in choices[:i]]
     if twice:
-        raise TemplateError(f"choices: '{twice[0]}' is there twice")
+        raise TemplateError(f"choices: '{printable(twice[0])}' is there twice")
     return {"text": text, "choices": choices, "label": _index(label, choices)}
 
 
 def _index(label: Any, choices: list[str]) -> int:
-    """Looks a text up in the choices; an index, or digits that are no choice, is taken as it is."""
+    """Looks a text up in the choices; a whole number that is no choice's text is an index."""
+    text = str(label).strip()
     # text before index: where the choices are numbers, "2" means the choice "2"
-    if isinstance(label, str) and label.strip() in choices:
-        return choices.index(label.strip())
-    number = int(label) if isinstance(label, int) or str(label).strip().isdecimal() else None
-    if number is not None and 0 <= number < len(choices):
-        return number
+    if isinstance(label, str) and text in choices:
+        return choices.index(text)
+    if text.casefold() in {"true", "false"}:
+        alike = [i for i, choice in enumerate(choices) if choice.casefold() == text.casefold()]
+        return alike[0] if len(alike) == 1 else int(text.casefold() == "true")
+    # JSON and Parquet hold whole numbers as 1.0 where others of the column are missing
+    text = plain_number(text)
+    if is_whole(text) and 0 <= int(text) < len(choices):
+        return int(text)
     raise TemplateError(
         f"label: {label!r} is none of the choices {choices!r}, nor an index from 0 to "
         f"{len(choices) - 1}"

@@ -3,7 +3,9 @@
 from collections.abc import Iterator
 from typing import Any
 
-from torch.utils.data import DataLoader
+from lightning.pytorch import Trainer
+from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
+from torch.utils.data import DataLoader, Dataset
 
 
 class ResumableLoader(DataLoader[Any]):
@@ -53,3 +55,23 @@ class ResumableLoader(DataLoader[Any]):
         """
         self._seed, self._pass, self._batches = state["seed"], state["pass"], state["batches"]
         self._resuming = 0 < self._batches < len(self)
+
+
+def unrepeated_sampler(
+    trainer: Trainer | None, dataset: Dataset[Any]
+) -> UnrepeatedDistributedSampler | None:
+    """Makes a sampler that gives each example to one of several processes.
+
+    Args:
+        trainer: The Trainer, which knows the processes.
+        dataset: The examples.
+
+    Returns:
+        The sampler; None where there is one process.
+    """
+    # Lightning's own sampler repeats examples until all processes have equally many
+    if trainer is None or trainer.world_size == 1:
+        return None
+    return UnrepeatedDistributedSampler(
+        dataset, num_replicas=trainer.world_size, rank=trainer.global_rank, shuffle=False
+    )

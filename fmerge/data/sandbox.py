@@ -10,6 +10,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from typing import Any
 
+from fmerge.data.missing import Missing, TemplateError
+
 MOST = 100_000
 """Most characters or entries of anything that a template makes."""
 
@@ -19,10 +21,6 @@ MOST_STEPS = 10_000
 RANDOM = ("choice", "random", "shuffle")
 # a width makes the result as long as its argument says: to check the result would be too late
 _WIDTHS = {"center", "ljust", "rjust", "zfill", "expandtabs", "format", "format_map", "indent"}
-
-
-class TemplateError(Exception):
-    """A template that cannot be compiled or rendered; the message is the reason alone."""
 
 
 class Template:
@@ -158,13 +156,16 @@ def _environment() -> Any:
                 yield item
 
     # no loader: a template cannot include or import a file
-    environment = Environment(undefined=StrictUndefined, autoescape=False, loader=None)
+    environment = Environment(
+        undefined=StrictUndefined, autoescape=False, loader=None, finalize=_no_none
+    )
     for name in (*_WIDTHS, "random", "wordwrap", "xmlattr"):
         environment.filters.pop(name, None)
     environment.globals = {"range": environment.globals["range"], "zip": zip, "dict": dict}
+    environment.tests["none"] = lambda value: value is None or isinstance(value, Missing)
     environment.filters |= {
         "counted": lambda items: list(environment.counted(items)),
-        "joined": lambda items: _small("".join(str(_small(item)) for item in items)),
+        "joined": lambda items: _small("".join(str(_small(_no_none(item))) for item in items)),
         "most_frequent": most_frequent,
     }
     return environment
@@ -240,6 +241,12 @@ def _check_sizes(operator: str, left: Any, right: Any) -> None:
     for one, other in ((left, right), (right, left)):
         if operator == "*" and hasattr(one, "__len__") and len(one) * int(other) > MOST:
             raise TemplateError(f"makes something longer than {MOST:,}")
+
+
+def _no_none(value: Any) -> Any:
+    if value is None:
+        raise TemplateError("gives None, which is no text")
+    return value
 
 
 def _small(value: Any) -> Any:

@@ -1,10 +1,12 @@
 """SQuAD 2: questions whose answers are spans of a paragraph, or that have no answer."""
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from fmerge.data.examples import Example
 from fmerge.data.hub import read_rows
 from fmerge.data.validation_as_test import TestFrom, ValidationAsTest
+from fmerge.errors import UserError
 
 
 class Squad2(ValidationAsTest):
@@ -54,13 +56,20 @@ class Squad2(ValidationAsTest):
         columns = ["question", "context", "answers"]
         table = read_rows(self.source, split, columns=columns, token=self.token)
         return [
-            {
-                "text": row["question"],
-                "text_pair": row["context"],
-                "label": _span(row["answers"]["text"], row["answers"]["answer_start"]),
-            }
-            for row in table.select_columns(columns)
+            self._example(row, f"{self.source}: its {split} split, row {i}")
+            for i, row in enumerate(table.select_columns(columns))
         ]
+
+    def _example(self, row: Mapping[str, Any], where: str) -> Example:
+        for column, value in row.items():
+            if value is None:
+                raise UserError(f"{where}: its '{column}' is missing")
+        answers = row["answers"]
+        return {
+            "text": row["question"],
+            "text_pair": row["context"],
+            "label": _span(answers["text"], answers["answer_start"]),
+        }
 
 
 def _span(texts: list[str], starts: list[int]) -> tuple[int, int]:

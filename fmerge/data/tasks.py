@@ -1,19 +1,27 @@
 """Several tasks side by side as a LightningDataModule."""
 
-import hashlib
-import json
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningDataModule
-from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
 from torch.utils.data import DataLoader, Sampler
 
 from fmerge.data.blocks import LEAST, stratified_blocks
-from fmerge.data.examples import Collate, Example, Examples, Split, TaskData, length, plain_batch
-from fmerge.data.resumable import ResumableLoader
+from fmerge.data.examples import (
+    Collate,
+    Example,
+    Examples,
+    Split,
+    TaskData,
+    digest,
+    length,
+    plain_batch,
+    read_examples,
+)
+from fmerge.data.resumable import ResumableLoader, unrepeated_sampler
+from fmerge.data.task_names import check_task_names
 from fmerge.errors import UserError, check_within, known
 
 
@@ -42,11 +50,13 @@ class MultiTask(LightningDataModule):
             raise UserError(f"--data.batch_size: is {batch_size}, but must be at least 1")
         check_within("--data.num_workers", num_workers, "[0, inf)")
         self.tasks = tasks or {}
+        check_task_names(self.tasks, "--data.tasks")
         self.batch_size = batch_size
         self.num_workers = num_workers
         self._training: dict[str, dict[str, int]] = {}
         self._cache: dict[tuple[Any, ...], DataLoader[Example]] = {}
         self._divided: dict[tuple[str, Split], list[list[Example]]] = {}
+        self._checked: set[tuple[str, Split]] = set()
 
     @property
     def labels(self) -> dict[str, list[str]]:
@@ -106,9 +116,7 @@ class MultiTask(LightningDataModule):
         Returns:
             The SHA-256 digest of their contents in order, in hexadecimal.
         """
-        examples = [dict(one) for one in self._read(task, split)]
-        text = json.dumps(examples, sort_keys=True, default=str)
-        return hashlib.sha256(text.encode()).hexdigest()
+        return digest(self._read(task, split))
 
     def train_dataloader(self) -> dict[str, DataLoader[Example]]:
         """Makes shuffled loaders; Lightning draws a batch of every task for each step.
@@ -247,7 +255,7 @@ class MultiTask(LightningDataModule):
             if not shuffled:  # the order changes no score
                 chosen = sorted(chosen, key=length)
             dataset = Examples(chosen)
-            self._cache[key] = self._make(name, dataset, self._unrepeated(dataset))
+            self._cache[key] = self._make(name, dataset, unrepeated_sampler(self.trainer, dataset))
         return self._cache[key]
 
     def _blocks(self, name: str, split: Split) -> list[list[Example]]:
@@ -279,19 +287,11 @@ class MultiTask(LightningDataModule):
         )
 
     def _read(self, name: str, split: Split) -> Sequence[Example]:
-        found = self.tasks[name].examples(split)
-        if not found:
-            raise UserError(f"task '{name}': its {split} split is empty")
-        return found
-
-    def _unrepeated(self, dataset: Examples) -> UnrepeatedDistributedSampler | None:
-        # Lightning's own sampler repeats examples until all processes have equally many
-        trainer = self.trainer
-        if trainer is None or trainer.world_size == 1:
-            return None
-        return UnrepeatedDistributedSampler(
-            dataset, num_replicas=trainer.world_size, rank=trainer.global_rank, shuffle=False
+        found = read_examples(
+            self.tasks[name], name, split, check=(name, split) not in self._checked
         )
+        self._checked.add((name, split))
+        return found
 
     def _collate(self, examples: Sequence[Example], task: str) -> dict[str, Any]:
         if self.trainer is None:

@@ -6,6 +6,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from fmerge.data.tables import Files
 from fmerge.errors import UserError, known
 from fmerge.system.paths import expand
 
@@ -21,7 +22,7 @@ class Fields:
     Attributes:
         source: The data set: a hub id or a path.
         name: Its configuration.
-        splits: Train, validation or test to the data set's own split.
+        splits: Train, validation or test to the data set's own split, or to files.
         text: Jinja of the prompt.
         choices: A Jinja text for each choice, or an expression that gives a list.
         label: An expression for the true choice: its index, or its text.
@@ -32,7 +33,7 @@ class Fields:
 
     source: str | None = None
     name: str | None = None
-    splits: Mapping[str, str] = field(default_factory=dict)
+    splits: Mapping[str, Files] = field(default_factory=dict)
     text: str | None = None
     choices: str | list[str] | None = None
     label: str | None = None
@@ -108,11 +109,16 @@ def check_fields(content: Mapping[str, Any], where: str) -> Fields:
 
 
 def _check_splits(value: Any, where: str) -> None:
-    if not isinstance(value, dict) or not all(isinstance(one, str) for one in value.values()):
+    if not isinstance(value, dict) or not all(map(_are_texts, value.values())):
         raise UserError(f"{where}: splits is {value!r}, but must map {known(SPLITS)} to splits")
     for split in value:
         if split not in SPLITS:
             raise UserError(f"{where}: unknown split '{split}' in splits; known: {known(SPLITS)}")
+
+
+def _are_texts(value: Any) -> bool:
+    several = value if isinstance(value, list) and value else [value]
+    return all(isinstance(one, str) for one in several)
 
 
 def _promptsource(content: dict[str, Any], template: str, name: str | None) -> Fields:

@@ -1,7 +1,7 @@
 """Refits heads to a merged body: each task's last linear layer, on the body's features."""
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 
-from fmerge.data import MultiTask, Split
+from fmerge.data import Example, MultiTask, Split
 from fmerge.errors import UserError, known
 from fmerge.evaluation.evaluator import Evaluator, silent
 from fmerge.modules import FeaturePass, TaskModule, TextClassifier, fit_linear
@@ -18,6 +18,7 @@ from fmerge.params import Params, last_linear, using_params
 from fmerge.system.distributed import gather, in_dataset_order
 
 _LOG = logging.getLogger(__name__)
+_UNTRAINED = "task '%s' has no train split: the table will lack the base with refitted heads"
 
 Refit = Literal["off", "end", "trials"]
 
@@ -83,7 +84,22 @@ def obstacle(module: TaskModule, data: MultiTask | None, models: Mapping[str, nn
         found = last_linear(model)
         if found is None or found[1].out_features != classes:
             return f"the head of task '{task}' does not end in a linear layer of {classes} outputs"
+    if task := untrained(data, models):
+        return f"task '{task}' has no train split to fit a head on"
     return ""
+
+
+def untrained(data: MultiTask, tasks: Iterable[str]) -> str:
+    """Finds a task without training examples, which a merge that is only scored does not need.
+
+    Args:
+        data: The tasks.
+        tasks: Which of them.
+
+    Returns:
+        The name of the first; empty if all have some.
+    """
+    return next((task for task in tasks if not data.tasks[task].has("train")), "")
 
 
 def check_refitting(
@@ -108,11 +124,18 @@ def check_refitting(
     reason = obstacle(module, data, models)
     if settings.wanted and reason:
         raise UserError(f"--refit_heads: is {settings.when}, but {reason}; leave it off")
+    if data is not None and reference and (lacking := untrained(data, models)):
+        rank_zero_only(_LOG.warning)(
+            "task '%s' has no train split: the table will lack the base with refitted heads",
+            lacking,
+        )
     if data is None or reason or not (settings.wanted or reference):
+        if data is not None and reference and (lacking := untrained(data, models)):
+            rank_zero_only(_LOG.warning)(_UNTRAINED, lacking)
         return
     for task in models:
         names = data.labels[task]
-        chosen = data.choose(task, "train", settings.most, settings.seed)
+        chosen = _training_examples(data, task, settings)
         seen = {int(example["label"]) for example in chosen}
         missing = [name for number, name in enumerate(names) if number not in seen]
         if len(seen) < 2:
@@ -128,6 +151,14 @@ def check_refitting(
                 "a refitted head of '%s' will never answer %s, which none of the %d training "
                 "examples is of; --refit_examples may take more", task, known(missing), len(chosen),
             )  # fmt: skip
+
+
+def _training_examples(data: MultiTask, task: str, settings: Refitting) -> Sequence[Example]:
+    try:
+        return data.choose(task, "train", settings.most, settings.seed)
+    except UserError as error:
+        off = "--refit_heads off" if settings.wanted else "--baselines experts"
+        raise UserError(f"{error}; no head is refitted on it with {off}") from error
 
 
 class Refitter:

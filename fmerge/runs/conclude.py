@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fmerge.evaluation.chance import below_chance
 from fmerge.evaluation.evaluator import Evaluator, by_accuracy
 from fmerge.evaluation.head_refit import Heads, Refitter
 from fmerge.evaluation.statistics import Fisher, statistic_of
@@ -18,7 +19,7 @@ from fmerge.report.merge_report import MergeReport
 from fmerge.report.model_card import loader_of, model_card, parameters_of
 from fmerge.report.pareto_front import Front
 from fmerge.report.parts import Provenance, SearchOutcome, TestOutcome, Trials
-from fmerge.report.scores import AVERAGE, BASE, EXPERTS, REFITTED, RUNNER_UP
+from fmerge.report.scores import AVERAGE, BASE, EXPERTS, REFITTED, RUNNER_UP, Row
 from fmerge.runs.data_provenance import split_facts
 from fmerge.runs.pass_plan import TestedRow, tested_rows
 from fmerge.search import Search, Trial, non_dominated_trials
@@ -80,6 +81,7 @@ class Conclusion:
         """
         # a merge lasts until the assembler makes the next one: baselines come first
         table, runner_up = self._test_baselines(chosen.search, assembler)
+        doubts = [] if table is None else self._doubts(table)
         fishers: list[FisherSummary] = []
         body = assembler.assemble(chosen.best.coefficients, self._summarise(fishers))
         wanted, refitter = self.run.refitting.wanted, self.refitter
@@ -99,7 +101,7 @@ class Conclusion:
                 refit_heads=self.run.refitting.when,
                 refit_examples=self.run.refitting.most,
             ),
-            provenance=self._provenance(chosen, folder, fishers[0] if fishers else None),
+            provenance=self._provenance(chosen, folder, fishers[0] if fishers else None, doubts),
         )
         place = folder.point(chosen.best.index) if chosen.built else folder.path
         self._save(body, heads, place / "merged", report)
@@ -129,7 +131,11 @@ class Conclusion:
         )
 
     def _provenance(
-        self, chosen: Chosen, folder: RunFolder, fishers: FisherSummary | None
+        self,
+        chosen: Chosen,
+        folder: RunFolder,
+        fishers: FisherSummary | None,
+        doubts: Sequence[str],
     ) -> Provenance:
         ensemble, first = self.run.ensemble, self.run.trainer.is_global_zero
         vectors = ""
@@ -143,7 +149,7 @@ class Conclusion:
             base=ensemble.base_source,
             hashes={what: folder.noted(what) for what in ("expert", "base")} if first else {},
             tasks=task_facts(self.run.data, folder.noted("data")) if self._tells else {},
-            facts=[*self._facts(), *chosen.raced, *_FACTS[ensemble.heads_merged]],
+            facts=[*self._facts(), *chosen.raced, *_FACTS[ensemble.heads_merged], *doubts],
             parameters=parameters_of(self.run.method),
             vectors=vectors,
             fishers=fishers,
@@ -186,6 +192,13 @@ class Conclusion:
                 self._test(table, row, assembler.assemble(runner_up.coefficients))
         tested = any(row.name == RUNNER_UP for row in baselines)
         return table, runner_up if tested else None
+
+    def _doubts(self, table: TestTable) -> list[str]:
+        """Sentences on experts that are worse than guessing."""
+        rows = [row for row in table.rows() if isinstance(row, Row) and row.name == EXPERTS]
+        experts = rows[0].scores if rows else {}
+        assert self.run.data is not None  # else there were no table
+        return below_chance(self.run.data, experts, "test")
 
     def _test(
         self, table: TestTable, row: TestedRow, body: Params, heads: Heads | None = None

@@ -164,7 +164,7 @@ def _trainer(trainer: Trainer, names: Sequence[str]) -> dict[str, Any]:
     return {"precision": str(trainer.precision), **described(found)}
 
 
-def _data(data: LightningDataModule | None) -> Any:
+def _data(data: Any) -> Any:
     if data is None:
         return None
     if type(data) is not MultiTask:

@@ -23,6 +23,7 @@ from fmerge.report.sections import layer_table
 from fmerge.report.tables import to_rich
 from fmerge.runs.described import described
 from fmerge.runs.dry_run import show_fisher_plan
+from fmerge.runs.inputs import explaining_texts
 from fmerge.store import (
     check_fisher_path,
     check_new_file,
@@ -80,7 +81,10 @@ class FisherJob:
         wanted = self.settings.errors is not None
         check_automatic(self.trainer, self.data, self.settings.estimator, wanted)
         run = FisherRun(self, self.data.only_task(task))
-        with only_run(lock_of(self.output, folder=False), on=self.trainer.is_global_zero):
+        with (
+            only_run(lock_of(self.output, folder=False), on=self.trainer.is_global_zero),
+            explaining_texts(self.module, self.data),
+        ):
             if dry_run:
                 run.describe(expert)
                 return None

@@ -1,11 +1,15 @@
 """What a command is given: checked before any long work, and hashed to be known again."""
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from torch.utils.data import DataLoader
 
 from fmerge.data import MultiTask, Split
-from fmerge.errors import UserError
+from fmerge.data.own import OwnData
+from fmerge.errors import UserError, known
 from fmerge.evaluation.batch_size import check_automatic
 from fmerge.evaluation.evaluator import by_accuracy
 from fmerge.evaluation.head_refit import check_refitting
@@ -39,21 +43,72 @@ def task_module(model: LightningModule) -> TaskModule:
     return model
 
 
-def tasks_of(datamodule: LightningDataModule) -> MultiTask:
-    """Checks that data name their tasks.
+def tasks_of(
+    datamodule: object, trainer: Trainer | None = None, dry_run: bool = False
+) -> MultiTask:
+    """Finds the tasks of data, of the user's own too.
 
     Args:
-        datamodule: What the command line gave.
+        datamodule: ``MultiTask``, or a LightningDataModule or loaders of the user's own.
+        trainer: The Trainer that the data are for, if there is one yet.
+        dry_run: Whether a command is only priced.
 
     Returns:
         The data.
 
     Raises:
-        UserError: If they are of another kind.
+        UserError: If they are of another kind, or priced although they are the user's own.
     """
-    if not isinstance(datamodule, MultiTask):
-        raise UserError(f"--data: {type(datamodule).__name__} names no tasks; use MultiTask")
-    return datamodule
+    if isinstance(datamodule, MultiTask):
+        return datamodule
+    if not isinstance(datamodule, LightningDataModule | DataLoader | Mapping):
+        raise UserError(
+            f"--data: is {type(datamodule).__name__}, but must be MultiTask, a "
+            "LightningDataModule, or a DataLoader for each task"
+        )
+    if dry_run:
+        raise UserError("--dry_run: knows the examples of MultiTask alone; leave it out")
+    return OwnData(datamodule, trainer)
+
+
+@contextmanager
+def explaining_texts(model: object, datamodule: object) -> Iterator[None]:
+    """Explains the errors of a module that has no ``collate`` and is given texts.
+
+    Args:
+        model: The module.
+        datamodule: Its data.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        UserError: If the module fails on a batch of texts.
+    """  # noqa: DOC501 - errors of other modules pass through
+    try:
+        yield
+    except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
+        fields = _text_fields(datamodule)
+        if not isinstance(model, LightningModule) or hasattr(model, "collate") or not fields:
+            raise
+        name, reason = type(model).__name__, " ".join(str(error).split())
+        raise UserError(
+            f"--model: {name} has no collate(examples, task), so that it gets {known(fields)} as "
+            f"lists of strings, on which it fails ({type(error).__name__}: {reason}); add collate, "
+            "which makes tensors of them"
+        ) from error
+
+
+def _text_fields(datamodule: object) -> list[str]:
+    """The fields of the first example of MultiTask that are strings."""
+    if not isinstance(datamodule, MultiTask) or isinstance(datamodule, OwnData):
+        return []
+    splits: tuple[Split, ...] = ("validation", "test", "train")
+    for task in datamodule.tasks.values():
+        for split in splits:
+            if task.has(split):
+                return [key for key, one in task.examples(split)[0].items() if isinstance(one, str)]
+    return []
 
 
 def check_data(datamodule: object) -> None:
@@ -111,7 +166,12 @@ def check_merge(run: "MergeRun", search: Search, grouped: bool, racing: bool = F
     if racing:
         check_racing(run.trainer, run.data)
     if statistic is not None:
-        run.data.check_splits(run.settings.split)
+        try:
+            run.data.check_splits(run.settings.split)
+        except UserError as error:
+            raise UserError(
+                f"{error}; --fisher.split names the split of the {statistic.label}"
+            ) from error
         wanted = run.settings.errors is not None
         check_automatic(run.trainer, run.data, run.settings.estimator, wanted)
     else:

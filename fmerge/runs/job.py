@@ -13,6 +13,8 @@ from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
 from rich.console import Console
 
 from fmerge.data import MultiTask
+from fmerge.data.own import Loaders
+from fmerge.data.task_names import check_task_names
 from fmerge.evaluation.head_refit import Refitting
 from fmerge.fisher import MERGE_DEFAULTS, FisherSettings
 from fmerge.merging.expert_fishers import Expert
@@ -64,7 +66,7 @@ class MergeJob:
 
     trainer: Trainer
     model: LightningModule
-    datamodule: LightningDataModule | None
+    datamodule: LightningDataModule | Loaders | None
     experts: Mapping[str, str | Expert]
     output: Path
     method: MergeMethod
@@ -86,6 +88,7 @@ class MergeJob:
         Returns:
             What was saved and the test scores; None of a dry run.
         """
+        check_task_names(self.experts, "--experts")  # before there is a folder
         with only_run(lock_of(self.output, folder=True), on=self.trainer.is_global_zero):
             defaults = {"fisher": asdict(MERGE_DEFAULTS)}
             folder = RunFolder(self.output, self.config or merge_config(self), defaults)
@@ -154,7 +157,8 @@ class MergeJob:
         return run, search
 
     def _data(self) -> MultiTask | None:
-        data = None if self.datamodule is None else tasks_of(self.datamodule)
+        given = self.datamodule
+        data = None if given is None else tasks_of(given, self.trainer, self.dry_run)
         return data if data is not None and data.tasks else None
 
     def _build(

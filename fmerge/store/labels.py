@@ -12,15 +12,17 @@ from fmerge.params import last_linear
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+_NUMBER = re.compile(r"\s*([+-]?)(0|[1-9][0-9]*)(?:\.0+)?\s*")
+
 
 def label_order(
     config: Any, labels: Sequence[str], source: str, any_labels: bool = False
 ) -> list[int]:
     """Finds which of a checkpoint's outputs belongs to each of the task's labels.
 
-    Names are compared without case, spaces, hyphens and underscores. Names that mean nothing
-    (``LABEL_0``, …) are taken to be in the task's order. A single output is a number, whatever its
-    name.
+    Names are compared without case, spaces, hyphens and underscores, and whole numbers as numbers.
+    Names that mean nothing (``LABEL_0``, …) are taken to be in the task's order. A single output is
+    a number, whatever its name.
 
     Args:
         config: A Hugging Face configuration.
@@ -145,5 +147,34 @@ def other_labels(source: str, expected: Sequence[str], found: Sequence[str]) -> 
     )
 
 
+def plain_number(text: str) -> str:
+    """Writes a whole number in one way.
+
+    Args:
+        text: Any text.
+
+    Returns:
+        The number without plus sign, decimals and spaces, such as 1 for 1.0; any other text, such
+        as 01, as it is.
+    """
+    found = _NUMBER.fullmatch(text)
+    if found is None:
+        return text
+    return found[2] if found[1] != "-" or found[2] == "0" else f"-{found[2]}"
+
+
+def is_whole(text: str) -> bool:
+    """Tells whether a text is a whole number as ``plain_number`` writes it.
+
+    Args:
+        text: Any text.
+
+    Returns:
+        Whether it is.
+    """
+    return _NUMBER.fullmatch(text) is not None and plain_number(text) == text
+
+
 def _plain(name: str) -> str:
-    return re.sub(r"[\s_-]+", "", name).casefold()
+    number = plain_number(name)
+    return number if is_whole(number) else re.sub(r"[\s_-]+", "", name).casefold()

@@ -369,8 +369,8 @@ def test_splits_that_will_be_needed_are_asked_for_first(zoo, tmp_path, capsys):
         for task in zoo.tasks
     }
     arguments = ["merge", *experts(zoo), "--output", output, "--data.tasks", json.dumps(tasks)]
-    line = fails(capsys, *arguments, "--base", zoo.base, "--method", "Isotropic")
-    assert "no file is given for the train split" in line
+    line = fails(capsys, *arguments, "--method", "Isotropic", "--refit_heads", "end")
+    assert "task 'colour' has no train split to fit a head on" in line
     line = fails(capsys, *arguments, "--method", "FisherMerge", "--fisher.split", "train")
     assert "no file is given for the train split" in line
     assert not output.exists()

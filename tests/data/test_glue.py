@@ -93,7 +93,8 @@ def changed(change, splits=("train", "validation", "test")):
 
 
 def relabelled(label):
-    plain = datasets.Value("int64")
+    kinds = {float: "float64", str: "string"}
+    plain = datasets.Value(kinds.get(type(label), "int64"))
     return changed(lambda rows: rows.cast_column("label", plain).map(lambda _: {"label": label}))
 
 
@@ -102,6 +103,9 @@ def relabelled(label):
     [
         (relabelled(-1), r"its validation split, row 0: its label is hidden \(-1\)"),
         (relabelled(2), "its label is 2; known: 0 to 1"),
+        (relabelled(0.5), "its label is 0.5; known: 0 to 1"),
+        (relabelled(None), r"row 0: its label is hidden \(None\)"),
+        (relabelled("yes"), "its label is 'yes', but must be a number"),
         (changed(lambda rows: rows.remove_columns("sentence2")), "has no column 'sentence2'"),
         (
             changed(lambda rows: rows.remove_columns("sentence2"), ["validation"]),
@@ -120,6 +124,12 @@ def test_unfit_rows_are_refused(make, message, tmp_path):
     with pytest.raises(UserError, match=message) as caught:
         Glue("rte", make(tmp_path / "glue")).examples("validation")
     assert "\n" not in str(caught.value)
+
+
+def test_a_whole_label_is_one_also_as_a_float(tmp_path):
+    data = Glue("rte", relabelled(1.0)(tmp_path / "glue"), "validation")
+    assert {one["label"] for one in data.examples("train")} == {1}
+    assert {type(one["label"]) for one in data.examples("train")} == {int}
 
 
 def test_unfit_options_are_refused():

@@ -206,3 +206,89 @@ def test_what_is_lacking_is_said(tmp_path, monkeypatch):
 def test_a_lacking_split_of_a_data_set_is_said(tmp_path):
     source = six.hub_folder("paws", tmp_path, {"train": six.rows("paws", "train", 1)})
     refused("labeled_final: cannot read its test split", "test", template="paws", source=source)
+
+
+MISSING = {"question": ["a", None, "c"], "answer": ["yes", "no", "yes"], "good": [1, 0, 1]}
+
+
+@pytest.mark.parametrize("ending", [".csv", ".jsonl", ".parquet"])
+@pytest.mark.parametrize(
+    "text", ["Is it {{ question }}?", "{{ 'Is it ' ~ question }}", "{{ [question] | join }}"]
+)
+def test_a_missing_value_is_never_rendered(tmp_path, ending, text):
+    path = write(tmp_path / f"a{ending}", MISSING)
+    line = r" \(line 3\)" if ending == ".csv" else ""
+    refused(
+        f"Prompted: row 2 of {path}: text: column 'question' is empty; test it with .*row{line}$",
+        splits={"train": path},
+        **OWN | {"text": text},
+    )
+
+
+@pytest.mark.parametrize("ending", [".csv", ".jsonl", ".parquet"])
+def test_a_missing_value_can_be_tested(tmp_path, ending):
+    path = write(tmp_path / f"a{ending}", MISSING)
+    for text in (
+        "Is it {% if question is none %}so{% else %}{{ question }}{% endif %}?",
+        "Is it {{ question or 'so' }}?",
+        "Is it {{ 'so' if not question else question }}?",
+    ):
+        data = Prompted(splits={"train": path}, **OWN | {"text": text})
+        texts = [one["text"] for one in data.examples("train")]
+        assert texts == ["Is it a?", "Is it so?", "Is it c?"]
+
+
+@pytest.mark.parametrize("ending", [".csv", ".jsonl", ".parquet"])
+@pytest.mark.parametrize("label", ["answer", "{{ answer }}", "good | int", "good - 0", "good"])
+def test_a_missing_label_is_refused(tmp_path, ending, label):
+    rows = {"question": ["a", "b"], "answer": ["yes", None], "good": [1, None]}
+    path = write(tmp_path / f"a{ending}", rows)
+    column = "answer" if "answer" in label else "good"
+    refused(
+        f"row 2 of .*column '{column}' is empty",
+        splits={"train": path},
+        **OWN | {"label": label},
+    )
+
+
+def test_columns_of_csv_are_as_they_stand(tmp_path):
+    (tmp_path / "a.csv").write_text("q;flag;n\nnull;true;007\nNA;false;8\n")
+    data = Prompted(
+        splits={"train": str(tmp_path / "a.csv")},
+        text="{{ q }} {{ n }} {{ flag }}{% if flag %}!{% endif %}",
+        choices=["true", "false"],
+        label="flag",
+    )
+    texts = [(one["text"], one["label"]) for one in data.examples("train")]
+    assert texts == [("null 007 true!", 0), ("NA 8 false", 1)]
+
+
+def test_a_whole_number_is_an_index_also_where_it_is_written_as_a_float(tmp_path):
+    rows = {"question": ["a", "b"], "answer": ["yes", "no"], "good": [1.0, 0.0]}
+    for ending in (".csv", ".jsonl", ".parquet"):
+        path = write(tmp_path / f"a{ending}", rows)
+        data = Prompted(splits={"train": path}, **OWN | {"label": "good"})
+        assert [one["label"] for one in data.examples("train")] == [1, 0]
+
+
+@pytest.mark.parametrize("ending", [".csv", ".jsonl", ".parquet"])
+def test_columns_are_named_and_files_are_several(tmp_path, ending):
+    one, two = write(tmp_path / f"p1{ending}"), write(tmp_path / f"p2{ending}", MISSING)
+    (tmp_path / "rows").mkdir()
+    rest = write(tmp_path / "rows" / f"p3{ending}", {key: row[:1] for key, row in ROWS.items()})
+    for files in ([one, rest], [str(tmp_path / f"p1*{ending}"), rest]):
+        data = Prompted(
+            splits={"train": files}, text="question", choices=["no", "yes"], label="answer"
+        )
+        assert [(e["text"], e["label"]) for e in data.examples("train")] == [
+            ("a", 1), ("b", 0), ("c", 1), ("a", 1),
+        ]  # fmt: skip
+    refused(
+        f"row 2 of {two}: text: column 'question' is empty",
+        splits={"train": [one, two]},
+        **OWN | {"text": "question"},
+    )
+    # a word that is no column is the prompt itself
+    data = Prompted(splits={"train": one}, **OWN | {"text": "Well"})
+    assert data.examples("train")[0]["text"] == "Well"
+    assert data.has("train") and not data.has("test")
