@@ -6,7 +6,9 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 
+from fmerge import methods
 from fmerge.data import Split
+from fmerge.errors import object_of
 from fmerge.evaluation.head_refit import Refit, Refitting
 from fmerge.fisher import MERGE_DEFAULTS, Estimator, Fallback, FisherEstimate, FisherSettings
 from fmerge.merging.expert_fishers import Expert
@@ -262,8 +264,9 @@ class FMergeTrainer(Trainer):
         """
         return MergeJob(
             trainer=self, model=model, datamodule=datamodule, experts=experts,
-            output=path_of(output), method=method or Average(), base=base, fisher=fisher,
-            baselines=baselines,
+            output=path_of(output),
+            method=object_of("method", method or Average(), MergeMethod, methods), base=base,
+            fisher=fisher, baselines=baselines,
             refitting=Refitting(refit_heads, refit_examples, refit_seed), overwrite=overwrite,
             dry_run=dry_run, build=build, config=self.resolved_config,
         ).run()  # fmt: skip

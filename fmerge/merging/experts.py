@@ -15,7 +15,7 @@ from fmerge.merging.buffers import (
     shared_buffers,
 )
 from fmerge.merging.compatibility import FIELDS, check_related, check_same_function
-from fmerge.merging.expert_fishers import Expert, fisher_files, read_fishers
+from fmerge.merging.expert_fishers import Expert, expert_of, fisher_files, read_fishers
 from fmerge.methods import MergeMethod
 from fmerge.modules import TaskModule
 from fmerge.params import Params, check_finite, check_same_layout, params_of
@@ -99,12 +99,11 @@ def target_first(experts: Mapping[str, str | Expert], target: str | None) -> dic
         Task name to expert: the target's first, donors last, the others as they were.
 
     Raises:
-        UserError: If the target is a donor.
+        UserError: If the target is a donor, or what is given is no expert.
     """
-    whole = {
-        name: Expert(expert) if isinstance(expert, str) else expert
-        for name, expert in experts.items()
-    }
+    if not isinstance(experts, Mapping):
+        raise UserError(f"--experts: is {experts!r}, but must map each task's name to its expert")
+    whole = {name: expert_of(name, expert) for name, expert in experts.items()}
     if target in whole and whole[target].donor:
         raise UserError(f"--optimizer.target: '{target}' is a donor, which has no task to score")
     return dict(sorted(whole.items(), key=lambda item: (item[0] != target, item[1].donor)))

@@ -4,8 +4,9 @@ from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import LightningDataModule, LightningModule
 
+from fmerge import modules
 from fmerge.data import MultiTask, Split
-from fmerge.errors import UserError
+from fmerge.errors import UserError, object_of
 from fmerge.evaluation.batch_size import check_automatic
 from fmerge.evaluation.evaluator import by_accuracy
 from fmerge.evaluation.head_refit import check_refitting
@@ -31,6 +32,8 @@ def task_module(model: LightningModule) -> TaskModule:
     Raises:
         UserError: If it does not say what its tasks share.
     """
+    if isinstance(model, str | type):  # from Python: a name, or the class itself
+        return object_of("model", model, TaskModule, modules)  # type: ignore[type-abstract]
     if not isinstance(model, TaskModule):
         raise UserError(
             f"--model: {type(model).__name__} does not say what its tasks share, so it cannot be "

@@ -13,6 +13,7 @@ from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
 from rich.console import Console
 
 from fmerge.data import MultiTask
+from fmerge.errors import UserError
 from fmerge.evaluation.head_refit import Refitting
 from fmerge.fisher import MERGE_DEFAULTS, FisherSettings
 from fmerge.merging.expert_fishers import Expert
@@ -110,6 +111,11 @@ class MergeJob:
     def _prepare(self) -> tuple[MergeRun, Search]:
         """Reads the inputs and checks all that can be checked before the long part."""
         module: TaskModule = task_module(self.model)
+        if not isinstance(self.fisher, FisherSettings):
+            raise UserError(
+                f"fisher: is {self.fisher!r}, but must be FisherSettings, such as "
+                "dataclasses.replace(MERGE_DEFAULTS, examples=100)"
+            )
         data = self._data()
         # formulas want the target first; coefficients keep the order they were given in
         ordered = target_first(self.experts, self.optimizer.target)
