@@ -262,11 +262,10 @@ class FMergeTrainer(Trainer):
         Returns:
             The report: the merge that was saved and its test scores; None of a dry run.
         """
+        made = object_of("method", method or Average(), MergeMethod, methods)  # type: ignore[type-abstract]
         return MergeJob(
             trainer=self, model=model, datamodule=datamodule, experts=experts,
-            output=path_of(output),
-            method=object_of("method", method or Average(), MergeMethod, methods), base=base,
-            fisher=fisher, baselines=baselines,
+            output=path_of(output), method=made, base=base, fisher=fisher, baselines=baselines,
             refitting=Refitting(refit_heads, refit_examples, refit_seed), overwrite=overwrite,
             dry_run=dry_run, build=build, config=self.resolved_config,
         ).run()  # fmt: skip

@@ -51,14 +51,9 @@ def merge(
         >>> fmerge.merge({"a": a, "b": b}, fmerge.methods.Isotropic(), {"a": 0.25, "b": 0.75})
         {'weight': tensor([2.5000, 5.0000])}
     """
-    method = object_of("method", method, MergeMethod, methods)
+    method = object_of("method", method, MergeMethod, methods)  # type: ignore[type-abstract]
     kind = type(method).__name__
-    for parameter, given in (("experts", experts), ("statistics", statistics)):
-        if given is not None and not isinstance(given, Mapping | list | tuple):
-            raise UserError(
-                f"{parameter}: is {given!r}, but must be a list of dictionaries of tensors, or "
-                "such dictionaries by name"
-            )
+    _check_collections(experts=experts, statistics=statistics)
     names = list(experts) if isinstance(experts, Mapping) else list(range(len(experts)))
     models = _models(experts, names, method, base)
     weights = _weights(kind, method, coefficients, names)
@@ -73,6 +68,15 @@ def merge(
     check_finite(merged, f"{kind} with coefficients {weights}")
     fixed = _constants(models if base is None else [base, *models])
     return {k: t.clone() if k in fixed else merged[k] for k, t in models[0].items()}
+
+
+def _check_collections(**given: object) -> None:
+    for parameter, value in given.items():
+        if value is not None and not isinstance(value, Mapping | list | tuple):
+            raise UserError(
+                f"{parameter}: is {value!r}, but must be a list of dictionaries of tensors, or "
+                "such dictionaries by name"
+            )
 
 
 def _models(

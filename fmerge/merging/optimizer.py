@@ -80,7 +80,9 @@ class MergeOptimizer(Callback):
         groups: Groups = "whole",
         racing: bool = False,
     ) -> None:
-        self.search = None if search is None else object_of("search", search, Search, searches)
+        self.search = None
+        if search is not None:
+            self.search = object_of("search", search, Search, searches)  # type: ignore[type-abstract]
         self.target = target
         self.objective: Aim | list[Aim] = objective
         self.weights = weights

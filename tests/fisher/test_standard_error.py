@@ -118,6 +118,19 @@ def test_the_interval_covers_the_total(number):
     assert covered / 2000 > 0.93
 
 
+def test_heavy_tails_are_covered_less_often():
+    """Of lognormal totals with σ = 1.5 eight batches rarely see the largest."""
+    generator = torch.Generator().manual_seed(0)
+    covered = 0
+    for _ in range(1000):
+        spread = StandardError()
+        for total in (1.5 * torch.randn(8, generator=generator) - 1.125).exp().tolist():
+            spread.add(1, total)
+        mean = spread.total / spread.count
+        covered += abs(mean - 1) <= spread.relative_interval() * mean
+    assert 0.6 < covered / 1000 < 0.9
+
+
 def test_a_restored_accumulator_goes_on_bit_for_bit():
     x, module = draws(40), Line()
     whole = FisherAccumulator(module, module, errors="entries")

@@ -97,9 +97,14 @@ def test_a_difference_ends_at_one():
     assert bonett_price(0, 10, 10).low == -1
 
 
-def test_a_paired_difference_is_covered_wherever_it_is():
-    examples = 30
-    pairs = [(b, c) for b in range(examples + 1) for c in range(examples + 1 - b)]
+@pytest.mark.parametrize(
+    "examples",
+    [30, *(pytest.param(n, marks=pytest.mark.slow) for n in (100, 1000))],
+)
+def test_a_paired_difference_is_covered_wherever_it_is(examples):
+    """Summed over all outcomes, for discordant shares up to 30%, however they are divided."""
+    most = min(examples, int(0.3 * examples + 8 * math.sqrt(0.21 * examples)) + 3)
+    pairs = [(b, c) for b in range(most + 1) for c in range(most + 1 - b)]
     rows = [bonett_price(b, c, examples) for b, c in pairs]
     low, high = (np.array([getattr(one, end) for one in rows]) for end in ("low", "high"))
     counts = np.array([(b, c, examples - b - c) for b, c in pairs])
@@ -109,6 +114,23 @@ def test_a_paired_difference_is_covered_wherever_it_is():
             weights = stats.multinomial.pmf(counts, examples, [one, other, 1 - share])
             covered = (low <= one - other + 1e-9) & (one - other - 1e-9 <= high)
             assert (weights * covered).sum() > 0.93, (share, more)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("examples", [30, 100, 1000])
+@pytest.mark.parametrize("tasks", [2, 5])
+def test_the_mean_over_tasks_is_covered(examples, tasks):
+    rng = np.random.default_rng(0)
+    shares = np.linspace(0.6, 0.99, tasks)
+    covered = {"accuracy": 0, "difference": 0}
+    for _ in range(3000):
+        right = rng.binomial(examples, shares)
+        found = mean_over_tasks([proportion(one / examples, examples) for one in right])
+        covered["accuracy"] += found.low <= shares.mean() <= found.high
+        counts = rng.multinomial(examples, [0.04, 0.01, 0.95], tasks)
+        found = mean_over_tasks([bonett_price(int(b), int(c), examples) for b, c, _ in counts])
+        covered["difference"] += found.low <= 0.03 <= found.high
+    assert min(covered.values()) / 3000 > 0.93, covered
 
 
 def test_the_mean_over_tasks_worked_by_hand():

@@ -125,3 +125,54 @@ def test_a_constant_predictor_has_no_spread_and_no_nan():
     assert correlation(still).ends() == [0, 0, 0]
     assert correlation(moving).value == 1 and correlation(moving).high == 1
     assert correlation_difference(moving, still).value == 1
+
+
+def fast_f1(predictions, targets):
+    _, false, missed, hit = torch.bincount(2 * targets + predictions, minlength=4).tolist()
+    return 2 * hit / max(2 * hit + false + missed, 1)
+
+
+def fast_pearson(predictions, targets):
+    x, y = predictions - predictions.mean(), targets - targets.mean()
+    return float((x @ y) / (x.norm() * y.norm()))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("examples", [30, 100, 1000])
+def test_f1_and_its_difference_are_covered(examples):
+    """Two models of 85 and 80% right answers, of which half are as hard for both."""
+    generator = torch.Generator().manual_seed(0)
+
+    def drawn(n):
+        labels = (torch.rand(n, generator=generator) < 0.3).long()
+        luck = torch.rand(3, n, generator=generator)
+        luck[1] = torch.where(luck[2] < 0.5, luck[0], luck[1])
+        rights = (luck[0] < 0.85, luck[1] < 0.8)
+        return [torch.where(right, labels, 1 - labels) for right in rights], labels
+
+    (one, other), labels = drawn(2_000_000)
+    truth, its = fast_f1(one, labels), fast_f1(other, labels)
+    covered = [0, 0]
+    for _ in range(400):
+        (one, other), labels = drawn(examples)
+        first = of_classes(fast_f1, one, labels, 2)
+        second = of_classes(fast_f1, other, labels, 2, second=True)
+        alone, both = spread(first), difference(first, second)
+        covered[0] += alone.low <= truth <= alone.high
+        covered[1] += both.low <= truth - its <= both.high
+    assert min(covered) / 400 > 0.92, covered  # 0.93 within a standard error of 1.1 points
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("examples", [30, 100, 1000])
+def test_a_correlation_and_its_difference_are_covered(examples):
+    generator = torch.Generator().manual_seed(0)
+    covered = [0, 0]
+    for _ in range(400):
+        y, a, b = torch.randn(3, examples, generator=generator, dtype=torch.float64)
+        x, z = 0.9 * y + 0.19**0.5 * a, 0.8 * y + 0.6 * b
+        first, second = of_numbers(fast_pearson, x, y), of_numbers(fast_pearson, z, y)
+        alone, both = correlation(first), correlation_difference(first, second)
+        covered[0] += alone.low <= 0.9 <= alone.high
+        covered[1] += both.low <= 0.1 <= both.high
+    assert min(covered) / 400 > 0.92, covered
