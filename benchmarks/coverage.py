@@ -10,6 +10,7 @@ have a standard error of 0.7 points.
 
 import argparse
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -123,7 +124,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    rng, repeats = np.random.default_rng(arguments.seed), arguments.repeats
+    repeats = arguments.repeats
+    rng, other, third = (np.random.default_rng(arguments.seed + part) for part in range(3))
     parts = [
         "How often a printed 95% interval holds the true value, and its mean width in points.",
         "An accuracy, exactly, for every share of right answers from 50 to 100% (below, it is the "
@@ -137,12 +139,16 @@ def main() -> None:
         f"Other metrics, {repeats} repeats: alone, and the difference of two models.",
         table(
             "metric | n | models | alone | width | difference | width",
-            (one for part in (classes, numbers) for one in part(rng, repeats)),
+            chain(
+                classes(rng, repeats),
+                numbers("Pearson", rng, repeats),
+                numbers("Spearman", other, repeats),
+            ),
         ),
         f"The total of a Fisher, {20 * repeats} repeats.",
         table(
             "a batch's total | batches | coverage | width | 1.96 errors",
-            fishers(rng, 20 * repeats),
+            fishers(third, 20 * repeats),
         ),
     ]
     if arguments.output:

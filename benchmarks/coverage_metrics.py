@@ -1,6 +1,6 @@
 """Simulated coverage of metrics other than accuracy, alone and as differences of two models."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -50,6 +50,32 @@ def pearson(answers: np.ndarray, targets: np.ndarray) -> np.ndarray:
 def spearman(answers: np.ndarray, targets: np.ndarray) -> np.ndarray:
     """Spearman's correlation over the last dimension: Pearson's of the ranks."""
     return pearson(stats.rankdata(answers, axis=-1), stats.rankdata(targets, axis=-1))
+
+
+def resampled_pearson(answers: np.ndarray, targets: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Pearson's correlation of examples (n,) that are drawn so many times (draws, n)."""
+    return _weighted(answers, targets, counts)
+
+
+def resampled_spearman(answers: np.ndarray, targets: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Spearman's correlation likewise; no draw is sorted, since all have the examples' order."""
+    ranks = []
+    for one in (answers, targets):
+        order = one.argsort()
+        drawn = counts[:, order]
+        mean = drawn.cumsum(axis=1) - (drawn - 1) / 2  # the mean rank of an example's copies
+        ranks.append(np.empty(counts.shape))
+        ranks[-1][:, order] = mean
+    return _weighted(*ranks, counts)
+
+
+def _weighted(x: np.ndarray, y: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    total = counts.sum(axis=1, keepdims=True)
+    x, y = (one - (counts * one).sum(axis=1, keepdims=True) / total for one in (x, y))
+    found: np.ndarray = (counts * x * y).sum(1) / np.sqrt(
+        (counts * x * x).sum(1) * (counts * y * y).sum(1)
+    )
+    return found
 
 
 CLASSES = {
@@ -137,52 +163,47 @@ def classes(rng: np.random.Generator, repeats: int) -> Iterator[str]:
                 )
 
 
-def numbers(rng: np.random.Generator, repeats: int) -> Iterator[str]:
+def numbers(name: str, rng: np.random.Generator, repeats: int) -> Iterator[str]:
     """Writes rows of correlations and of their differences, of normal numbers.
 
     The resamples are those of ``fmerge.report.resamples.of_numbers``, drawn at once.
 
     Args:
+        name: Pearson or Spearman.
         rng: Where draws come from.
         repeats: How many samples a row has.
 
     Yields:
         The rows.
     """
-    for name, score in (("Pearson", pearson), ("Spearman", spearman)):
-        for n in SIZES:
-            for what, (ours, theirs, together) in NUMBERS.items():
-                truth = [
-                    r if score is pearson else 6 / np.pi * np.arcsin(r / 2) for r in (ours, theirs)
+    score, resampled = {
+        "Pearson": (pearson, resampled_pearson),
+        "Spearman": (spearman, resampled_spearman),
+    }[name]
+    for n in SIZES:
+        for what, (ours, theirs, together) in NUMBERS.items():
+            truth = [
+                r if name == "Pearson" else 6 / np.pi * np.arcsin(r / 2) for r in (ours, theirs)
+            ]
+            alone, both = [], []
+            for _ in range(repeats):
+                target, error, other = rng.normal(size=(3, n))
+                other = together * error + (1 - together**2) ** 0.5 * other
+                answers = [
+                    r * target + (1 - r * r) ** 0.5 * e for r, e in ((ours, error), (theirs, other))
                 ]
-                alone, both = [], []
-                for _ in range(repeats):
-                    target, error, other = rng.normal(size=(3, n))
-                    other = together * error + (1 - together**2) ** 0.5 * other
-                    answers = [
-                        r * target + (1 - r * r) ** 0.5 * e
-                        for r, e in ((ours, error), (theirs, other))
-                    ]
-                    chosen = rng.integers(n, size=(DRAWS, n))
-                    first, second = (_resamples(score, one, target, chosen) for one in answers)
-                    alone.append(correlation(first))
-                    both.append(correlation_difference(first, second))
-                yield metric_row(
-                    [name, n, what],
-                    simulated(alone, truth[0]),
-                    simulated(both, truth[0] - truth[1]),
-                )
-
-
-def _resamples(
-    score: Callable[[np.ndarray, np.ndarray], np.ndarray],
-    answers: np.ndarray,
-    targets: np.ndarray,
-    chosen: np.ndarray,
-) -> Resamples:
-    value = float(score(answers, targets))
-    draws = torch.from_numpy(score(answers[chosen], targets[chosen]))
-    return Resamples(value, value, draws, len(targets))
+                chosen = rng.integers(n, size=(DRAWS, n)) + n * np.arange(DRAWS)[:, None]
+                counts = np.bincount(chosen.ravel(), minlength=n * DRAWS).reshape(DRAWS, n)
+                found = []
+                for one in answers:
+                    value = float(score(one, target))
+                    draws = torch.from_numpy(resampled(one, target, counts))
+                    found.append(Resamples(value, value, draws, n))
+                alone.append(correlation(found[0]))
+                both.append(correlation_difference(*found))
+            yield metric_row(
+                [name, n, what], simulated(alone, truth[0]), simulated(both, truth[0] - truth[1])
+            )
 
 
 def metric_row(cells: Sequence[object], alone: Coverage, both: Coverage) -> str:
