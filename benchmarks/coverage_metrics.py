@@ -66,7 +66,7 @@ def resampled_spearman(answers: np.ndarray, targets: np.ndarray, counts: np.ndar
         mean = drawn.cumsum(axis=1) - (drawn - 1) / 2  # the mean rank of an example's copies
         ranks.append(np.empty(counts.shape))
         ranks[-1][:, order] = mean
-    return _weighted(*ranks, counts)
+    return _weighted(ranks[0], ranks[1], counts)
 
 
 def _weighted(x: np.ndarray, y: np.ndarray, counts: np.ndarray) -> np.ndarray:
