@@ -53,8 +53,7 @@ def merge(
     """
     method = object_of("method", method, MergeMethod, methods)  # type: ignore[type-abstract]
     kind = type(method).__name__
-    _check_collections(experts=experts, statistics=statistics)
-    names = list(experts) if isinstance(experts, Mapping) else list(range(len(experts)))
+    names = _names(experts)
     models = _models(experts, names, method, base)
     weights = _weights(kind, method, coefficients, names)
     measured = _statistics(kind, method, statistics, names)
@@ -70,13 +69,17 @@ def merge(
     return {k: t.clone() if k in fixed else merged[k] for k, t in models[0].items()}
 
 
-def _check_collections(**given: object) -> None:
-    for parameter, value in given.items():
-        if value is not None and not isinstance(value, Mapping | list | tuple):
-            raise UserError(
-                f"{parameter}: is {value!r}, but must be a list of dictionaries of tensors, or "
-                "such dictionaries by name"
-            )
+def _names(experts: Sequence[Params] | Mapping[str, Params]) -> list[Any]:
+    _check_collection("experts", experts)
+    return list(experts) if isinstance(experts, Mapping) else list(range(len(experts)))
+
+
+def _check_collection(parameter: str, value: object) -> None:
+    if not isinstance(value, Mapping | list | tuple):
+        raise UserError(
+            f"{parameter}: is {value!r}, but must be a list of dictionaries of tensors, or "
+            "such dictionaries by name"
+        )
 
 
 def _models(
@@ -171,6 +174,7 @@ def _statistics(
     if statistics is None:
         name = STATISTIC_NAMES[method.statistic]
         raise UserError(f"statistics: {kind} needs {name} for each expert")
+    _check_collection("statistics", statistics)
     return _in_order("statistics", statistics, names)
 
 
