@@ -2,6 +2,9 @@
 
 from inspect import isabstract, isclass
 from types import ModuleType
+from typing import TypeVar
+
+_Kind = TypeVar("_Kind")
 
 
 class UserError(Exception):
@@ -71,3 +74,38 @@ def classes_of(module: ModuleType, base: type) -> dict[str, type]:
         for name, one in found.items()
         if isclass(one) and issubclass(one, base) and not isabstract(one)
     }
+
+
+def object_of(parameter: str, value: object, kind: type[_Kind], module: ModuleType) -> _Kind:
+    """Takes an object of a kind, or makes it of its class or of its class's name.
+
+    Args:
+        parameter: Where the value was given, for the message.
+        value: The object; or a class of the kind or its name, which is made with its defaults.
+        kind: The kind.
+        module: Where the names are known.
+
+    Returns:
+        The object.
+
+    Raises:
+        UserError: If it is of another kind, the name is unknown, or there are no defaults.
+    """
+    if isinstance(value, kind):
+        return value
+    classes = classes_of(module, kind)
+    if isinstance(value, str) and value not in classes:
+        raise UserError(f"{parameter}: unknown name {value!r}; known: {known(classes)}")
+    wanted = classes[value] if isinstance(value, str) else value
+    if not (isclass(wanted) and issubclass(wanted, kind)):
+        raise UserError(
+            f"{parameter}: is {value!r}, but must be a {kind.__name__} or the name of one; "
+            f"known: {known(classes)}"
+        )
+    try:
+        return wanted()
+    except TypeError as error:  # one that is made of other objects has no defaults
+        name = wanted.__name__
+        raise UserError(
+            f"{parameter}: {name} takes arguments; give an object, not a name"
+        ) from error

@@ -6,8 +6,10 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 
+from fmerge import methods
 from fmerge.data import Split
 from fmerge.data.own import Loaders
+from fmerge.errors import object_of
 from fmerge.evaluation.chance import check_results
 from fmerge.evaluation.head_refit import Refit, Refitting
 from fmerge.fisher import MERGE_DEFAULTS, Estimator, Fallback, FisherEstimate, FisherSettings
@@ -270,10 +272,10 @@ class FMergeTrainer(Trainer):
         Returns:
             The report: the merge that was saved and its test scores; None of a dry run.
         """
+        made = object_of("method", method or Average(), MergeMethod, methods)  # type: ignore[type-abstract]
         return MergeJob(
             trainer=self, model=model, datamodule=datamodule, experts=experts,
-            output=path_of(output), method=method or Average(), base=base, fisher=fisher,
-            baselines=baselines,
+            output=path_of(output), method=made, base=base, fisher=fisher, baselines=baselines,
             refitting=Refitting(refit_heads, refit_examples, refit_seed), overwrite=overwrite,
             dry_run=dry_run, build=build, config=self.resolved_config, heads=heads,
             dtype=dtype, max_shard_size=max_shard_size,

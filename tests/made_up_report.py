@@ -5,7 +5,7 @@ import math
 import torch
 
 from fmerge.fisher.summary import summarise_fishers
-from fmerge.report.confidence import mean_over_tasks, normal, wilson
+from fmerge.report.confidence import Estimate, mean_over_tasks, wilson
 from fmerge.report.merge_report import MergeReport
 from fmerge.report.parts import Provenance, SearchOutcome, TestOutcome, Trials
 from fmerge.report.scores import (
@@ -42,7 +42,8 @@ def made_up(tasks, layers=4, trials=30):
         return Row(name, scores, estimates, mean_over_tasks(list(estimates.values())))
 
     def compared(against):
-        found = {task: normal(0.12 * (draw() - 0.4), 0.02) for task in tasks}
+        values = {task: 0.12 * (draw() - 0.4) for task in tasks}
+        found = {task: Estimate(v, v - 0.0392, v + 0.0392, 0.02) for task, v in values.items()}
         return Comparison(MERGE, against, found, mean_over_tasks(list(found.values())))
 
     search = Fixed()

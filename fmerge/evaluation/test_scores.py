@@ -11,14 +11,16 @@ from fmerge.evaluation.evaluator import Evaluator, by_accuracy, mean
 from fmerge.modules import Predictions, record_predictions
 from fmerge.modules.metrics import make_metric
 from fmerge.params import Params
-from fmerge.report.confidence import (
-    DRAWS,
-    Estimate,
-    mean_over_tasks,
-    normal,
-    paired,
-    resampled,
-    wilson,
+from fmerge.report.confidence import DRAWS, Estimate, mean_over_tasks, paired, proportion
+from fmerge.report.resamples import (
+    Resamples,
+    Score,
+    correlation,
+    correlation_difference,
+    difference,
+    of_classes,
+    of_numbers,
+    spread,
 )
 from fmerge.report.scores import (
     AVERAGE,
@@ -41,12 +43,13 @@ class _Tested:
     Attributes:
         scores: Score by task.
         outcomes: Predictions and targets of each example, for the tasks where they are known.
-        draws: The score on bootstrap resamples, for tasks that are not scored by accuracy alone.
+        resamples: The score on bootstrap resamples, for tasks that are not scored by accuracy
+            alone, by task and whether it is the second of a comparison.
     """
 
     scores: dict[str, float] = field(default_factory=dict)
     outcomes: Predictions = field(default_factory=dict)
-    draws: dict[str, Tensor] = field(default_factory=dict)
+    resamples: dict[tuple[str, bool], Resamples] = field(default_factory=dict)
 
 
 class TestTable:
@@ -133,42 +136,58 @@ class TestTable:
         if by_accuracy(self.evaluator.data, task):
             known = row.outcomes.get(task)
             number = len(known[1]) if known else self.evaluator.data.size(task, "test")
-            return wilson(row.scores[task], number)
-        draws = self._draws(row, task)
-        return None if draws is None else normal(row.scores[task], float(draws.std()))
+            return proportion(row.scores[task], number)
+        found = self._resamples(row, task)
+        if found is None:
+            return None
+        return correlation(found) if self._has_numbers(task) else spread(found, self._least(task))
 
     def _difference(self, one: _Tested, other: _Tested, task: str) -> Estimate | None:
         if task not in one.outcomes or task not in other.outcomes:
             return None
         if by_accuracy(self.evaluator.data, task):
             return paired(_right(one, task), _right(other, task))
-        mine, its = self._draws(one, task), self._draws(other, task)
+        mine, its = self._resamples(one, task), self._resamples(other, task, second=True)
         if mine is None or its is None:
             return None
-        return normal(one.scores[task] - other.scores[task], float((mine - its).std()))
+        if self._has_numbers(task):
+            return correlation_difference(mine, its)
+        return difference(mine, its, self._least(task))
 
-    def _draws(self, row: _Tested, task: str) -> Tensor | None:
+    def _resamples(self, row: _Tested, task: str, second: bool = False) -> Resamples | None:
         """Computes the task's metrics on bootstrap resamples; None where answers are unknown."""
-        # the resamples of one seed are the same for every row, so differences are paired
         if task not in row.outcomes:
             return None
-        if task not in row.draws:
-            data = self.evaluator.data
-            metrics = {
-                name: make_metric(name, len(data.labels[task])) for name in data.metrics[task]
-            }
+        if (task, second) not in row.resamples:
             predictions, targets = row.outcomes[task]
+            score, classes = self._score(task), len(self.evaluator.data.labels[task])
+            # the resamples of one seed are the same for every row, so differences are paired
+            row.resamples[task, second] = (
+                of_numbers(score, predictions, targets, self.draws)
+                if self._has_numbers(task)
+                else of_classes(score, predictions, targets, classes, second, self.draws)
+            )
+        return row.resamples[task, second]
 
-            def score(chosen: Tensor) -> float:
-                found = {}
-                for name, metric in metrics.items():
-                    metric.reset()
-                    metric.update(predictions[chosen], targets[chosen])
-                    found[name] = float(metric.compute())
-                return mean(found)
+    def _score(self, task: str) -> Score:
+        data = self.evaluator.data
+        metrics = {name: make_metric(name, len(data.labels[task])) for name in data.metrics[task]}
 
-            row.draws[task] = resampled(score, len(targets), self.draws)
-        return row.draws[task]
+        def score(predictions: Tensor, targets: Tensor) -> float:
+            found = {}
+            for name, metric in metrics.items():
+                metric.reset()
+                metric.update(predictions, targets)
+                found[name] = float(metric.compute())
+            return mean(found)
+
+        return score
+
+    def _has_numbers(self, task: str) -> bool:
+        return len(self.evaluator.data.labels[task]) == 1
+
+    def _least(self, task: str) -> float:
+        return -1.0 if "matthews" in self.evaluator.data.metrics[task] else 0.0
 
 
 def task_facts(data: MultiTask | None, hashes: Mapping[str, str]) -> dict[str, TaskFacts]:

@@ -1,5 +1,6 @@
 """Sums of squared per-example gradients, batch by batch, and the estimate made of them."""
 
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,16 +9,32 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fmerge.fisher.batches import LogProbs, batch_labels, batch_size, differentiating, evaluating
+from fmerge.fisher.batches import (
+    LogProbs,
+    batch_labels,
+    batch_size,
+    differentiating,
+    evaluating,
+    example,
+)
 from fmerge.fisher.engine.engine import SquaredGradients
+from fmerge.fisher.engine.independence import interacting
 from fmerge.fisher.engine.per_example import Fallback, square_gradients
-from fmerge.fisher.estimators import Weighting, candidate_weights, signs, uniforms
+from fmerge.fisher.estimators import (
+    Weighting,
+    candidate_weights,
+    check_numbers,
+    signs,
+    uniforms,
+)
 from fmerge.fisher.settings import Errors, FisherSettings
 from fmerge.fisher.standard_error import StandardError, total_of
 from fmerge.params import Params
 
 _HALF_SCALE = 2.0**12
 """What gradients are multiplied by in float16, which has no numbers below 6e-8."""
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -29,12 +46,15 @@ class FisherEstimate:
         count: N, the number of examples it is a mean over.
         relative_error: Standard error of the sum of all entries, relative to that sum, by the
             variance between batches; None where it was not asked for.
+        relative_interval: Half of the 95% interval of that sum, relative to it, by Student's t;
+            None likewise.
         standard_errors: Standard error of every entry by parameter name; None likewise.
     """
 
     values: Params
     count: int
     relative_error: float | None = None
+    relative_interval: float | None = None
     standard_errors: Params | None = None
 
 
@@ -87,6 +107,8 @@ class FisherAccumulator:
             self.spread = StandardError(self._zeros() if errors == "entries" else None)
         self._modules = list(module.modules())
         self._scratch: Params | None = None
+        self._one_by_one: bool | None = None
+        self.fallback = fallback
         self._scale = 1.0
         self._engine = SquaredGradients(module, log_probs, self._parameters(), fallback)
 
@@ -147,7 +169,11 @@ class FisherAccumulator:
         if len(indices) != n:
             raise ValueError(f"got {len(indices)} indices for a batch of {n} examples")
         with evaluating(self._modules), torch.enable_grad():
-            self._add(batch, n, indices)
+            if n > 1 and self._interacting(batch, n):
+                for i, index in enumerate(indices):
+                    self._add(example(batch, i, n), 1, [index])
+            else:
+                self._add(batch, n, indices)
         self.count += n
         return n
 
@@ -165,8 +191,30 @@ class FisherAccumulator:
         values = {name: (total / self.count).cpu() for name, total in self.sums.items()}
         if self.spread is None:
             return FisherEstimate(values, self.count)
-        errors = None if self.spread.squares is None else self.spread.errors(self.sums)
-        return FisherEstimate(values, self.count, self.spread.relative_error(), errors)
+        spread = self.spread
+        errors = None if spread.squares is None else spread.errors(self.sums)
+        return FisherEstimate(
+            values, self.count, spread.relative_error(), spread.relative_interval(), errors
+        )
+
+    def _interacting(self, batch: Any, n: int) -> bool:
+        """Whether examples must be taken one by one; found out on the first batch of several."""
+        if self._one_by_one is None:
+            parameters = self._parameters()
+            self._one_by_one = interacting(self.log_probs, batch, n, parameters.values())
+            torch.clear_autocast_cache()  # its weights were cast without a graph
+            if self._one_by_one and self.fallback == "error":
+                raise ValueError(
+                    "the log-likelihoods of an example by itself are not those in its batch, as "
+                    "with statistics of a batch: no rule covers the parameters "
+                    f"{', '.join(sorted(parameters))}; use batches of one example"
+                )
+            if self._one_by_one:
+                _LOG.warning(
+                    "the log-likelihoods of an example by itself are not those in its batch, as "
+                    "with statistics of a batch: the Fisher is that of each example by itself"
+                )
+        return self._one_by_one
 
     def _zeros(self) -> Params:
         return {
@@ -236,6 +284,7 @@ class FisherAccumulator:
         parameters = self._parameters()
         with differentiating(parameters.values(), self.module.parameters()):
             log_likelihoods = self.log_probs(batch)
+            check_numbers(log_likelihoods)
             roots = candidate_weights(log_likelihoods, self.estimator).sqrt()
             random = signs(indices, self.samples, roots.shape[1], self.seed).to(roots)
             seeds = [random[:, k] * roots * self._scale for k in range(self.samples)]

@@ -2,9 +2,13 @@
 
 from collections.abc import Callable, Mapping
 
+import torch
 from torch import Tensor
 
 from fmerge.params import Between, Params, logarithms
+
+_ROUNDING = torch.finfo(torch.float32).eps
+"""How far a coefficient may lie from a node that it means."""
 
 
 class FisherCurves:
@@ -48,6 +52,9 @@ class FisherCurves:
             at a node it is the Fisher computed there, up to rounding.
         """
         place = coefficient * (self.nodes - 1)
+        # 0.3 in float32, or 1 - 0.7, is at the node of 0.3: rounding must not cost a pass
+        if abs(place - round(place)) <= _ROUNDING * (self.nodes - 1):
+            place = float(round(place))
         left = min(int(place), self.nodes - 2)  # the last node belongs to the last interval
         share = place - left
         low, low_scale = self._node(name, left + (share == 1))

@@ -67,6 +67,20 @@ def candidate_weights(
     raise ValueError(f"unknown estimator '{estimator}'; known: {', '.join(ESTIMATORS)}")
 
 
+def check_numbers(log_likelihoods: Tensor) -> None:
+    """Checks that every example has an answer with a finite log-likelihood.
+
+    Args:
+        log_likelihoods: ℓ (n, c), −inf where an example has fewer candidates than the widest.
+
+    Raises:
+        ValueError: If one has none, or a NaN or +inf.
+    """
+    # the sum Σ꜀ exp ℓ of a row is finite and positive if and only if softmax gives numbers
+    if not bool(torch.isfinite(log_likelihoods.detach().logsumexp(dim=1)).all()):
+        raise ValueError("the log-likelihoods of an example are not numbers, or all are -inf")
+
+
 def uniforms(indices: Sequence[int], samples: int, seed: int) -> Tensor:
     """Draws the uniform numbers that belong to given examples.
 

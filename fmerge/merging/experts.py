@@ -11,7 +11,7 @@ from fmerge.errors import UserError, known
 from fmerge.merging.buffers import (
     persistent_buffers,
 )
-from fmerge.merging.expert_fishers import Expert, fisher_files, read_fishers
+from fmerge.merging.expert_fishers import Expert, expert_of, fisher_files, read_fishers
 from fmerge.merging.merged_heads import HeadMode, check_one_task, labels_of, merged_part
 from fmerge.merging.relative import Relative, base_origin
 from fmerge.methods import MergeMethod
@@ -106,12 +106,11 @@ def target_first(experts: Mapping[str, str | Expert], target: str | None) -> dic
         Task name to expert: the target's first, donors last, the others as they were.
 
     Raises:
-        UserError: If the target is a donor.
+        UserError: If the target is a donor, or what is given is no expert.
     """
-    whole = {
-        name: Expert(expert) if isinstance(expert, str) else expert
-        for name, expert in experts.items()
-    }
+    if not isinstance(experts, Mapping):
+        raise UserError(f"--experts: is {experts!r}, but must map each task's name to its expert")
+    whole = {name: expert_of(name, expert) for name, expert in experts.items()}
     if target in whole and whole[target].donor:
         raise UserError(f"--optimizer.target: '{target}' is a donor, which has no task to score")
     return dict(sorted(whole.items(), key=lambda item: (item[0] != target, item[1].donor)))

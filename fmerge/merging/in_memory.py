@@ -4,9 +4,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 
 from fmerge import methods
-from fmerge.errors import UserError, classes_of, known
+from fmerge.errors import UserError, known, object_of
 from fmerge.merging.buffers import FROM_THE_FIRST
 from fmerge.methods import MergeMethod
 from fmerge.methods.base import STATISTIC_NAMES
@@ -50,9 +51,9 @@ def merge(
         >>> fmerge.merge({"a": a, "b": b}, fmerge.methods.Isotropic(), {"a": 0.25, "b": 0.75})
         {'weight': tensor([2.5000, 5.0000])}
     """
-    method = _method(method)
+    method = object_of("method", method, MergeMethod, methods)  # type: ignore[type-abstract]
     kind = type(method).__name__
-    names = list(experts) if isinstance(experts, Mapping) else list(range(len(experts)))
+    names = _names(experts)
     models = _models(experts, names, method, base)
     weights = _weights(kind, method, coefficients, names)
     measured = _statistics(kind, method, statistics, names)
@@ -68,6 +69,19 @@ def merge(
     return {k: t.clone() if k in fixed else merged[k] for k, t in models[0].items()}
 
 
+def _names(experts: Sequence[Params] | Mapping[str, Params]) -> list[Any]:
+    _check_collection("experts", experts)
+    return list(experts) if isinstance(experts, Mapping) else list(range(len(experts)))
+
+
+def _check_collection(parameter: str, value: object) -> None:
+    if not isinstance(value, Mapping | list | tuple):
+        raise UserError(
+            f"{parameter}: is {value!r}, but must be a list of dictionaries of tensors, or "
+            "such dictionaries by name"
+        )
+
+
 def _models(
     experts: Sequence[Params] | Mapping[str, Params],
     names: Sequence[Any],
@@ -78,6 +92,13 @@ def _models(
     if not names:
         raise UserError("experts: is empty; give at least one dictionary of tensors")
     models = _in_order("experts", experts, names)
+    given = {f"experts[{name!r}]": one for name, one in zip(names, models, strict=True)}
+    for parameter, one in (given | ({} if base is None else {"base": base})).items():
+        if not isinstance(one, Mapping) or not all(isinstance(t, Tensor) for t in one.values()):
+            raise UserError(
+                f"{parameter}: must be a dictionary of tensors, but is {_short(one)}; "
+                "fmerge.load_params reads one from a folder or file"
+            )
     method.check_count(len(models))
     _check_layouts({f"experts[{name!r}]": one for name, one in zip(names, models, strict=True)})
     if base is None and method.needs_base:
@@ -86,19 +107,6 @@ def _models(
     if base is not None:
         _check_layouts({f"experts[{names[0]!r}]": models[0], "base": base})
     return models
-
-
-def _method(method: MergeMethod | str) -> MergeMethod:
-    if isinstance(method, MergeMethod):
-        return method
-    classes = classes_of(methods, MergeMethod)
-    if method not in classes:
-        raise UserError(f"method: unknown name {method!r}; known: {known(classes)}")
-    try:
-        made: MergeMethod = classes[method]()
-    except TypeError as error:  # a method made of another one has no defaults
-        raise UserError(f"method: {method} takes arguments; give an object, not a name") from error
-    return made
 
 
 def _in_order(
@@ -166,6 +174,7 @@ def _statistics(
     if statistics is None:
         name = STATISTIC_NAMES[method.statistic]
         raise UserError(f"statistics: {kind} needs {name} for each expert")
+    _check_collection("statistics", statistics)
     return _in_order("statistics", statistics, names)
 
 
@@ -180,6 +189,13 @@ def _check_statistics(
             if alien := set(one) - set(reference):
                 raise UserError(f"statistics[{name!r}]: no expert has a tensor '{min(alien)}'")
             continue
+        if missing := [key for key in reference if key not in one]:
+            more = f", nor are {len(missing) - 1} more" if len(missing) > 1 else ""
+            raise UserError(
+                f"statistics[{name!r}]: tensor '{missing[0]}' is not among them{more}, but "
+                f"{type(method).__name__} needs a Fisher of each tensor of the experts; merge "
+                "those that have none, such as running means, by Average"
+            )
         check_same_layout(reference, one, f"experts[{names[0]!r}]", f"statistics[{name!r}]")
         for key, tensor in one.items():
             if not bool((tensor >= 0).all()):  # NaN is not
@@ -194,6 +210,10 @@ def _constants(models: Sequence[Params]) -> set[str]:
         for name, tensor in first.items()
         if not tensor.is_floating_point() or all(tensor.equal(one[name]) for one in others)
     }
+
+
+def _short(value: object) -> str:
+    return repr(value) if isinstance(value, str) else f"a {type(value).__name__}"
 
 
 def _floats(model: Params) -> Params:

@@ -10,7 +10,8 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from fmerge.errors import UserError
+from fmerge import search as searches
+from fmerge.errors import UserError, object_of
 from fmerge.merging.assembler import Assembler
 from fmerge.methods import MergeMethod
 from fmerge.params import Params
@@ -79,7 +80,9 @@ class MergeOptimizer(Callback):
         groups: Groups = "whole",
         racing: bool = False,
     ) -> None:
-        self.search = search
+        self.search = None
+        if search is not None:
+            self.search = object_of("search", search, Search, searches)  # type: ignore[type-abstract]
         self.target = target
         self.objective: Aim | list[Aim] = objective
         self.weights = weights

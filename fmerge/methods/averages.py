@@ -1,12 +1,16 @@
 """Weighted averages of experts: plain, isotropic, and weighted by the diagonal Fisher."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from fmerge.methods.base import check_positive_sum
 from fmerge.methods.elementwise import Chunk, Elementwise, Formula
+
+_SMALL_NORM = 1e-9
+"""Norms below this may have lost entries whose squares vanish in float32."""
 
 
 class Average(Elementwise):
@@ -93,8 +97,15 @@ class FisherMerge(Elementwise):
         """
         if not self.normalize:
             return 1.0
-        norms = [torch.linalg.vector_norm(tensor).double() for tensor in statistic.values()]
-        return float(torch.linalg.vector_norm(torch.stack(norms))) or 1.0
+        norm = _norm(statistic.values())
+        if norm < _SMALL_NORM or not math.isfinite(norm):
+            # a power of two: it rounds nothing, so that the norm is continuous in the scale
+            power = math.frexp(_largest(statistic.values()))[1]
+            scale = math.ldexp(1.0, -power)
+            norm = math.ldexp(
+                _norm(tensor.double() * scale for tensor in statistic.values()), power
+            )
+        return norm or 1.0
 
     def formula(self, coefficients: Sequence[float], scales: Sequence[float]) -> Formula:
         """Prepares θ = Σₘ λₘF̂ₘθₘ / Σₘ λₘF̂ₘ.
@@ -129,6 +140,15 @@ class FisherMerge(Elementwise):
             merged.copy_(torch.where(total > 0, merged / total, otherwise))
 
         return entries
+
+
+def _norm(tensors: Iterable[Tensor]) -> float:
+    norms = [torch.linalg.vector_norm(tensor).double() for tensor in tensors]
+    return float(torch.linalg.vector_norm(torch.stack(norms)))
+
+
+def _largest(tensors: Iterable[Tensor]) -> float:
+    return max((float(tensor.max()) for tensor in tensors if tensor.numel()), default=0.0)
 
 
 def _mean(merged: Tensor, experts: Sequence[Tensor], weights: Sequence[float]) -> None:

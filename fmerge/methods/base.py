@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fmerge.methods.inputs import MergeInputs
 from fmerge.methods.roles import Place
-from fmerge.params import Params
+from fmerge.params import Between, Params
 from fmerge.system.recorded import Recorded
 
 Statistic = Literal["fisher", "moving fisher", "gram"]
@@ -123,6 +123,11 @@ class MergeMethod(Recorded, ABC):
         inputs = replace(inputs, experts=_of_one_dtype(experts))
         if scales is None:
             scales = [self.statistic_scale(one) for one in statistics]
+        elif len(scales) != len(statistics):
+            raise ValueError(
+                f"{type(self).__name__}: scales: there are {len(scales)} for {len(statistics)} "
+                "statistics; give one per statistic"
+            )
         return self.compute(replace(inputs, scales=scales), out)
 
     def merge_buffers(
@@ -276,3 +281,11 @@ def _check_inputs(method: MergeMethod, inputs: MergeInputs) -> None:
         if missing := [key for key in inputs.experts[0] if key not in tensors]:
             more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
             raise ValueError(f"{name}: {source} lacks tensor '{missing[0]}'{more}")
+        if isinstance(tensors, Between):  # of tensors that were checked; reading computes them
+            continue
+        for key, tensor in inputs.experts[0].items():
+            if tensors[key].shape != tensor.shape:
+                raise ValueError(
+                    f"{name}: tensor '{key}' of {source} is {tuple(tensors[key].shape)}, but "
+                    f"{tuple(tensor.shape)} in expert 1"
+                )

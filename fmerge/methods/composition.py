@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
+from fmerge.errors import UserError
 from fmerge.methods.base import MergeMethod, constructor_call
 from fmerge.methods.inputs import MergeInputs, VectorMap
 from fmerge.params import Params
@@ -39,11 +40,23 @@ class Transformed(MergeMethod):
     Args:
         transform: T, applied to every task vector.
         method: The method that merges the transformed task vectors.
+
+    Raises:
+        UserError: If one of them is no such object.
     """
 
     needs_base = True  # a task vector is τ = θ − θ₀
 
     def __init__(self, transform: Transform, method: MergeMethod) -> None:
+        for name, given, kind in (
+            ("transform", transform, Transform),
+            ("method", method, MergeMethod),
+        ):
+            if not isinstance(given, kind):
+                raise UserError(
+                    f"{type(self).__name__}: {name} is {given!r}, but must be a {kind.__name__}; "
+                    f"give an object, not a name"
+                )
         self.transform = transform
         self.method = method
         self.statistic = method.statistic

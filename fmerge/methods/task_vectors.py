@@ -133,12 +133,14 @@ class DFMerge(Elementwise):
 
     In Lee et al., NAACL 2025, section 3, wₘ = Fₘ, the diagonal Fisher of task m at θ₀ + λₘτₘ,
     which moves with λ. With equal weights it is task arithmetic. The tempered family around it is
-    ours: wₘ = (Fₘ/F̄ₘ + δ)^α with ``normalize``, else wₘ = (Fₘ + δF̄ₘ)^α, where F̄ₘ is the mean of
-    Fₘ over all entries of all tensors. The defaults are the paper's form.
+    ours: wₘ = (Fₘ/F̄ₘ + δ + ε)^α with ``normalize``, else wₘ = (Fₘ + δF̄ₘ + ε)^α, where F̄ₘ is the
+    mean of Fₘ over all entries of all tensors. The defaults are the paper's form.
 
     Args:
-        epsilon: Added to every Fisher entry, as in the reference, so that the merge is task
-            arithmetic where no expert has information. At 0 such entries keep θ₀.
+        epsilon: ε, added to every entry, as in the reference, so that the merge is task arithmetic
+            where no expert has information. With ``normalize`` it is in units of each task's mean
+            Fisher: equal for all tasks, whatever the scales of their Fishers. At 0 such entries
+            keep θ₀.
         alpha: The power α ≥ 0: 1 uses the Fishers as they are, 0 is task arithmetic.
         damping: δ ≥ 0, in units of each task's mean Fisher: prevents the ratio of two small
             numbers from deciding entries with little information.
@@ -212,11 +214,13 @@ class DFMerge(Elementwise):
         return entries
 
     def _weigh(self, fisher: Tensor, mean: float, out: Tensor) -> Tensor:
-        torch.add(fisher, self.epsilon, out=out)
         if self.normalize:
-            out.div_(mean or 1.0).add_(self.damping)
-        elif self.damping:
-            out.add_(self.damping * mean)
+            # after the division: divided too, ε would weigh entries that no task knows by 1/F̄ₘ
+            torch.div(fisher, mean or 1.0, out=out).add_(self.damping + self.epsilon)
+        else:
+            torch.add(fisher, self.epsilon, out=out)
+            if self.damping:
+                out.add_(self.damping * mean)
         if self.alpha != 1:
             out.pow_(self.alpha)
         return out

@@ -113,6 +113,8 @@ class DropByRank(Transform):
         return self._drop
 
     def _drop(self, m: int, name: str, vector: Tensor) -> Tensor:
+        if not vector.numel():  # it has no rows
+            return vector
         rows = vector.reshape(vector.shape[0] if vector.dim() > 1 else 1, -1)
         place = (ranks(rows.abs()).to(rows) + 0.5) / rows.shape[1]
         share = 1 - self.drop - self.epsilon * (0.5 - place)

@@ -31,10 +31,17 @@ class _Matthews(MulticlassMatthewsCorrCoef):
 
 
 class _Pearson(PearsonCorrCoef):
-    """Pearson's correlation, zero where a side is constant instead of not a number."""
+    """Pearson's correlation, zero where a side is constant instead of not a number.
+
+    It is summed in float64: in float32 a mean far from zero cancels the digits of the variance.
+    """
 
     def update(self, preds: Tensor, target: Tensor) -> None:
-        super().update(preds.float(), target.float())
+        # Apple's GPUs have no float64
+        kind = torch.float32 if preds.device.type == "mps" else torch.float64
+        if self.mean_x.dtype != kind:  # at first, and where a module was cast to half precision
+            self.set_dtype(kind)
+        super().update(preds.to(kind), target.to(kind))
 
     def compute(self) -> Tensor:
         with _constant_allowed():

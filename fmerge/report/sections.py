@@ -25,14 +25,14 @@ RETAINED = (
 )
 INTERVALS = (
     "The ranges are 95% confidence intervals over the test examples: Wilson's interval for an "
-    "accuracy, a bootstrap interval for other metrics, and for the mean the interval of "
-    "independent tasks. They do not cover how much another fine-tuning or another search would "
-    "differ."
+    "accuracy (Agresti and Coull's where at most 5 examples are right or wrong), a bootstrap "
+    "interval for other metrics, and for the mean the interval of independent tasks. They do not "
+    "cover how much another fine-tuning or another search would differ."
 )
 PAIRS = (
     "Each difference is between two models on the same test examples. Its 95% confidence interval "
-    "comes from the paired differences for an accuracy, from a paired bootstrap for other metrics, "
-    "and from independent tasks for the mean. Intervals that exclude 0 are in bold; in a table of "
+    "is that of Bonett and Price for an accuracy, of a paired bootstrap for other metrics, and of "
+    "independent tasks for the mean. Intervals that exclude 0 are in bold; in a table of "
     "several differences, one of them may exclude 0 by chance."
 )
 NON_DOMINATED = (

@@ -27,6 +27,8 @@ from fmerge.runs.inputs import explaining_texts
 from fmerge.store import (
     check_fisher_path,
     check_new_file,
+    checkpoint_order,
+    in_checkpoint_order,
     load_lightning,
     load_tokenizer,
     lock_of,
@@ -107,6 +109,7 @@ class FisherRun:
         self.settings = job.settings
         self.output = job.output
         self.save_every = job.save_every
+        self._network: nn.Module = job.module
 
     def run(self, expert: str | None) -> FisherEstimate:
         """Reads the expert, makes the pass and writes the Fisher in the first process.
@@ -172,31 +175,36 @@ class FisherRun:
             raise UserError("--expert: required but not given; name the fine-tuned model")
         return module.read(expert, self.task, self.data.labels[self.task])
 
-    def _load(self, expert: str | None) -> dict[str, str]:
-        """Fills the module with the expert's weights; returns their hashes."""
+    def _load(self, expert: str | None) -> dict[str, Any]:
+        """Fills the module with the expert's weights; returns their hashes and labels."""
         if isinstance(self.module, TaskModule):
             model = self._read(self.module, expert)
             expert = str(expert)
             _check_numbers(model, expert)
             # the body's own, as a donor's head is not read in a merge
-            hashes = {
-                "model_sha256": fingerprint(network_state(model)),
+            labels = self.data.labels[self.task]
+            order = checkpoint_order(model, len(labels))
+            # the checkpoint's own order: a file must not depend on how the data list the labels
+            facts = {
+                "model_sha256": fingerprint(in_checkpoint_order(model, network_state(model))),
                 "body_sha256": fingerprint(network_state(model, self.module.body(model))),
+                "labels": [labels[i] for i in order],
             }
+            self._network = model
             self.module.adopt({self.task: model}, load_tokenizer(expert))
-            return hashes
+            return facts
         _check_own(self.module)
         if expert is not None:
             _restore(self.module, expert)
         _check_numbers(self.module, expert or type(self.module).__name__)
         return {"model_sha256": fingerprint(network_state(self.module))}
 
-    def _provenance(self, expert: str | None, hashes: dict[str, str]) -> dict[str, Any]:
+    def _provenance(self, expert: str | None, facts: dict[str, Any]) -> dict[str, Any]:
         settings = self.settings
         return {
             "fmerge": __version__,
             "model": expert or type(self.module).__name__,
-            **hashes,
+            **facts,
             "task": self.task,
             "split": settings.split,
             "estimator": settings.estimator,
@@ -211,11 +219,15 @@ class FisherRun:
 
     def _write(self, estimate: FisherEstimate, provenance: dict[str, Any]) -> None:
         provenance = {**provenance, "examples": estimate.count}
-        error, shown = estimate.relative_error, "not known from a single batch"
-        if error is not None and math.isfinite(error):
-            provenance["relative_standard_error"], shown = error, f"{100 * error:.1f}%"
+        error, interval = estimate.relative_error, estimate.relative_interval
+        shown = "not known from a single batch"
+        if error is not None and interval is not None and math.isfinite(error):
+            provenance["relative_standard_error"] = error
+            provenance["relative_95_percent_interval"] = interval
+            shown = f"{100 * error:.1f}%; 95% interval: ± {100 * interval:.1f}%, by Student's t"
         remove_leftovers(self.output)
-        write_fisher(self.output, estimate.values, provenance)
+        values = in_checkpoint_order(self._network, estimate.values)
+        write_fisher(self.output, values, provenance)
         settings, console = self.settings, Console()
         title = f"Fisher of {self.task}: {settings.estimator}, {estimate.count} {settings.split}"
         console.print(to_rich(layer_table(estimate.values, f"{title} examples")))

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from torch.utils.data import DataLoader
 
+from fmerge import modules
 from fmerge.data import MultiTask, Split
 from fmerge.data.own import OwnData
-from fmerge.errors import UserError, known
+from fmerge.errors import UserError, known, object_of
 from fmerge.evaluation.batch_size import check_automatic
 from fmerge.evaluation.evaluator import by_accuracy
 from fmerge.evaluation.head_refit import check_refitting
@@ -35,6 +36,8 @@ def task_module(model: LightningModule) -> TaskModule:
     Raises:
         UserError: If it does not say what its tasks share.
     """
+    if isinstance(model, str | type):  # from Python: a name, or the class itself
+        return object_of("model", model, TaskModule, modules)  # type: ignore[type-abstract]
     if not isinstance(model, TaskModule):
         raise UserError(
             f"--model: {type(model).__name__} does not say what its tasks share, so it cannot be "

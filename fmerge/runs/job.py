@@ -15,6 +15,7 @@ from rich.console import Console
 from fmerge.data import MultiTask
 from fmerge.data.own import Loaders
 from fmerge.data.task_names import check_task_names
+from fmerge.errors import UserError
 from fmerge.evaluation.head_refit import Refitting
 from fmerge.fisher import MERGE_DEFAULTS, FisherSettings
 from fmerge.merging.expert_fishers import Expert
@@ -125,6 +126,11 @@ class MergeJob:
         check_mode(self.heads)  # these before models are read
         check_dtype(self.dtype, {})
         parse_size(self.max_shard_size)
+        if not isinstance(self.fisher, FisherSettings):
+            raise UserError(
+                f"fisher: is {self.fisher!r}, but must be FisherSettings, such as "
+                "dataclasses.replace(MERGE_DEFAULTS, examples=100)"
+            )
         data = self._data()
         # formulas want the target first; coefficients keep the order they were given in
         ordered = target_first(self.experts, self.optimizer.target)

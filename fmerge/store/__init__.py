@@ -20,6 +20,7 @@ from fmerge.store.fisher_files import (
     read_fisher_header,
     write_fisher,
 )
+from fmerge.store.labels import checkpoint_order, in_checkpoint_order
 from fmerge.store.language_models import load_language_model
 from fmerge.store.lock import lock_of, only_run
 from fmerge.store.partial import begun_with, read_partial, remove_partial, write_partial
@@ -52,7 +53,9 @@ __all__ = [
     "check_new_folder",
     "check_place",
     "check_resume",
+    "checkpoint_order",
     "disk_trouble",
+    "in_checkpoint_order",
     "load_classifier",
     "load_language_model",
     "load_lightning",

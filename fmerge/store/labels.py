@@ -1,18 +1,22 @@
 """Compares a checkpoint's label names with the task's: equal, permuted or different."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import torch
+from torch import Tensor, nn
 
 from fmerge.errors import UserError, known
-from fmerge.params import last_linear
+from fmerge.params import Params, last_linear
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _NUMBER = re.compile(r"\s*([+-]?)(0|[1-9][0-9]*)(?:\.0+)?\s*")
+_ORDERS: WeakKeyDictionary[nn.Module, list[int]] = WeakKeyDictionary()
+"""Networks whose outputs were exchanged to the index of the checkpoint's output for each."""
 
 
 def label_order(
@@ -127,7 +131,41 @@ def reorder_outputs(
     # weight and bias alike: both have an output for each row
     for parameter in found[1].parameters():
         parameter.data = parameter.detach()[list(order)]
+    _ORDERS[model] = list(order)
     return model
+
+
+def checkpoint_order(model: nn.Module, outputs: int) -> list[int]:
+    """Gives the order that a classifier's outputs had in its checkpoint.
+
+    Args:
+        model: A network that was read.
+        outputs: Its number of outputs.
+
+    Returns:
+        For each output of the checkpoint, the index of that output now.
+    """
+    order = _ORDERS.get(model, list(range(outputs)))
+    return sorted(range(len(order)), key=order.__getitem__)
+
+
+def in_checkpoint_order(model: nn.Module, values: Mapping[str, Tensor]) -> Params:
+    """Puts the last linear layer of a classifier into its checkpoint's order.
+
+    Args:
+        model: A network that was read.
+        values: A tensor for each of its parameters, or for some: weights, or a Fisher.
+
+    Returns:
+        The same tensors, but new ones where the outputs were exchanged on reading.
+    """
+    found = last_linear(model) if model in _ORDERS else None
+    if found is None:
+        return dict(values)
+    name, layer = found
+    order = checkpoint_order(model, layer.out_features)
+    rows = {f"{name}.{own}" for own, _ in layer.named_parameters()}
+    return {key: value[order] if key in rows else value for key, value in values.items()}
 
 
 def other_labels(source: str, expected: Sequence[str], found: Sequence[str]) -> str:

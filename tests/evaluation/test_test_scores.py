@@ -7,7 +7,15 @@ import torch
 
 from fmerge.evaluation.test_scores import TestTable, task_facts
 from fmerge.modules.metrics import make_metric
-from fmerge.report.confidence import resampled
+from fmerge.report.confidence import bonett_price, proportion
+from fmerge.report.resamples import (
+    correlation,
+    correlation_difference,
+    difference,
+    of_classes,
+    of_numbers,
+    spread,
+)
 
 N = 60
 GENERATOR = torch.Generator().manual_seed(0)
@@ -28,13 +36,14 @@ def answers(task, seed):
     return NUMBERS + noise if task == "numbers" else LABELS ^ (noise < 0.05 * seed).long()
 
 
-def score(task, predictions, chosen=slice(None)):
+def metric_of(task, predictions, targets):
     classes = 1 if task == "numbers" else 2
-    found = []
-    for name in METRICS[task]:
-        metric = make_metric(name, classes)
-        found.append(float(metric(predictions[chosen], TARGETS[task][chosen])))
+    found = [float(make_metric(name, classes)(predictions, targets)) for name in METRICS[task]]
     return sum(found) / len(found)
+
+
+def score(task, predictions):
+    return metric_of(task, predictions, TARGETS[task])
 
 
 class Evaluator:
@@ -84,28 +93,40 @@ def test_references_come_first(table):
     assert [row.name for row in table.rows()] == names
 
 
-@pytest.mark.parametrize("task", ["binary", "numbers"])
-def test_other_metrics_are_resampled(table, task):
-    def draws(seed):
-        return resampled(lambda chosen: score(task, answers(task, seed), chosen), N, draws=25)
+def resamples(task, seed, second=False):
+    """What the intervals are made of, here from the score's own definition."""
+    if task == "numbers":
+        return of_numbers(lambda p, y: metric_of(task, p, y), answers(task, seed), NUMBERS, 25)
+    return of_classes(
+        lambda p, y: metric_of(task, p, y), answers(task, seed), LABELS, 2, second, 25
+    )
 
+
+@pytest.mark.parametrize(
+    ("task", "single", "several"),
+    [("binary", spread, difference), ("numbers", correlation, correlation_difference)],
+)
+def test_other_metrics_are_resampled(table, task, single, several):
     row = table.rows()[-1]
+    assert row.estimates[task] == single(resamples(task, 2))
     assert row.estimates[task].value == row.scores[task] == score(task, answers(task, 2))
-    assert row.estimates[task].error == pytest.approx(float(draws(2).std()))
     average, experts = table.comparisons("this merge")
     assert (average.against, experts.against) == ("plain average", "experts")
     for comparison, seed in ((average, 6), (experts, 1)):
         found = comparison.differences[task]
         expected = score(task, answers(task, 2)) - score(task, answers(task, seed))
         assert found.value == pytest.approx(expected)
-        assert found.error == pytest.approx(float((draws(2) - draws(seed)).std()))
+        assert found == several(resamples(task, 2), resamples(task, seed, second=True))
+        assert found.low < found.value < found.high
 
 
 def test_accuracies_are_paired_example_by_example(table):
-    d = (answers("plain", 2) == LABELS).double() - (answers("plain", 6) == LABELS).double()
+    ours, theirs = answers("plain", 2) == LABELS, answers("plain", 6) == LABELS
     found = table.comparisons("this merge")[0].differences["plain"]
-    assert found.value == pytest.approx(float(d.mean()))
-    assert found.error == pytest.approx(float(d.std() / N**0.5))
+    assert found == bonett_price(int((ours & ~theirs).sum()), int((theirs & ~ours).sum()), N)
+    assert found.value == pytest.approx(float((ours.double() - theirs.double()).mean()))
+    own = table.rows()[-1].estimates["plain"]
+    assert own.ends() == pytest.approx(proportion(float(ours.double().mean()), N).ends())
 
 
 def test_what_is_not_known_is_not_told(table):

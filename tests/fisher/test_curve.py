@@ -40,6 +40,36 @@ def test_nodes_are_exact_and_computed_once_the_rest_is_geometric():
     assert 0 <= float(curves.at("a", 0.1)[0]["w"][0]) < 1e-20
 
 
+@pytest.mark.parametrize("nodes", [3, 5, 6, 11, 101])
+def test_a_coefficient_at_a_node_costs_one_fisher_whatever_its_rounding(nodes):
+    for index in range(nodes):
+        exact = index / (nodes - 1)
+        narrow = float(torch.tensor(exact, dtype=torch.float32))
+        for coefficient in {exact, narrow, 1 - (1 - exact), exact * 3 / 3, exact + 0.1 - 0.1}:
+            asked = []
+
+            def fisher_at(name, where, asked=asked):
+                asked.append(where)
+                return {"w": torch.tensor([1.0 + where])}
+
+            found, scale = FisherCurves(nodes, fisher_at, lambda f: float(f["w"])).at(
+                "a", coefficient
+            )
+            assert asked == [exact] and scale == pytest.approx(1 + exact)
+            assert_same(found, {"w": torch.tensor([1.0 + exact])}, rtol=1e-6)
+
+
+def test_a_coefficient_near_a_node_is_between_two():
+    asked = []
+
+    def fisher_at(name, where):
+        asked.append(where)
+        return {"w": torch.ones(1)}
+
+    FisherCurves(5, fisher_at).at("a", 0.500001)
+    assert asked == [0.5, 0.75]
+
+
 def test_a_merge_by_curves_is_the_merge_with_interpolated_fishers():
     """Where log F is linear in λ the curve is exact, so both merges are one."""
     base = {"w": torch.tensor([1.0, -2.0], dtype=torch.float64)}

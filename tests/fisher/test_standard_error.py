@@ -4,9 +4,11 @@ import math
 
 import pytest
 import torch
+from scipy import stats
 from torch import nn
 
 from fmerge.fisher import FisherAccumulator, estimate_fisher
+from fmerge.fisher.standard_error import StandardError
 from tests.compare import assert_same
 
 
@@ -81,6 +83,52 @@ def test_a_pass_stops_once_the_total_is_known_well_enough():
     assert whole.relative_error >= 0.05  # one batch fewer was not enough
     everything = estimate_fisher(module, batches(x[:100], 10), module, until=0.001)
     assert everything.count == 100
+
+
+@pytest.mark.parametrize("number", [2, 3, 5, 8, 30])
+def test_the_interval_of_few_batches_is_students(number):
+    module, x = Line(), draws(2 * number)
+    found = estimate_fisher(module, batches(x, 2), module, errors="total")
+    totals = torch.stack([part.square().sum() for part in x.split(2)]) / 2  # batches of one size
+    interval = stats.t.interval(0.95, number - 1, totals.mean(), stats.sem(totals))
+    total = float(found.values["weight"].sum())
+    half = found.relative_interval * total
+    assert [total - half, total + half] == pytest.approx([float(end) for end in interval])
+    assert found.relative_interval > 1.96 * found.relative_error
+
+
+def test_one_batch_has_no_interval_and_none_is_made_unasked():
+    module = Line()
+    assert estimate_fisher(module, batches(draws(5), 5), module).relative_interval is None
+    found = estimate_fisher(module, batches(draws(5), 5), module, errors="total")
+    assert found.relative_interval == math.inf
+
+
+@pytest.mark.parametrize("number", [2, 4, 8, 40])
+def test_the_interval_covers_the_total(number):
+    """Totals of normal batches: 95% are covered, where 1.96 errors of 2 batches cover 70%."""
+    generator = torch.Generator().manual_seed(number)
+    covered = 0
+    for _ in range(2000):
+        spread = StandardError()
+        for total in (20 + torch.randn(number, generator=generator)).tolist():
+            spread.add(1, total)
+        mean = spread.total / spread.count
+        covered += abs(mean - 20) <= spread.relative_interval() * mean
+    assert covered / 2000 > 0.93
+
+
+def test_heavy_tails_are_covered_less_often():
+    """Of lognormal totals with σ = 1.5 eight batches rarely see the largest."""
+    generator = torch.Generator().manual_seed(0)
+    covered = 0
+    for _ in range(1000):
+        spread = StandardError()
+        for total in (1.5 * torch.randn(8, generator=generator) - 1.125).exp().tolist():
+            spread.add(1, total)
+        mean = spread.total / spread.count
+        covered += abs(mean - 1) <= spread.relative_interval() * mean
+    assert 0.6 < covered / 1000 < 0.9
 
 
 def test_a_restored_accumulator_goes_on_bit_for_bit():

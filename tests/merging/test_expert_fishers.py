@@ -7,7 +7,7 @@ import torch
 
 from fmerge.errors import UserError
 from fmerge.merging import expert_fishers
-from fmerge.merging.expert_fishers import Expert, fisher_files, read_fishers
+from fmerge.merging.expert_fishers import Expert, expert_of, fisher_files, read_fishers
 from fmerge.methods import Average, DFMerge, FisherMedian, FisherMerge, RegMean
 from fmerge.params import fingerprint, params_of
 from fmerge.store import write_fisher
@@ -162,3 +162,23 @@ def test_adams_moments_of_other_weights_are_refused(model, moments):
     moments[0]["body.bias"] = torch.zeros(4)
     with pytest.raises(UserError, match=r"'body.bias' is \(4,\), but \(3,\) in place"):
         read(Path("last.ckpt"), model, values=False)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("runs/a", Expert("runs/a")),
+        (Path("runs/a"), Expert("runs/a")),
+        ({"path": "runs/a", "fisher": Path("f.h5")}, Expert("runs/a", Path("f.h5"))),
+        ({"path": "runs/a", "donor": True}, Expert("runs/a", donor=True)),
+        (Expert("runs/a"), Expert("runs/a")),
+    ],
+)
+def test_an_expert_may_be_given_by_its_path(given, expected):
+    assert expert_of("a", given) == expected
+
+
+@pytest.mark.parametrize("given", [3, None, {}, {"paht": "x"}, {"path": "x", "fsher": "y"}, ["x"]])
+def test_what_is_no_expert_is_said(given):
+    with pytest.raises(UserError, match=r"^--experts\.a: is .*, but must be a path, an Expert, or"):
+        expert_of("a", given)

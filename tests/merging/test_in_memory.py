@@ -6,7 +6,16 @@ import torch
 from fmerge import methods
 from fmerge.errors import UserError, classes_of
 from fmerge.merging.in_memory import merge
-from fmerge.methods import FisherMerge, Gram, Isotropic, MergeMethod, RegMean, TaskArithmetic
+from fmerge.methods import (
+    DARE,
+    Average,
+    FisherMerge,
+    Gram,
+    Isotropic,
+    MergeMethod,
+    RegMean,
+    TaskArithmetic,
+)
 
 A = {"w": torch.tensor([[1.0, 2.0], [3.0, 4.0]]), "b": torch.tensor([1.0, 0.0])}
 B = {"w": torch.tensor([[3.0, 0.0], [1.0, 8.0]]), "b": torch.tensor([0.0, 3.0])}
@@ -104,3 +113,29 @@ def test_a_mistake_is_one_line_that_names_the_parameter(arguments, options, mess
     with pytest.raises(UserError, match=message) as error:
         merge(*arguments, **options)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "options", "message"),
+    [
+        (([A, B], Average), {}, None),
+        (([A, B], DARE), {"base": A}, None),
+        (([A, B], 3), {}, "method: is 3, but must be a MergeMethod or the name of one; known: "),
+        (([A, B], dict), {}, "method: is <class 'dict'>, but must be a MergeMethod or the name"),
+        (("runs/a", "Average"), {}, "experts: is 'runs/a', but must be a list of dictionaries"),
+        ((["runs/a", "runs/b"], "Average"), {}, "experts[0]: must be a dictionary of tensors, but "
+         "is 'runs/a'; fmerge.load_params reads one"),
+        (({"a": A, "b": "runs/b"}, "Average"), {}, "experts['b']: must be a dictionary of tensors"),
+        (([A, B], "TaskArithmetic"), {"base": "runs/base"}, "base: must be a dictionary of "),
+        (([A, B], "FisherMerge"), {"statistics": "f.h5"}, "statistics: is 'f.h5', but must be a "),
+        (([A, B], "FisherMerge"), {"statistics": [A, {}]}, "statistics[1]: tensor 'w' is not "),
+    ],
+)  # fmt: skip
+def test_names_and_classes_work_and_other_things_are_named(given, options, message):
+    if message is None:
+        assert merge(*given, **options).keys() == A.keys()
+        return
+    with pytest.raises(UserError) as raised:
+        merge(*given, **options)
+    assert str(raised.value).startswith(message)
+    assert "\n" not in str(raised.value)

@@ -242,3 +242,14 @@ def test_other_processes_receive_proposals_and_log_nothing():
 
 def test_an_objective_names_itself_as_the_goal():
     assert MergeOptimizer().goal(TASKS) == Objective("mean")
+
+
+def test_a_search_may_be_named():
+    assert isinstance(MergeOptimizer("Fixed").search, Fixed)
+    assert isinstance(MergeOptimizer(Sobol).search, Sobol)
+    for wrong, message in (
+        ("Axsearch", "search: unknown name 'Axsearch'; known: AxSearch, Dirichlet"),
+        ({"a": 0.5}, r"search: is {'a': 0.5}, but must be a Search or the name of one; known: "),
+    ):
+        with pytest.raises(UserError, match=message):
+            MergeOptimizer(wrong)

@@ -103,3 +103,28 @@ def test_a_base_or_an_expert_that_lacks_a_tensor_is_named(method):
         method.merge(short, experts, [0.5] * 2)
     with pytest.raises(ValueError, match=r"^\w+: expert 2 lacks tensor 'w'$"):
         method.merge(base, [experts[0], short], [0.5] * 2)
+
+
+@pytest.mark.parametrize(
+    "method", [one for one in METHODS if one.statistic], ids=lambda one: type(one).__name__
+)
+@pytest.mark.parametrize("count", [0, 2, 4])
+def test_another_number_of_scales_is_refused(method, count):
+    message = rf"scales: there are {count} for 3 statistics; give one per statistic"
+    with pytest.raises(ValueError, match=message):
+        method.merge(models(1)[0], models(), [0.5] * 3, statistics(method), scales=[1.0] * count)
+
+
+@pytest.mark.parametrize("method", [TaskArithmetic(), TIES(), FisherMerge(), FisherMedian()])
+def test_a_tensor_of_another_shape_is_named_and_never_broadcast(method):
+    base, *experts = models(3)
+    given = [] if method.statistic is None else models(2)
+    for wrong in (torch.ones(1, 1), torch.ones(2), torch.ones(2, 3)):
+        with pytest.raises(ValueError, match=r"tensor 'w' of expert 2 is .*, but \(2, 2\) in"):
+            method.merge(base, [experts[0], {**experts[1], "w": wrong}], [0.5] * 2, given)
+        with pytest.raises(ValueError, match=r"tensor 'w' of the base is .*, but \(2, 2\) in"):
+            method.merge({**base, "w": wrong}, experts, [0.5] * 2, given)
+        if given:
+            fishers = [given[0], {**given[1], "w": wrong}]
+            with pytest.raises(ValueError, match="tensor 'w' of the Fisher of expert 2 is "):
+                method.merge(base, experts, [0.5] * 2, fishers)

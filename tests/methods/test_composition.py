@@ -232,3 +232,16 @@ def test_a_composition_can_be_written_on_the_command_line():
     )
     merged, wanted = (one.merge(BASE, EXPERTS, [0.5, 0.25]) for one in (method, expected))
     assert_same(merged, wanted, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("transform", "method", "message"),
+    [
+        ("Trim", TaskArithmetic(), "Transformed: transform is 'Trim', but must be a Transform"),
+        (Trim(0.5, False), "TIES", "Transformed: method is 'TIES', but must be a MergeMethod"),
+        (TaskArithmetic(), TaskArithmetic(), r"transform is TaskArithmetic\(\), but must be a Tr"),
+    ],
+)
+def test_names_are_no_objects(transform, method, message):
+    with pytest.raises(UserError, match=message):
+        Transformed(transform, method)

@@ -203,3 +203,92 @@ def test_inputs_are_only_read_and_outputs_share_no_memory():
 def test_what_a_method_lacks_is_said(method, base, coefficients, fishers, message):
     with pytest.raises(ValueError, match=message):
         method.merge(base, EXPERTS, coefficients, fishers)
+
+
+UNKNOWN = torch.tensor([True, False, True, False, False, True])
+
+
+def sparse_case(dtype=torch.float64, seed=0):
+    """Two experts and Fishers of unlike scales, with half of the entries known to neither."""
+    generator = torch.Generator().manual_seed(seed)
+    base, *experts = (torch.randn(6, generator=generator, dtype=torch.float64) for _ in range(3))
+    fishers = [torch.rand(6, generator=generator, dtype=torch.float64) for _ in range(2)]
+    fishers = [f.masked_fill(UNKNOWN, 0.0) * s for f, s in zip(fishers, (1e-3, 1e-7), strict=True)]
+    models = [{"w": one.to(dtype)} for one in (base, *experts)]
+    return models[0], models[1:], [{"w": one.to(dtype)} for one in fishers]
+
+
+@pytest.mark.parametrize("alpha", [0.5, 1.0, 2.0])
+def test_entries_that_no_task_knows_are_task_arithmetic_when_normalized(alpha):
+    base, experts, fishers = sparse_case()
+    merged = DFMerge(normalize=True, alpha=alpha).merge(base, experts, [0.3, 0.9], fishers)
+    plain = TaskArithmetic().merge(base, experts, [0.3, 0.9])
+    assert_same({"w": merged["w"][UNKNOWN]}, {"w": plain["w"][UNKNOWN]})
+    # elsewhere the shares of each Fisher's mean decide: w = (F/F̄)^α
+    w = [(one["w"] / one["w"].mean())[~UNKNOWN] ** alpha for one in fishers]
+    t = [(one["w"] - base["w"])[~UNKNOWN] for one in experts]
+    expected = base["w"][~UNKNOWN] + 2 * (w[0] * 0.3 * t[0] + w[1] * 0.9 * t[1]) / (w[0] + w[1])
+    assert_same({"w": merged["w"][~UNKNOWN]}, {"w": expected}, rtol=1e-8)
+
+
+def test_a_task_without_any_information_weighs_nothing_where_another_has_some():
+    base, experts, fishers = sparse_case()
+    fishers[1] = {"w": torch.zeros(6, dtype=torch.float64)}
+    merged = DFMerge(normalize=True).merge(base, experts, [0.3, 0.9], fishers)
+    plain = TaskArithmetic().merge(base, experts, [0.3, 0.9])
+    assert_same({"w": merged["w"][UNKNOWN]}, {"w": plain["w"][UNKNOWN]})
+    expected = base["w"] + 2 * 0.3 * (experts[0]["w"] - base["w"])
+    assert_same({"w": merged["w"][~UNKNOWN]}, {"w": expected[~UNKNOWN]}, rtol=1e-8)
+    nobody = DFMerge(normalize=True).merge(base, experts, [0.3, 0.9], [fishers[1]] * 2)
+    assert_same(nobody, plain)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("scale", [1e-30, 1e-20, 1e-10, 1e10, 1e30])
+@pytest.mark.parametrize(
+    "method",
+    [
+        DFMerge(normalize=True),
+        DFMerge(normalize=True, damping=0.1, alpha=0.5),
+        FisherMerge(floor=0.0, favor_target=False),
+    ],
+    ids=repr,
+)
+def test_the_scale_of_a_fisher_does_not_matter_when_normalized(method, scale, dtype):
+    base, experts, fishers = sparse_case(dtype)
+    expected = method.merge(base, experts, [0.3, 0.9], fishers)
+    scaled = [fishers[0], {"w": fishers[1]["w"] * scale}]
+    tolerance = 1e-5 if dtype == torch.float32 else 1e-9
+    assert_same(method.merge(base, experts, [0.3, 0.9], scaled), expected, rtol=tolerance)
+
+
+def test_the_plain_rule_stays_as_it_is():
+    """ε is added to F itself, as the reference does."""
+    base, experts, fishers = sparse_case()
+    merged = DFMerge(epsilon=1e-5, damping=0.2).merge(base, experts, [0.3, 0.9], fishers)
+    w = [one["w"] + 1e-5 + 0.2 * one["w"].mean() for one in fishers]
+    t = [one["w"] - base["w"] for one in experts]
+    expected = base["w"] + 2 * (w[0] * 0.3 * t[0] + w[1] * 0.9 * t[1]) / (w[0] + w[1])
+    assert_same(merged, {"w": expected})
+
+
+@pytest.mark.parametrize(
+    ("dtype", "scale"),
+    [(torch.float32, s) for s in (1e-42, 1e-36, 1e-24, 1e-12, 1.0, 1e18, 1e25, 1e37)]
+    + [(torch.float64, s) for s in (1e-200, 1e-24, 1.0, 1e25, 1e200)],
+)
+def test_the_norm_of_a_fisher_neither_vanishes_nor_overflows(dtype, scale):
+    fisher = {
+        "a": torch.tensor([3.0, 0.0], dtype=torch.float64).mul(scale).to(dtype),
+        "empty": torch.zeros(0, dtype=dtype),
+        "b": torch.tensor([[4.0]], dtype=torch.float64).mul(scale).to(dtype),
+    }
+    found = FisherMerge().statistic_scale(fisher)
+    assert found / scale == pytest.approx(5.0, rel=1e-3 if scale == 1e-42 else 1e-6)
+
+
+def test_a_norm_in_range_is_as_before_and_of_zeros_one():
+    fisher = {"a": torch.rand(1000), "b": torch.rand(7, 3)}
+    norms = torch.stack([torch.linalg.vector_norm(one).double() for one in fisher.values()])
+    assert FisherMerge().statistic_scale(fisher) == float(torch.linalg.vector_norm(norms))
+    assert FisherMerge().statistic_scale({"a": torch.zeros(3)}) == 1.0

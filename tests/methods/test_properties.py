@@ -127,6 +127,25 @@ def test_results_are_new_finite_and_of_the_same_kind(name, dtype, data):
     assert_same_bits([base, *experts, *fishers], before)
 
 
+@pytest.mark.parametrize("name", [*METHODS, "DELLA, summed", "RegMean"])
+def test_tensors_without_entries_or_dimensions_are_merged(name):
+    method = {"DELLA, summed": DELLA(election="none"), "RegMean": RegMean()}.get(name)
+    method = METHODS[name] if method is None else method
+    shapes = {"none": (0,), "rows": (0, 4), "columns": (3, 0), "number": (), "w": (3, 4)}
+    generator = torch.Generator().manual_seed(0)
+    base, *experts = (
+        {key: torch.randn(shape, generator=generator) for key, shape in shapes.items()}
+        for _ in range(3)
+    )
+    measured = [{key: one.abs() for key, one in expert.items()} for expert in experts]
+    if method.statistic == "gram":
+        measured = [{"rows": Gram(torch.eye(4)), "columns": Gram(torch.zeros(0, 0))}] * 2
+    merged = method.merge(base, experts, [0.5, 0.25], measured if method.statistic else None)
+    assert {key: tuple(one.shape) for key, one in merged.items()} == shapes
+    alone = {key: [one[key] for one in (base, *experts)] for key in ("w", "number")}
+    assert all(bool(merged[key].isfinite().all()) for key in alone)
+
+
 def assert_same_bits(found, expected):
     for one, other in zip(found, expected, strict=True):
         assert all(torch.equal(one[name], other[name]) for name in other)

@@ -73,3 +73,42 @@ def test_unfit_metrics_are_refused():
         make_metric("bleu", 2)
     with pytest.raises(UserError, match="needs two classes, but the task has 3"):
         make_metric("f1", 3)
+
+
+@pytest.mark.parametrize("size", [1, 7, 500])
+@pytest.mark.parametrize("offset", [0.0, 1e2, 1e4, 1e6])
+def test_pearson_is_right_far_from_zero(offset, size):
+    """In float32 the sums of 500 numbers near 10⁴ give a correlation that is off by 1e-4."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randn(500, generator=generator) + offset
+    predictions = labels + 0.5 * torch.randn(500, generator=generator)
+    metric = make_metric("pearson", 1)
+    for p, y in zip(predictions.split(size), labels.split(size), strict=True):
+        metric.update(p, y)
+    expected = stats.pearsonr(predictions.double(), labels.double()).statistic
+    assert float(metric.compute()) == pytest.approx(expected, abs=1e-9)
+
+
+def test_pearson_knows_one_outlier_among_many():
+    """Its variance is 1/n of the largest square, which float32's bound calls constant."""
+    labels = torch.zeros(20_000)
+    labels[5] = 1.0
+    predictions = labels.clone()
+    predictions[6] = 1.0
+    assert float(make_metric("pearson", 1)(predictions, labels)) == pytest.approx(
+        0.5**0.5, abs=1e-4
+    )
+
+
+def test_pearson_of_a_module_in_half_precision():
+    module = torch.nn.ModuleDict({"pearson": make_metric("pearson", 1)}).to(torch.bfloat16)
+    generator = torch.Generator().manual_seed(1)
+    labels = torch.randn(90, generator=generator) + 100
+    predictions = labels + torch.randn(90, generator=generator)
+    expected = stats.pearsonr(predictions.double(), labels.double()).statistic
+    metric = module["pearson"]
+    for _ in range(2):  # again after a reset
+        for p, y in zip(predictions.split(7), labels.split(7), strict=True):
+            metric.update(p, y)
+        assert float(metric.compute()) == pytest.approx(expected, abs=1e-9)
+        metric.reset()

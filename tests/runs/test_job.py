@@ -17,6 +17,7 @@ from fmerge.runs import job as job_module
 from fmerge.runs.job import MergeJob
 from fmerge.search import Fixed, Sobol
 from fmerge.store import lock_of, only_run
+from fmerge.trainer import FMergeTrainer
 from tests import tiny
 from tests.evaluation.tiny_tasks import Given
 
@@ -147,3 +148,29 @@ def test_a_build_checks_inputs_before_it_writes(monkeypatch, tmp_path):
     report = make(tmp_path, build=3)._build(run, Sobol(), folder, ["records"])
     assert report == "a report"
     assert events == ["hashes", 3, (3, ["records"]), ("a report", tmp_path / "3")]
+
+
+@pytest.mark.parametrize("module", ["TextClassifier", TextClassifier])
+def test_names_and_paths_do_where_objects_are_wanted(zoo, tmp_path, module):
+    trainer = FMergeTrainer(
+        accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
+        callbacks=[MergeOptimizer("Fixed")],
+    )  # fmt: skip
+    paths = {"colour": Path(zoo.experts["colour"]), "animal": {"path": zoo.experts["animal"]}}
+    report = trainer.merge(module, experts=paths, output=str(tmp_path / "out"), method="Average")
+    assert report is not None and (tmp_path / "out" / "merged").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": "TextClasifier"}, "model: unknown name 'TextClasifier'; known: "),
+        ({"fisher": "exact"}, "fisher: is 'exact', but must be FisherSettings, such as"),
+        ({"fisher": {"examples": 3}}, "fisher: is {'examples': 3}, but must be FisherSettings"),
+        ({"experts": "runs/a"}, "--experts: is 'runs/a', but must map each task's name to its"),
+        ({"experts": ["runs/a"]}, r"--experts: is \['runs/a'\], but must map each task's name"),
+    ],
+)
+def test_other_objects_are_refused_by_name(tmp_path, changes, message):
+    with pytest.raises(UserError, match=message):
+        make(tmp_path / "out", **changes).run()

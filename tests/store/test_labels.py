@@ -4,15 +4,20 @@ import json
 from types import SimpleNamespace
 
 import pytest
+import torch
+from transformers import AutoModelForSequenceClassification, RobertaConfig
 
 import fmerge
 from fmerge.errors import UserError
 from fmerge.methods import Average
-from fmerge.store import load_classifier
+from fmerge.params import params_of
+from fmerge.store import checkpoint_order, in_checkpoint_order, load_classifier
 from fmerge.store.labels import problem_type
 from tests import tiny
+from tests.compare import assert_same
 
 LABELS = ["a", "b", "c"]
+OWN = tiny.LABELS["colour"]
 
 
 def saved(folder, labels=LABELS, **entries):
@@ -75,3 +80,53 @@ def test_without_data_it_is_merged_and_kept(tmp_path):
         found = json.loads((tmp_path / "run" / "merged" / name / "config.json").read_text())
         assert found.get("problem_type") == own
         assert found["id2label"] == {"0": "a", "1": "b", "2": "c"}
+
+
+def raw(path):
+    return params_of(AutoModelForSequenceClassification.from_pretrained(path))
+
+
+@pytest.mark.parametrize(
+    "labels", [OWN, [OWN[1], OWN[0], OWN[2]], [OWN[2], OWN[0], OWN[1]], [OWN[1], OWN[2], OWN[0]]]
+)
+def test_what_was_read_in_another_order_goes_back(zoo, labels):
+    model = load_classifier(zoo.experts["colour"], "colour", labels)
+    own = raw(zoo.experts["colour"])
+    order = checkpoint_order(model, 3)
+    assert [labels[i] for i in order] == OWN
+    now = params_of(model)
+    assert_same(in_checkpoint_order(model, now), own, rtol=0, atol=0)
+    rows = [OWN.index(label) for label in labels]
+    assert now["classifier.weight"].equal(own["classifier.weight"][rows])
+    # a Fisher of some parameters alone, and one of a body
+    head = {"classifier.bias": now["classifier.bias"]}
+    assert in_checkpoint_order(model, head)["classifier.bias"].equal(own["classifier.bias"])
+    assert (
+        in_checkpoint_order(model, {"bert.x": head["classifier.bias"]})["bert.x"]
+        is head["classifier.bias"]
+    )
+
+
+def test_only_the_last_of_several_layers_has_the_labels_order(tmp_path):
+    config = RobertaConfig(
+        vocab_size=40, hidden_size=8, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=8, max_position_embeddings=20, id2label={0: "x", 1: "y"},
+        label2id={"x": 0, "y": 1},
+    )  # fmt: skip
+    torch.manual_seed(0)
+    tiny.save(AutoModelForSequenceClassification.from_config(config), tmp_path / "model")
+    model = load_classifier(str(tmp_path / "model"), "t", ["y", "x"])
+    own = raw(tmp_path / "model")
+    assert not params_of(model)["classifier.out_proj.weight"].equal(
+        own["classifier.out_proj.weight"]
+    )
+    assert_same(in_checkpoint_order(model, params_of(model)), own, rtol=0, atol=0)
+
+
+def test_unnamed_outputs_have_the_tasks_order(zoo, tmp_path):
+    model = AutoModelForSequenceClassification.from_pretrained(zoo.experts["animal"])
+    model.config.id2label = {0: "LABEL_0", 1: "LABEL_1"}
+    tiny.save(model, tmp_path / "model")
+    found = load_classifier(str(tmp_path / "model"), "animal", ["wild", "pet"])
+    assert checkpoint_order(found, 2) == [0, 1]
+    assert_same(in_checkpoint_order(found, params_of(found)), params_of(model), rtol=0, atol=0)

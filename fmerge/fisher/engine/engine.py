@@ -14,6 +14,7 @@ from fmerge.fisher.engine.per_example import Fallback, PerExample, square_gradie
 from fmerge.fisher.engine.recorder import Recorder
 from fmerge.fisher.engine.self_check import SelfCheck
 from fmerge.fisher.engine.squares import add_squares
+from fmerge.fisher.estimators import check_numbers
 from fmerge.params import Params
 
 Weigh = Callable[[Tensor], Tensor]
@@ -163,6 +164,7 @@ class SquaredGradients:
                 f"log_probs gave a tensor of shape {tuple(result.shape)} for {n} examples; "
                 f"expected ({n}, number of candidates)"
             )
+        check_numbers(result)
         return result
 
     def _leave(self, names: set[str]) -> None:
@@ -190,12 +192,7 @@ def candidate_seeds(log_likelihoods: Tensor, weights: Tensor) -> list[Tensor]:
 
     Returns:
         As many (n, c) as the most candidates any example has.
-
-    Raises:
-        ValueError: If a weight is not finite.
     """
-    if not bool(torch.isfinite(weights).all()):
-        raise ValueError("the log-likelihoods of an example are not numbers, or all are -inf")
     present = weights > 0
     order = present.to(torch.int8).argsort(dim=1, descending=True, stable=True)
     roots = weights.to(log_likelihoods.dtype).sqrt()
