@@ -3,6 +3,7 @@
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torch import nn
@@ -16,13 +17,12 @@ from fmerge.merging.buffers import (
 )
 from fmerge.merging.compatibility import FIELDS, check_related, check_same_function
 from fmerge.merging.expert_fishers import Expert, fisher_files, read_fishers
+from fmerge.merging.poolers import keep_poolers_apart
+from fmerge.merging.tokenizers import tokenizers_of
 from fmerge.methods import MergeMethod
 from fmerge.modules import TaskModule
 from fmerge.params import Params, check_finite, check_same_layout, params_of
-from fmerge.store import (
-    load_tokenizer,
-    reading_headers,
-)
+from fmerge.store import reading_headers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -37,7 +37,7 @@ class Ensemble:
         bodies: The experts' bodies θₘ, all of one layout: parameters, then moving buffers.
         base: The base's body θ₀, where one was given.
         fishers: The experts' diagonal Fishers over the body, where they were given.
-        tokenizer: The tokenizer of the first expert.
+        tokenizers: Each task's tokenizer, of one vocabulary; one object where they are the same.
         sources: Where each expert was read from.
         base_source: Where the base was read from.
         fisher_origins: What the files of the experts' Fishers say of themselves, if given.
@@ -49,7 +49,7 @@ class Ensemble:
     bodies: Mapping[str, Params]
     base: Params | None
     fishers: Mapping[str, Params] | None
-    tokenizer: "PreTrainedTokenizerBase"
+    tokenizers: Mapping[str, "PreTrainedTokenizerBase"]
     sources: Mapping[str, str]
     base_source: str | None
     fisher_origins: Mapping[str, str] | None = None
@@ -60,6 +60,12 @@ class Ensemble:
     def names(self) -> list[str]:
         """The experts' names, in the order of the coefficients."""
         return list(self.bodies)
+
+    @property
+    def tokenizer(self) -> "PreTrainedTokenizerBase | Mapping[str, PreTrainedTokenizerBase]":
+        """The tokenizer that the tasks share, or each task's own where they differ."""
+        first, *others = self.tokenizers.values()
+        return first if all(one is first for one in others) else self.tokenizers
 
     def heads(self) -> dict[str, Params]:
         """Copies the experts' heads, as they are now.
@@ -134,26 +140,26 @@ def load_ensemble(
     Raises:
         UserError: If anything is missing, is not finite, or does not fit all else.
     """
-    _check_names(experts, labels)
-    _check_needs(method, len(experts), base)
-    files = fisher_files(experts, method)
+    files = _checked_files(experts, labels, method, base)
+    sources = {name: expert.path for name, expert in experts.items()}
     read, ancestor = _read(experts, base, module, labels or {}, values)
+    whole = keep_poolers_apart(module, read, ancestor, sources)
     bodies = _bodies(module, read, values)
     first = next(iter(bodies))
     origin = None if ancestor is None else _base(module, ancestor, str(base), values)
     relative = origin or _Relative(read[first], bodies[first], experts[first].path)
     for name, expert in experts.items():
         relative.check(expert, read[name], bodies[name], values)
-    fishers, origins = read_fishers(files, experts, read, bodies, values)
+    fishers, origins = read_fishers(files, experts, read, whole, values)  # of poolers too
     buffers = {name: shared_buffers(model, bodies[name]) for name, model in read.items()}
     moving = relative.moving(experts, buffers, values)
-    sources = {name: expert.path for name, expert in experts.items()}
+    models = {name: read[name] for name in _tasks(experts)}
     return Ensemble(
-        models={name: one for name, one in read.items() if not experts[name].donor},
+        models=models,
         bodies={name: body | _copies(buffers[name], moving) for name, body in bodies.items()},
         base=None if origin is None else origin.body | _copies(origin.buffers, moving),
-        fishers=fishers or None,
-        tokenizer=_tokenizer(sources),
+        fishers={k: {n: one[n] for n in bodies[k]} for k, one in fishers.items()} or None,
+        tokenizers=tokenizers_of(module, sources, models, base),
         sources=sources,
         base_source=base,
         fisher_origins=origins,
@@ -233,6 +239,18 @@ def _base(module: TaskModule, ancestor: nn.Module, source: str, values: bool) ->
     return made
 
 
+def _checked_files(
+    experts: Mapping[str, Expert],
+    labels: Mapping[str, Sequence[str]] | None,
+    method: MergeMethod,
+    base: str | None,
+) -> dict[str, Path]:
+    """Checks all that needs no reading; lists the files of Fishers."""
+    _check_names(experts, labels)
+    _check_needs(method, len(experts), base)
+    return fisher_files(experts, method)
+
+
 def _check_needs(method: MergeMethod, count: int, base: str | None) -> None:
     method.check_count(count)
     if method.needs_base and base is None:
@@ -241,10 +259,14 @@ def _check_needs(method: MergeMethod, count: int, base: str | None) -> None:
         )
 
 
+def _tasks(experts: Mapping[str, Expert]) -> list[str]:
+    return [name for name, expert in experts.items() if not expert.donor]
+
+
 def _check_names(experts: Mapping[str, Expert], labels: Mapping[str, Sequence[str]] | None) -> None:
     if len(experts) < 2:
         raise UserError(f"--experts: names {known(experts)}; a merge needs at least two experts")
-    tasks = [name for name, expert in experts.items() if not expert.donor]
+    tasks = _tasks(experts)
     if not tasks:
         raise UserError(
             f"--experts: {known(experts)} are all donors; a merge needs at least one expert that "
@@ -255,23 +277,3 @@ def _check_names(experts: Mapping[str, Expert], labels: Mapping[str, Sequence[st
             f"--experts: are for {known(tasks)}, but the data's tasks are {known(labels)}; "
             "give each task one expert of the same name, or make an expert without data a donor"
         )
-
-
-def _tokenizer(sources: Mapping[str, str]) -> "PreTrainedTokenizerBase":
-    """Reads the first expert's tokenizer and checks that the others have the same vocabulary."""
-    (_, first), *rest = sources.items()
-    tokenizer = load_tokenizer(first)
-    vocabulary = tokenizer.get_vocab()
-    for _, source in rest:
-        try:
-            other = load_tokenizer(source).get_vocab()
-        except UserError:
-            continue  # saved without one: the first expert's is used for all
-        if other != vocabulary:
-            differing = sorted(set(other.items()) ^ set(vocabulary.items()))
-            raise UserError(
-                f"{source}: its tokenizer differs from that of {first} in "
-                f"{len({token for token, _ in differing})} tokens, such as '{differing[0][0]}'; "
-                "merge models of one tokenizer only"
-            )
-    return tokenizer

@@ -13,49 +13,16 @@ from fmerge.store.folders import check_folder
 from fmerge.store.hub import check_on_hub, hub_trouble, is_hub_id
 from fmerge.store.kinds import check_format
 from fmerge.store.pickles import load_plain
+from fmerge.store.tokenizer_parts import save_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-def load_tokenizer(source: str) -> "PreTrainedTokenizerBase":
-    """Reads the tokenizer that belongs to a checkpoint.
-
-    Args:
-        source: A Hugging Face folder, a hub id, or a Lightning ``.ckpt`` of a fit.
-
-    Returns:
-        The tokenizer.
-
-    Raises:
-        UserError: If it cannot be read, or its files are missing.
-    """
-    folder = hyperparameters(Path(source))["path"] if is_lightning(source) else source
-    place = local_folder(folder)
-    tokenizer: PreTrainedTokenizerBase = read_part(
-        source,
-        "tokenizer",
-        lambda auto: auto.AutoTokenizer.from_pretrained(place, trust_remote_code=False),
-        place,
-    )
-    # without its files transformers makes an empty tokenizer, to which every word is unknown
-    files = {*tokenizer.vocab_files_names.values(), "tokenizer.json"}
-    if (
-        tokenizer.vocab_files_names
-        and Path(place).is_dir()
-        and not any((Path(place) / name).is_file() for name in files)
-    ):
-        raise UserError(
-            f"{source}: holds no tokenizer, such as tokenizer.json; copy the files of the model's "
-            "own tokenizer into the folder"
-        )
-    return tokenizer
-
-
 def save_models(
     folder: Path,
     models: Mapping[str, "PreTrainedModel"],
-    tokenizer: "PreTrainedTokenizerBase",
+    tokenizer: "PreTrainedTokenizerBase | Mapping[str, PreTrainedTokenizerBase]",
     cards: Mapping[str, str] | None = None,
 ) -> None:
     """Writes Hugging Face folders, all of them whole or none.
@@ -64,13 +31,15 @@ def save_models(
         folder: The folder they are written to; an old one is replaced.
         models: Name of each model's folder inside it to the model; ``""`` puts a single one into
             ``folder`` itself.
-        tokenizer: The tokenizer they share.
+        tokenizer: The tokenizer they share, or name of a folder to the tokenizer that it gets.
         cards: Name of each model's folder to its ``README.md``; None for no cards.
     """
     with replacing_folder(folder) as temporary, quiet_transformers():
+        own = tokenizer if isinstance(tokenizer, Mapping) else dict.fromkeys(models, tokenizer)
+        for name, one in own.items():
+            save_tokenizer(one, temporary / name)
         for name, model in models.items():
             model.save_pretrained(temporary / name)
-            tokenizer.save_pretrained(temporary / name)
             if cards:
                 (temporary / name / "README.md").write_text(cards[name], encoding="utf-8")
 
@@ -131,7 +100,9 @@ def local_folder(source: str) -> str:
         check_format(path)
     if path.is_dir():
         if not (path / "config.json").is_file():
-            raise UserError(f"{source}: holds no config.json, so it is no Hugging Face folder")
+            raise UserError(
+                f"{source}: holds no config.json, so it is no Hugging Face folder{_inside(path)}"
+            )
         check_folder(path)
         return source
     if path.exists():
@@ -148,6 +119,21 @@ def local_folder(source: str) -> str:
         raise UserError(f"{source}: no such file or folder")
     check_on_hub(source)
     return source
+
+
+def _inside(folder: Path) -> str:
+    """Names the models in a folder of them, such as a merge's of several tasks."""
+    found = sorted(
+        str(path.parent)
+        for pattern in ("*/config.json", "*/*/config.json")
+        for path in folder.glob(pattern)
+        if path.is_file()
+    )
+    if not found:
+        return ""
+    more = f" and {len(found) - 5} more" if len(found) > 5 else ""
+    models = "a model" if len(found) == 1 else "models"
+    return f", but it holds {models} inside: give {' or '.join(found[:5])}{more}"
 
 
 def read_part(source: str, what: str, read: Callable[[Any], Any], place: str | None = None) -> Any:
