@@ -91,20 +91,18 @@ class FMergeTrainer(Trainer):
                 say_unsaved(self)
             return
         output = path_of(output)
-        callback = RequeueCallback()
         with (
             only_run(lock_of(output, folder=True), on=self.is_global_zero),
-            callback.catching_signal(self),
+            RequeueCallback().catching_signal(self),
             explaining_texts(model, datamodule),
         ):
             if (saved := requeued_checkpoint(self, overwrite)) is not None:
                 check_resume(ckpt_path := str(saved))
-            last: list[Callback] = []
             check_places(self, output)
+            last = []
             if self.is_global_zero:
                 recover_folder(output / "expert")
                 check_new_folder(output, overwrite or ckpt_path is not None)
-                # written by a callback, once data and weights could be read
                 config = self.resolved_config or fit_config(self, model, datamodule, output)
                 last = [ConfigWriter(output, config, fresh=ckpt_path is None)]
             self._fit(model, data, ckpt_path, last)
@@ -118,7 +116,7 @@ class FMergeTrainer(Trainer):
         ckpt_path: str | None,
         last: Sequence[Callback] = (),
     ) -> None:
-        """Lightning's own fit, with the callbacks of every fit."""
+        """Lightning's own fit, with the callbacks of every fit; ``last`` run after all others."""
         if any(getattr(one, "save_last", None) is True for one in self.checkpoint_callbacks):
             last = [*last, LastEpoch()]
         with with_callbacks(self, [WeightsFirst(), DivergenceGuard()], last):
@@ -259,8 +257,7 @@ class FMergeTrainer(Trainer):
                 average and second best trial; experts: the experts alone, which is faster.
             heads: Of the experts: keep each for its task, or merge them like the body, into one
                 model, where all are of one task.
-            refit_heads: Fit classifiers' last linear layers to the merged body: off, at the end,
-                or in all trials too.
+            refit_heads: Refit classifiers' last linear layers: off, at the end, or in trials too.
             refit_examples: Training examples of a task that heads are fitted on; null: all.
             refit_seed: Seed of their choice.
             dtype: What merged models are written in; the experts' own dtype if left out.

@@ -10,6 +10,8 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
 from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     BartConfig,
     BertConfig,
@@ -83,6 +85,20 @@ def text_tokenizer(template="$A [EOS]") -> PreTrainedTokenizerFast:
     )
 
 
+def bert_like_tokenizer() -> PreTrainedTokenizerFast:
+    """A tokenizer that tells the first text of a pair from the second by the type of tokens."""
+    made = text_tokenizer()
+    made.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
+    made.backend_tokenizer.post_processor = TemplateProcessing(
+        single="$A [EOS]", pair="$A [EOS] $B:1 [EOS]:1", special_tokens=[("[EOS]", 2)]
+    )
+    return made
+
+
+def read_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
+    return PreTrainedTokenizerFast.from_pretrained(folder)
+
+
 TEXT = {"vocab_size": len(SPECIAL) + len(WORDS), "pad_token_id": 0, "eos_token_id": 2}
 
 
@@ -136,6 +152,17 @@ def classifier(config, seed=0, scale=0.3):
     """A classifier with weights large enough that no gradient is negligible."""
     torch.manual_seed(seed)
     model = AutoModelForSequenceClassification.from_config(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(scale * torch.randn_like(parameter))
+    return model.eval()
+
+
+def language_model(config, seed=0, scale=0.3):
+    """A text-to-text or causal language model with weights as large as a classifier's."""
+    torch.manual_seed(seed)
+    kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+    model = kind.from_config(config)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(scale * torch.randn_like(parameter))

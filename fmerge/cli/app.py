@@ -17,7 +17,7 @@ from fmerge.cli.parser import FMergeParser, share_files
 from fmerge.data import MultiTask
 from fmerge.errors import UserError
 from fmerge.merging.optimizer import MergeOptimizer
-from fmerge.store import check_resume, disk_trouble, load_lightning
+from fmerge.store import check_resume, disk_trouble, first_class_path, load_lightning
 from fmerge.system.watchdog import LostProcessError, watch_processes
 from fmerge.trainer import FMergeTrainer
 
@@ -94,6 +94,10 @@ class FMergeCLI(LightningCLI):
                 path = f"{search.__module__}.{search.__qualname__}"
                 self._parser("merge").set_defaults({"optimizer.search": {"class_path": path}})
             found = parser.parse_args(given, _skip_validation=True)
+            if own := first_class_path(_models_of(found)):
+                # a class that was named stays: a default is what is given to the others
+                self._parser(found.subcommand).set_defaults({"model": {"class_path": own}})
+                found = parser.parse_args(given, _skip_validation=True)
             for key in ("model", "optimizer.search"):
                 if chosen := found.get(f"{found.subcommand}.{key}.class_path"):
                     self._parser(found.subcommand).set_defaults({key: {"class_path": chosen}})
@@ -157,6 +161,22 @@ class FMergeCLI(LightningCLI):
         self.trainer.resolved_config = parser.dump(  # type: ignore[attr-defined]
             self.config[self.subcommand], skip_none=True, skip_link_targets=True
         )
+
+
+def _models_of(found: Any) -> list[str]:
+    """Lists the trained models that a command was given, which tell the kind of its module."""
+    options = found.get(found.subcommand)
+    if found.subcommand == "merge":
+        experts = options.get("experts") or {}
+        given = [experts[name] for name in experts] if hasattr(experts, "keys") else []
+    elif found.subcommand == "fisher":
+        given = [options.get("expert")]
+    elif found.subcommand in {"validate", "test"}:
+        given = [options.get("model.init_args.path")]
+    else:  # a fit may give a head of another kind
+        given = []
+    paths = [one if isinstance(one, str) or one is None else one.get("path") for one in given]
+    return [one for one in paths if isinstance(one, str)]
 
 
 # the best epoch by the monitored metric, and the last one, to resume from

@@ -3,6 +3,7 @@
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torch import nn
@@ -13,14 +14,13 @@ from fmerge.merging.buffers import (
 )
 from fmerge.merging.expert_fishers import Expert, expert_of, fisher_files, read_fishers
 from fmerge.merging.merged_heads import HeadMode, check_one_task, labels_of, merged_part
+from fmerge.merging.poolers import keep_poolers_apart
 from fmerge.merging.relative import Relative, base_origin
+from fmerge.merging.tokenizers import tokenizers_of
 from fmerge.methods import MergeMethod
 from fmerge.modules import TaskModule
 from fmerge.params import Params, params_of
-from fmerge.store import (
-    load_tokenizer,
-    reading_headers,
-)
+from fmerge.store import reading_headers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -35,7 +35,7 @@ class Ensemble:
         bodies: The experts' bodies θₘ, all of one layout: parameters, then moving buffers.
         base: The base's body θ₀, where one was given.
         fishers: The experts' diagonal Fishers over the body, where they were given.
-        tokenizer: The tokenizer of the first expert.
+        tokenizers: Each task's tokenizer, of one vocabulary; one object where they are the same.
         sources: Where each expert was read from.
         base_source: Where the base was read from.
         fisher_origins: What the files of the experts' Fishers say of themselves, if given.
@@ -48,7 +48,7 @@ class Ensemble:
     bodies: Mapping[str, Params]
     base: Params | None
     fishers: Mapping[str, Params] | None
-    tokenizer: "PreTrainedTokenizerBase"
+    tokenizers: Mapping[str, "PreTrainedTokenizerBase"]
     sources: Mapping[str, str]
     base_source: str | None
     fisher_origins: Mapping[str, str] | None = None
@@ -67,6 +67,12 @@ class Ensemble:
     def names(self) -> list[str]:
         """The experts' names, in the order of the coefficients."""
         return list(self.bodies)
+
+    @property
+    def tokenizer(self) -> "PreTrainedTokenizerBase | Mapping[str, PreTrainedTokenizerBase]":
+        """The tokenizer that the tasks share, or each task's own where they differ."""
+        first, *others = self.tokenizers.values()
+        return first if all(one is first for one in others) else self.tokenizers
 
     def heads(self) -> dict[str, Params]:
         """Copies the experts' heads, as they are now.
@@ -142,24 +148,24 @@ def load_ensemble(
     Raises:
         UserError: If anything is missing, is not finite, or does not fit all else.
     """
-    _check_names(experts, labels)
-    _check_needs(method, len(experts), base)
-    files, whole = fisher_files(experts, method), heads == "merge"
+    files, whole = _checked_files(experts, labels, method, base), heads == "merge"
+    sources = {name: expert.path for name, expert in experts.items()}
     read, ancestor = _read(experts, base, module, labels or {}, values, whole)
-    bodies = _bodies(module, read, values, whole)
-    first = next(iter(bodies))
+    complete = keep_poolers_apart(module, read, ancestor, sources, whole)
+    first, bodies = next(iter(experts)), _bodies(module, read, values, whole)
     origin = None if ancestor is None else base_origin(module, ancestor, str(base), values, whole)
     shared = set(module.body(read[first]))
     relative = origin or Relative(read[first], bodies[first], experts[first].path, shared)
     buffers, moving = relative.check_all(experts, read, bodies, values)
-    fishers, origins = read_fishers(files, experts, read, bodies, values)
+    fishers, origins = read_fishers(files, experts, read, complete, values)  # of poolers too
+    models = {name: read[name] for name in _tasks(experts)}
     return Ensemble(
-        models={name: one for name, one in read.items() if not experts[name].donor},
+        models=models,
         bodies={name: body | _copies(buffers[name], moving) for name, body in bodies.items()},
         base=None if origin is None else origin.body | _copies(origin.buffers, moving),
-        fishers=fishers or None,
-        tokenizer=_tokenizer({name: one.path for name, one in experts.items()}),
-        sources={name: one.path for name, one in experts.items()},
+        fishers={k: {n: one[n] for n in bodies[k]} for k, one in fishers.items()} or None,
+        tokenizers=tokenizers_of(module, sources, models, base),
+        sources=sources,
         base_source=base,
         fisher_origins=origins,
         moving=moving,
@@ -215,6 +221,18 @@ def _copies(buffers: Params, names: Collection[str]) -> Params:
     return {name: one.clone() for name, one in buffers.items() if name in names}
 
 
+def _checked_files(
+    experts: Mapping[str, Expert],
+    labels: Mapping[str, Sequence[str]] | None,
+    method: MergeMethod,
+    base: str | None,
+) -> dict[str, Path]:
+    """Checks all that needs no reading; lists the files of Fishers."""
+    _check_names(experts, labels)
+    _check_needs(method, len(experts), base)
+    return fisher_files(experts, method)
+
+
 def _check_needs(method: MergeMethod, count: int, base: str | None) -> None:
     method.check_count(count)
     if method.needs_base and base is None:
@@ -223,10 +241,14 @@ def _check_needs(method: MergeMethod, count: int, base: str | None) -> None:
         )
 
 
+def _tasks(experts: Mapping[str, Expert]) -> list[str]:
+    return [name for name, expert in experts.items() if not expert.donor]
+
+
 def _check_names(experts: Mapping[str, Expert], labels: Mapping[str, Sequence[str]] | None) -> None:
     if len(experts) < 2:
         raise UserError(f"--experts: names {known(experts)}; a merge needs at least two experts")
-    tasks = [name for name, expert in experts.items() if not expert.donor]
+    tasks = _tasks(experts)
     if not tasks:
         raise UserError(
             f"--experts: {known(experts)} are all donors; a merge needs at least one expert that "
@@ -237,23 +259,3 @@ def _check_names(experts: Mapping[str, Expert], labels: Mapping[str, Sequence[st
             f"--experts: are for {known(tasks)}, but the data's tasks are {known(labels)}; "
             "give each task one expert of the same name, or make an expert without data a donor"
         )
-
-
-def _tokenizer(sources: Mapping[str, str]) -> "PreTrainedTokenizerBase":
-    """Reads the first expert's tokenizer and checks that the others have the same vocabulary."""
-    (_, first), *rest = sources.items()
-    tokenizer = load_tokenizer(first)
-    vocabulary = tokenizer.get_vocab()
-    for _, source in rest:
-        try:
-            other = load_tokenizer(source).get_vocab()
-        except UserError:
-            continue  # saved without one: the first expert's is used for all
-        if other != vocabulary:
-            differing = sorted(set(other.items()) ^ set(vocabulary.items()))
-            raise UserError(
-                f"{source}: its tokenizer differs from that of {first} in "
-                f"{len({token for token, _ in differing})} tokens, such as '{differing[0][0]}'; "
-                "merge models of one tokenizer only"
-            )
-    return tokenizer

@@ -16,6 +16,7 @@ from fmerge.merging.assembler import Assembler
 from fmerge.methods import MergeMethod
 from fmerge.params import Params
 from fmerge.search import AxSearch, Fixed, Search, SearchSpace, Trial
+from fmerge.search.failures import check_failures
 from fmerge.search.objective import Aim, Objective, Scores, check_keep, check_own, objectives_of
 from fmerge.search.parameter_groups import Groups
 
@@ -219,8 +220,9 @@ class MergeOptimizer(Callback):
 
         Raises:
             SystemExit: If it is asked to stop, once the running trial is logged.
-            UserError: If no trial succeeded.
+            UserError: If no trial succeeded, or the first ones all failed alike.
         """
+        begun = len(search.history)
         with _progress(trainer, search) as show:
             while not search.finished:
                 if number := stop():
@@ -235,6 +237,7 @@ class MergeOptimizer(Callback):
                 else:
                     search.history.append(trial)  # to count; they know no scores
                 show()
+                check_failures(search, begun)
         try:
             return search.best()
         except ValueError as error:

@@ -106,8 +106,7 @@ class MergeMethod(Recorded, ABC):
                 where ``writes_into_out`` is True.
 
         Returns:
-            ``out`` where it was written to, else new tensors of the experts' layout and dtype,
-            rounded once.
+            ``out`` where it was written to, else new tensors of the experts' layout and dtype.
 
         Raises:
             ValueError: If an input is missing, or does not fit the experts.

@@ -18,6 +18,7 @@ from fmerge.modules.logistic import fit_linear
 from fmerge.modules.prediction_recorder import Predictions, record_predictions
 from fmerge.modules.rank_choice import RankChoice
 from fmerge.modules.spans import SpanAnswers
+from fmerge.modules.tokenized import TokenizedModule
 
 __all__ = [
     "FisherPass",
@@ -30,6 +31,7 @@ __all__ = [
     "SpanAnswers",
     "TaskModule",
     "TextClassifier",
+    "TokenizedModule",
     "fit_linear",
     "linear_weights",
     "record_predictions",

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fmerge.modules.choices import decoder_start
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -160,15 +162,14 @@ def _decode(
     model: Any, input_ids: Tensor, attention_mask: Tensor, answers: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Encodes each prompt, decodes each answer: logits (r, s, v) and targets (r, s)."""
-    from transformers.modeling_outputs import BaseModelOutput
-
-    encoder = model.get_encoder()
-    states = encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+    outputs = model.get_encoder()(input_ids=input_ids, attention_mask=attention_mask)
     # absent choices are run too: every example must have c rows of the batch
     c = answers.shape[1]
     targets = answers.flatten(0, 1)
+    # the encoder's own kind of output: some models read more of it, such as router logits
+    outputs["last_hidden_state"] = outputs.last_hidden_state.repeat_interleave(c, 0)
     logits = model(
-        encoder_outputs=BaseModelOutput(last_hidden_state=states.repeat_interleave(c, 0)),
+        encoder_outputs=outputs,
         attention_mask=attention_mask.repeat_interleave(c, 0),
         decoder_input_ids=_shifted(model, targets),
         use_cache=False,
@@ -180,9 +181,14 @@ def _shifted(model: Any, targets: Tensor) -> Tensor:
     """The decoder's inputs: a start token, then each target's predecessor."""
     own = getattr(model, "prepare_decoder_input_ids_from_labels", None)
     if own is not None:  # some architectures start with a token of the language
-        ids: Tensor = own(labels=targets)
-        return ids
-    start, fill = model.config.decoder_start_token_id, model.config.pad_token_id or 0
+        try:
+            ids: Tensor = own(labels=targets)
+            return ids
+        except (AttributeError, TypeError, ValueError):
+            # all that it can lack is the token to start with, which is looked for below
+            if isinstance(getattr(model.config, "decoder_start_token_id", None), int):
+                raise
+    start, fill = decoder_start(model.config), model.config.pad_token_id or 0
     return F.pad(targets.where(targets != ABSENT, fill)[:, :-1], (1, 0), value=start)
 
 

@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING, Any, final
 import torch
 from torch import Tensor
 
+from fmerge.errors import UserError
 from fmerge.fisher import Estimator
-from fmerge.modules.heads import HeadedModule, model_inputs
+from fmerge.modules.heads import HeadedModule
+from fmerge.modules.tokenized import model_inputs
 from fmerge.store import load_classifier
 
 if TYPE_CHECKING:
@@ -65,7 +67,8 @@ class TextClassifier(HeadedModule):
         return log_likelihoods
 
     def _outputs(self, batch: Mapping[str, Any]) -> Tensor:
-        logits: Tensor = self.models[batch["task"]](**model_inputs(batch)).logits
+        model = self.models[batch["task"]]
+        logits: Tensor = model(**model_inputs(model, batch)).logits
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
     def lists_answers(self, task: str, estimator: Estimator) -> bool:
@@ -133,24 +136,23 @@ class TextClassifier(HeadedModule):
         Returns:
             The tokenizer's tensors (n, t), ``labels`` (n,) and ``task``.
 
-        Raises:
-            RuntimeError: If the weights were not read yet.
         """
-        if self.tokenizer is None:
-            raise RuntimeError("the tokenizer is read by configure_model or adopt: call one first")
-        limit = self._longest()
-        pairs = [one["text_pair"] for one in examples] if "text_pair" in examples[0] else None
-        encoded = self.tokenizer(
-            [one["text"] for one in examples],
-            pairs,
-            truncation=True,
-            max_length=limit,
-            padding=True,
-            return_tensors="pt",
-        )
-        keys = ["text"] if pairs is None else ["text", "text_pair"]
+        _check_kind(examples, task)
+        keys = ["text", "text_pair"] if "text_pair" in examples[0] else ["text"]
         texts = [[one[key] for key in keys] for one in examples]
-        lengths = encoded["attention_mask"].sum(1).tolist()
-        self.truncation.count(self.tokenizer, texts, lengths, [limit] * len(texts), task)
+        encoded = self.encode(texts, self._longest(task), task)
         labels = torch.tensor([one["label"] for one in examples])
         return {**encoded, "labels": labels, "task": task}
+
+
+def _check_kind(examples: Sequence[Mapping[str, Any]], task: str) -> None:
+    """Refuses the examples of another kind of module, and names it."""
+    if "choices" in examples[0]:
+        raise UserError(
+            f"task '{task}': its examples have choices, which a language model ranks; give "
+            "--model RankChoice"
+        )
+    if isinstance(examples[0]["label"], tuple):
+        raise UserError(
+            f"task '{task}': its answers are parts of texts, not classes; give --model SpanAnswers"
+        )

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fmerge.errors import UserError
 from fmerge.modules.classification import TextClassifier
-from fmerge.modules.heads import model_inputs
+from fmerge.modules.tokenized import model_inputs
 from fmerge.params import last_linear
 
 _CLOSE = 1e-2
@@ -85,7 +85,8 @@ class FeaturePass(LightningModule):
         return features.to("cpu", exact), batch["labels"].cpu()
 
     def _logits(self, batch: Mapping[str, Any]) -> Tensor:
-        logits: Tensor = self.module.task_model(self.task)(**model_inputs(batch)).logits
+        model = self.module.task_model(self.task)
+        logits: Tensor = model(**model_inputs(model, batch)).logits
         return logits
 
     def _is_all(self, batch: Mapping[str, Any], features: Tensor) -> bool:

@@ -1,5 +1,6 @@
 """The base of modules with a shared Hugging Face body and one head for each task."""
 
+import logging
 from abc import ABC
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,17 +9,19 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from fmerge.errors import UserError
-from fmerge.modules.base import TaskModule
 from fmerge.modules.optimization import Scheduler, adamw, check_numbers
-from fmerge.modules.truncation import TruncationCounter, max_input_length
+from fmerge.modules.tokenized import TokenizedModule
+from fmerge.modules.truncation import max_input_length
 from fmerge.params import Params, params_of, select
-from fmerge.store import SavedForm, load_tokenizer, save_models
+from fmerge.store import SavedForm, load_tokenizer, new_pooler, save_models
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+_LOG = logging.getLogger(__name__)
 
-class HeadedModule(TaskModule, ABC):
+
+class HeadedModule(TokenizedModule, ABC):
     """One shared body, one head per task, from Hugging Face.
 
     The weights are read when a command starts, with the labels of its data.
@@ -32,6 +35,10 @@ class HeadedModule(TaskModule, ABC):
         warmup_fraction: Share of the training steps over which the learning rate rises from 0.
         max_length: Tokens to which an input is truncated, if the model takes as many.
         tasks: Filled in by the data: task name to the names of its classes.
+
+    Attributes:
+        apart: Names of a body's tensors that each task keeps, as its head: a pooler that the
+            models do not have in common.
     """
 
     def __init__(
@@ -55,8 +62,7 @@ class HeadedModule(TaskModule, ABC):
         self.max_length = max_length
         self.tasks = tasks
         self.models = nn.ModuleDict()
-        self.tokenizer: PreTrainedTokenizerBase | None = None
-        self.truncation = TruncationCounter()
+        self.apart: frozenset[str] = frozenset()
         self._untrained: UserError | None = None
 
     def configure_model(self) -> None:
@@ -76,10 +82,13 @@ class HeadedModule(TaskModule, ABC):
                 "package:name/folder"
             )
         training = trainer is None or trainer.training
-        self.adopt(
-            {task: self._load(self.path, task, names, training) for task, names in labels.items()},
-            load_tokenizer(self.path),
-        )
+        models = {t: self._load(self.path, t, names, training) for t, names in labels.items()}
+        if training and (new := sorted(new_pooler(next(iter(models.values()))))):
+            _LOG.warning(
+                "%s: has no pooler ('%s'); a new one starts from random numbers, as the head does",
+                self.path, new[0],
+            )  # fmt: skip
+        self.adopt(models, load_tokenizer(self.path))
         if data is not None:
             self.add_metrics(labels, data.metrics)
 
@@ -94,7 +103,7 @@ class HeadedModule(TaskModule, ABC):
             return self.read(path, task, labels, fresh_head=True)
 
     def body(self, model: nn.Module) -> Params:
-        """Selects everything but the head.
+        """Selects everything but the head, and what the tasks keep ``apart``.
 
         Args:
             model: A Hugging Face classifier.
@@ -102,7 +111,8 @@ class HeadedModule(TaskModule, ABC):
         Returns:
             The parameters below its ``base_model_prefix``, sharing its memory.
         """
-        return select(params_of(model), f"{model.base_model_prefix}.")
+        whole = select(params_of(model), f"{model.base_model_prefix}.")
+        return {name: tensor for name, tensor in whole.items() if name not in self.apart}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Records that trained heads have come from a checkpoint.
@@ -125,22 +135,27 @@ class HeadedModule(TaskModule, ABC):
             raise self._untrained
 
     def adopt(
-        self, models: Mapping[str, "PreTrainedModel"], tokenizer: "PreTrainedTokenizerBase"
+        self,
+        models: Mapping[str, "PreTrainedModel"],
+        tokenizer: "PreTrainedTokenizerBase | Mapping[str, PreTrainedTokenizerBase]",
     ) -> None:
         """Adopts classifiers of one architecture: the body of the first one, the heads of all.
 
         Args:
             models: Task name to classifier; the bodies are replaced by that of the first one.
-            tokenizer: The tokenizer they share.
+            tokenizer: The tokenizer they share, or task name to the tokenizer of each.
         """
+        self.adopt_tokenizers(models, tokenizer)
         first = next(iter(models.values()))
         self.models = nn.ModuleDict()
         # one body object for all tasks: a merge is written once, and memory holds one body
         for task, model in models.items():
-            setattr(model, model.base_model_prefix, first.base_model)
+            if self.apart:
+                _share_rest(model.base_model, first.base_model, model, self.apart)
+            else:
+                setattr(model, model.base_model_prefix, first.base_model)
             self.models[task] = model
         self.models.train()  # from_pretrained leaves eval mode, and Lightning would keep it in fit
-        self.tokenizer = tokenizer
         self.tasks = {
             task: [str(label) for _, label in sorted((model.config.id2label or {}).items())]
             for task, model in models.items()
@@ -160,11 +175,11 @@ class HeadedModule(TaskModule, ABC):
         model: PreTrainedModel = self.models[task]  # type: ignore[assignment]
         return model
 
-    def _longest(self) -> int:
+    def _longest(self, task: str) -> int:
         """Tokens an input may have: at most ``max_length`` and what the model takes."""
-        if self.tokenizer is None:
-            raise RuntimeError("the tokenizer is read by configure_model or adopt: call one first")
-        return max_input_length(self.max_length, self.tokenizer, list(self.models.values()))
+        return max_input_length(
+            self.max_length, self.tokenizer_of(task), list(self.models.values())
+        )
 
     def configure_optimizers(self) -> Any:
         """Makes AdamW and its schedule.
@@ -189,27 +204,26 @@ class HeadedModule(TaskModule, ABC):
                 each task gets a folder of its name.
             cards: Task name to the model card of its folder; None for no cards.
 
-        Raises:
-            RuntimeError: If the weights were not read yet.
         """
-        if self.tokenizer is None:
-            raise RuntimeError("the tokenizer is read by configure_model or adopt: call one first")
         models = {task: self.task_model(task) for task in self.models}
         forms = {task: self.forms.get(task) or self.forms.get("", SavedForm()) for task in models}
+        tokenizers = {task: self.tokenizer_of(task) for task in models or [""]}
         if len(set(models.values())) == 1:  # one task, or several with one head
             models = {"": next(iter(models.values()))}
             forms = {"": next(iter(forms.values()))}
+            tokenizers = {"": next(iter(tokenizers.values()))}
             cards = {"": next(iter(cards.values()))} if cards else None
-        save_models(folder, models, self.tokenizer, cards, forms)
+        save_models(folder, models, tokenizers, cards, forms)
 
 
-def model_inputs(batch: Mapping[str, Any]) -> dict[str, Any]:
-    """Selects the inputs of a network from a batch.
-
-    Args:
-        batch: What ``collate`` made.
-
-    Returns:
-        The tokenizer's tensors (n, t).
-    """
-    return {k: v for k, v in batch.items() if k not in {"labels", "task", "answers"}}
+def _share_rest(own: nn.Module, shared: nn.Module, model: Any, apart: frozenset[str]) -> None:
+    """Shares a body but for the parts that a task keeps."""
+    prefix = f"{model.base_model_prefix}."
+    kept = {name.removeprefix(prefix).partition(".")[0] for name in apart}
+    # children, and the body's own parameters and buffers
+    names = [name for name, _ in own.named_children()]
+    names += [name for name, _ in own.named_parameters(recurse=False)]
+    names += [name for name, _ in own.named_buffers(recurse=False)]
+    for name in names:
+        if name not in kept:
+            setattr(own, name, getattr(shared, name))

@@ -17,9 +17,10 @@ from fmerge.modules.answers import (
     padded_choices,
     target_tokens,
 )
-from fmerge.modules.base import TaskModule
+from fmerge.modules.choices import check_example, named, padding_id
 from fmerge.modules.optimization import Scheduler, adamw, check_numbers
-from fmerge.modules.truncation import TruncationCounter, max_input_length, position_count
+from fmerge.modules.tokenized import TokenizedModule
+from fmerge.modules.truncation import max_input_length, position_count
 from fmerge.params import Params, params_of
 from fmerge.store import SavedForm, load_language_model, load_tokenizer, save_models
 
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-class RankChoice(TaskModule):
+class RankChoice(TokenizedModule):
     """Rank classification: one text-to-text or causal language model for all tasks, no heads.
 
     An example is a prompt, ``text``, with any number of ``choices``, and ``label``, the index of
@@ -63,8 +64,6 @@ class RankChoice(TaskModule):
         self.warmup_fraction = warmup_fraction
         self.max_length = max_length
         self.model: PreTrainedModel | None = None
-        self.tokenizer: PreTrainedTokenizerBase | None = None
-        self.truncation = TruncationCounter()
 
     def configure_model(self) -> None:
         """Reads the weights from ``path``, once.
@@ -106,18 +105,31 @@ class RankChoice(TaskModule):
         return load_language_model(source)
 
     def adopt(
-        self, models: Mapping[str, "PreTrainedModel"], tokenizer: "PreTrainedTokenizerBase"
+        self,
+        models: Mapping[str, "PreTrainedModel"],
+        tokenizer: "PreTrainedTokenizerBase | Mapping[str, PreTrainedTokenizerBase]",
     ) -> None:
         """Adopts the first of some models, for all tasks.
 
         Args:
             models: Task name to model; all but the first only name their tasks.
-            tokenizer: The tokenizer they share.
+            tokenizer: The tokenizer they share, or task name to the tokenizer of each.
         """
         self.model = next(iter(models.values()))
+        self.adopt_tokenizers(models, tokenizer)
         self.model.train()  # from_pretrained leaves eval mode, and Lightning would keep it in fit
-        self.tokenizer = tokenizer
         self.add_metrics(dict.fromkeys(models, ()), {})  # choices differ by example
+
+    def needs_padding(self, model: Any) -> bool:
+        """Tells whether a network cannot do without a padding token.
+
+        Args:
+            model: The network.
+
+        Returns:
+            True for an encoder-decoder; to a decoder alone, padding is masked.
+        """
+        return bool(model.config.is_encoder_decoder)
 
     def body(self, model: nn.Module) -> Params:
         """Selects what a merge merges: everything.
@@ -139,7 +151,7 @@ class RankChoice(TaskModule):
         Returns:
             A Hugging Face language model.
         """
-        return self._ready[0]
+        return self._ready
 
     def label_log_probs(self, batch: Mapping[str, Any]) -> Tensor:
         """Computes ℓ[n,c] = 1/T Σₛ log p(yₛ | y₍<ₛ₎, x), the mean over the T tokens of choice c.
@@ -182,9 +194,9 @@ class RankChoice(TaskModule):
             UserError: If an example has fewer than two choices, a label out of range, or a
                 prompt or choice without tokens.
         """
-        model, tokenizer = self._ready
+        model, tokenizer = self._ready, self.tokenizer_of(task)
         for example in examples:
-            _check_example(example, task)
+            check_example(example, task)
         texts = [example["text"] for example in examples]
         choices = [list(example["choices"]) for example in examples]
         limits = [max_input_length(self.max_length, tokenizer, [model])] * len(texts)
@@ -197,10 +209,10 @@ class RankChoice(TaskModule):
         prompts = self._prompt_tokens(texts, limits, task)
         for ids, own, example in zip(prompts, answers, examples, strict=True):
             if not ids or not all(own):
-                raise UserError(f"{_named(example, task)} has a prompt or choice without any token")
+                raise UserError(f"{named(example, task)} has a prompt or choice without any token")
         width = max(map(len, prompts))
         return {
-            "input_ids": padded(prompts, width, tokenizer.pad_token_id or 0),
+            "input_ids": padded(prompts, width, padding_id(model, tokenizer)),
             "attention_mask": padded([[1] * len(ids) for ids in prompts], width, 0),
             "choice_ids": padded_choices(answers),
             "labels": torch.tensor([example["label"] for example in examples]),
@@ -229,21 +241,27 @@ class RankChoice(TaskModule):
             folder: The model's folder.
             cards: Task name to model card, of which the first is written.
         """
-        model, tokenizer = self._ready
         card = {"": next(iter(cards.values()))} if cards else None
         form = next(iter(self.forms.values()), SavedForm())
-        save_models(folder, {"": model}, tokenizer, card, {"": form})
+        save_models(folder, {"": self._ready}, self._saved_tokenizers(), card, {"": form})
+
+    def _saved_tokenizers(self) -> dict[str, "PreTrainedTokenizerBase"]:
+        """The first task's beside the model; where they differ, each in a folder of its task."""
+        first, *others = self.tokenizers.values()
+        if all(one is first for one in others):
+            return {"": first}
+        return {"": first} | {f"tokenizers/{task}": one for task, one in self.tokenizers.items()}
 
     @property
-    def _ready(self) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
-        if self.model is None or self.tokenizer is None:
+    def _ready(self) -> "PreTrainedModel":
+        if self.model is None:
             raise RuntimeError("the model is read by configure_model or adopt: call one first")
-        return self.model, self.tokenizer
+        return self.model
 
     def _sums(self, batch: Mapping[str, Any], answers: Tensor) -> tuple[Tensor, Tensor]:
         """L (n, c) and T (n, c) of answers (n, c, s)."""
-        model, _ = self._ready
-        return answer_log_likelihoods(model, batch["input_ids"], batch["attention_mask"], answers)
+        ids, mask = batch["input_ids"], batch["attention_mask"]
+        return answer_log_likelihoods(self._ready, ids, mask, answers)
 
     def _score(self, batch: Mapping[str, Any]) -> Tensor:
         sums, lengths = self._sums(batch, batch["choice_ids"])
@@ -256,8 +274,7 @@ class RankChoice(TaskModule):
 
     def _prompt_limits(self, answers: Sequence[Sequence[Sequence[int]]], limit: int) -> list[int]:
         """Tokens that each prompt may have, so that its longest answer fits after it."""
-        model, _ = self._ready
-        positions = position_count(model) or float("inf")
+        positions = position_count(self._ready) or float("inf")
         longest = [max(map(len, own)) for own in answers]
         if positions <= max(longest):
             raise UserError(
@@ -268,33 +285,15 @@ class RankChoice(TaskModule):
     def _prompt_tokens(
         self, texts: Sequence[str], limits: Sequence[int], task: str
     ) -> list[list[int]]:
-        model, tokenizer = self._ready
+        tokenizer = self.tokenizer_of(task)
         prompts: list[list[int]] = [
             tokenizer(text, truncation=True, max_length=limit)["input_ids"]
             for text, limit in zip(texts, limits, strict=True)
         ]
         lengths = [len(ids) for ids in prompts]
         self.truncation.count(tokenizer, [[text] for text in texts], lengths, limits, task)
-        if model.config.is_encoder_decoder:
+        if self._ready.config.is_encoder_decoder:
             return prompts
         # some tokenizers end every text, but here the answer follows
         ends = tokenizer("a")["input_ids"][-1:] == [tokenizer.eos_token_id]
         return [ids[:-1] for ids in prompts] if ends else prompts
-
-
-def _named(example: Mapping[str, Any], task: str) -> str:
-    return f"task '{task}': the example {str(example.get('text'))[:40]!r}"
-
-
-def _check_example(example: Mapping[str, Any], task: str) -> None:
-    choices, label = example["choices"], example["label"]
-    if isinstance(choices, str) or len(choices) < 2:
-        raise UserError(
-            f"{_named(example, task)} has the choices {choices!r}, but a list of at least 2 is "
-            "needed"
-        )
-    if not 0 <= label < len(choices):
-        raise UserError(
-            f"{_named(example, task)} has label {label}, but its {len(choices)} choices have the "
-            f"numbers 0 to {len(choices) - 1}"
-        )

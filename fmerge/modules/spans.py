@@ -9,7 +9,8 @@ from torch import Tensor
 
 from fmerge.errors import UserError
 from fmerge.fisher import Estimator
-from fmerge.modules.heads import HeadedModule, model_inputs
+from fmerge.modules.heads import HeadedModule
+from fmerge.modules.tokenized import model_inputs
 from fmerge.store import load_classifier
 
 if TYPE_CHECKING:
@@ -54,20 +55,22 @@ class SpanAnswers(HeadedModule):
         return load_classifier(source, task, None, fresh_head, "question answering")
 
     def adopt(
-        self, models: Mapping[str, "PreTrainedModel"], tokenizer: "PreTrainedTokenizerBase"
+        self,
+        models: Mapping[str, "PreTrainedModel"],
+        tokenizer: "PreTrainedTokenizerBase | Mapping[str, PreTrainedTokenizerBase]",
     ) -> None:
         """Adopts networks of one architecture: the body of the first one, the heads of all.
 
         Args:
             models: Task name to network.
-            tokenizer: The tokenizer they share.
+            tokenizer: The tokenizer they share, or task name to the tokenizer of each.
 
         Raises:
-            UserError: If the tokenizer gives no positions of its tokens in the text.
+            UserError: If a tokenizer gives no positions of its tokens in the text.
         """
-        if not tokenizer.is_fast:
-            raise UserError("SpanAnswers: needs a fast tokenizer, which knows where tokens stand")
         super().adopt(models, tokenizer)
+        if not all(one.is_fast for one in self.tokenizers.values()):
+            raise UserError("SpanAnswers: needs a fast tokenizer, which knows where tokens stand")
         self.tasks = {task: [] for task in models}
         self.hparams["tasks"] = self.tasks
         self.add_metrics(self.tasks, {})
@@ -84,25 +87,12 @@ class SpanAnswers(HeadedModule):
             The tokenizer's tensors (n, t), ``labels`` (n, 2), first and last token, and ``task``.
 
         Raises:
-            RuntimeError: If the weights were not read yet.
             UserError: If an example is no question on a text.
         """
-        if self.tokenizer is None:
-            raise RuntimeError("the tokenizer is read by configure_model or adopt: call one first")
         if not all("text_pair" in one and isinstance(one["label"], tuple) for one in examples):
             raise UserError(f"task '{task}': SpanAnswers needs questions on texts, as of Squad2")
-        limit = self._longest()
-        encoded = self.tokenizer(
-            [one["text"] for one in examples],
-            [one["text_pair"] for one in examples],
-            truncation="longest_first",
-            max_length=limit,
-            padding=True,
-            return_tensors="pt",
-        )
         texts = [[one["text"], one["text_pair"]] for one in examples]
-        lengths = encoded["attention_mask"].sum(1).tolist()
-        self.truncation.count(self.tokenizer, texts, lengths, [limit] * len(texts), task)
+        encoded = self.encode(texts, self._longest(task), task, "longest_first")
         labels = torch.tensor([_span(encoded, i, *one["label"]) for i, one in enumerate(examples)])
         return {**encoded, "labels": labels, "task": task}
 
@@ -191,7 +181,8 @@ class SpanAnswers(HeadedModule):
         return labels[:, 0] * _POSITIONS + labels[:, 1]
 
     def _log_probs(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-        outputs = self.models[batch["task"]](**model_inputs(batch))
+        model = self.models[batch["task"]]
+        outputs = model(**model_inputs(model, batch))
         padding = batch["attention_mask"] == 0
         starts, ends = (
             logits

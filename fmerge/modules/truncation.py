@@ -3,7 +3,7 @@
 import logging
 from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _LOG = logging.getLogger(__name__)
+
+_POSITIONS = ("max_position_embeddings", "max_encoder_position_embeddings")
+"""Names of a config's number of positions; LED's encoder has one of its own."""
 
 
 class TruncationCounter:
@@ -75,8 +78,9 @@ def max_input_length(
     Returns:
         The smallest of these limits.
     """
-    limits: list[int] = [max_length, tokenizer.model_max_length]
-    return min([*limits, *filter(None, map(position_count, models))])
+    # a tokenizer's file may say -1 or 0 for none, as a config may
+    limits = [one for one in (max_length, tokenizer.model_max_length) if one > 0]
+    return int(min([*limits, *filter(None, map(position_count, models))]))
 
 
 def position_count(model: nn.Module) -> int | None:
@@ -86,11 +90,18 @@ def position_count(model: nn.Module) -> int | None:
         model: A Hugging Face model.
 
     Returns:
-        The number; None where positions are relative.
+        The number; None where the config names none, as where positions are relative.
     """
-    positions: int | None = getattr(model.config, "max_position_embeddings", None)
+    config: Any = model.config
+    if hasattr(config, "get_text_config"):
+        config = config.get_text_config()
+    found = (getattr(config, name, None) for name in _POSITIONS)
+    # XLNet's config says -1
+    positions = next((one for one in found if isinstance(one, int) and one > 0), None)
+    if positions is None:
+        return None
     for name, layer in model.named_modules():
-        if positions and name.endswith("position_embeddings") and isinstance(layer, nn.Embedding):
+        if name.endswith("position_embeddings") and hasattr(layer, "padding_idx"):
             # RoBERTa's positions begin after that of the padding token
             return positions - (-1 if layer.padding_idx is None else layer.padding_idx) - 1
     return positions

@@ -118,7 +118,7 @@ def _time_of_merge(run: "MergeRun", data: MultiTask, plan: PassPlan) -> str:
     def measure(cost: str, task: str) -> float:
         if task not in adopted:  # one network at a time
             model = run.ensemble.models[task]
-            adopt_random(run.module, task, model, run.ensemble.tokenizer)
+            adopt_random(run.module, task, model, run.ensemble.tokenizers[task])
             adopted[:] = [task]
         own = run.settings if cost == "Fisher" else None
         return seconds_of_pass(run.trainer, run.module, data, task, own)

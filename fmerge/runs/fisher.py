@@ -17,7 +17,7 @@ from fmerge.evaluation.batch_size import check_automatic
 from fmerge.evaluation.evaluator import Evaluator
 from fmerge.fisher import FisherEstimate, FisherSettings
 from fmerge.merging.buffers import check_no_nan, network_state, persistent_buffers
-from fmerge.modules import Saving, TaskModule
+from fmerge.modules import Saving, TaskModule, TokenizedModule
 from fmerge.params import check_finite, check_same_layout, fingerprint, params_of
 from fmerge.report.sections import layer_table
 from fmerge.report.tables import to_rich
@@ -162,6 +162,8 @@ class FisherRun:
             with reading_headers():
                 network = self._read(self.module, expert)
             tokenizer = load_tokenizer(str(expert))
+            if isinstance(self.module, TokenizedModule):
+                self.module.adopt_tokenizers({self.task: network}, tokenizer)
         else:
             _check_own(self.module)
             if expert is not None:

@@ -147,18 +147,8 @@ def check_merge(run: "MergeRun", search: Search, grouped: bool, racing: bool = F
             wanted along several coefficients, or heads that cannot be are to be refitted, or
             a task cannot be raced.
     """
-    if run.settings.curve and grouped:
-        raise UserError(
-            "--fisher.curve: a Fisher is a curve over one coefficient, but --optimizer.groups "
-            "gives each expert several; leave one of the two out"
-        )
-    models = run.ensemble.models
-    if run.ensemble.heads_merged and run.refitting.wanted:
-        raise UserError(
-            f"--refit_heads: is {run.refitting.when}, but --heads is merge, so that no task has a "
-            "head of its own; leave one of the two out"
-        )
-    check_refitting(run.refitting, run.module, run.data, models, run.probed)
+    _check_together(run, grouped)
+    check_refitting(run.refitting, run.module, run.data, run.ensemble.models, run.probed)
     statistic = run.estimated
     if run.data is None:
         if statistic is not None:
@@ -186,6 +176,19 @@ def check_merge(run: "MergeRun", search: Search, grouped: bool, racing: bool = F
                 f"{type(search).__name__}: binomial noise is that of an accuracy, but task "
                 f"'{task}' is scored by {', '.join(run.data.metrics[task])}; use noise infer"
             )
+
+
+def _check_together(run: "MergeRun", grouped: bool) -> None:
+    if run.settings.curve and grouped:
+        raise UserError(
+            "--fisher.curve: a Fisher is a curve over one coefficient, but --optimizer.groups "
+            "gives each expert several; leave one of the two out"
+        )
+    if run.ensemble.heads_merged and run.refitting.wanted:
+        raise UserError(
+            f"--refit_heads: is {run.refitting.when}, but --heads is merge, so that no task has a "
+            "head of its own; leave one of the two out"
+        )
 
 
 def fingerprints(

@@ -12,7 +12,7 @@ from fmerge.store.atomic import (
     replacing_file,
     write_text,
 )
-from fmerge.store.checkpoints import load_classifier
+from fmerge.store.checkpoints import load_classifier, new_pooler
 from fmerge.store.fisher_cache import FisherCache
 from fmerge.store.fisher_files import (
     check_fisher_path,
@@ -23,6 +23,7 @@ from fmerge.store.fisher_files import (
 from fmerge.store.labels import checkpoint_order, in_checkpoint_order
 from fmerge.store.language_models import load_language_model
 from fmerge.store.lock import lock_of, only_run
+from fmerge.store.module_kinds import first_class_path
 from fmerge.store.partial import begun_with, read_partial, remove_partial, write_partial
 from fmerge.store.run_folder import RunFolder
 from fmerge.store.saved_form import (
@@ -34,7 +35,10 @@ from fmerge.store.saved_form import (
     parse_size,
 )
 from fmerge.store.saving import save_models
-from fmerge.store.sources import check_resume, load_lightning, load_tokenizer
+from fmerge.store.sources import check_resume, load_lightning
+from fmerge.store.tokenizer_match import check_tokenizer, give_padding
+from fmerge.store.tokenizer_parts import tokenizer_differences, vocabulary_difference
+from fmerge.store.tokenizers import find_tokenizer, load_tokenizer
 from fmerge.store.weights import reading_headers
 
 __all__ = [
@@ -53,14 +57,19 @@ __all__ = [
     "check_new_folder",
     "check_place",
     "check_resume",
+    "check_tokenizer",
     "checkpoint_order",
     "disk_trouble",
+    "find_tokenizer",
+    "first_class_path",
+    "give_padding",
     "in_checkpoint_order",
     "load_classifier",
     "load_language_model",
     "load_lightning",
     "load_tokenizer",
     "lock_of",
+    "new_pooler",
     "only_run",
     "read_fisher",
     "read_fisher_header",
@@ -72,6 +81,8 @@ __all__ = [
     "remove_partial",
     "replacing_file",
     "save_models",
+    "tokenizer_differences",
+    "vocabulary_difference",
     "write_fisher",
     "write_partial",
     "write_text",

@@ -3,8 +3,9 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
+from weakref import WeakKeyDictionary
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from fmerge.errors import UserError, known
 from fmerge.store.kinds import check_kind, head_facts
@@ -15,6 +16,7 @@ from fmerge.store.labels import (
     reorder_outputs,
     set_labels,
 )
+from fmerge.store.module_kinds import other_module
 from fmerge.store.sources import (
     hyperparameters,
     is_lightning,
@@ -31,6 +33,13 @@ _AUTO: Final[dict[Head, str]] = {
     "classification": "AutoModelForSequenceClassification",
     "question answering": "AutoModelForQuestionAnswering",
 }
+_MODULES: Final[dict[Head, str]] = {
+    "classification": "TextClassifier",
+    "question answering": "SpanAnswers",
+}
+
+_NEW: "Final[WeakKeyDictionary[nn.Module, frozenset[str]]]" = WeakKeyDictionary()
+"""Model to the tensors of its body that its source lacks."""
 
 
 def load_classifier(
@@ -51,7 +60,8 @@ def load_classifier(
         head: The kind of head.
 
     Returns:
-        A Hugging Face model of that head, with every body weight from the source.
+        A Hugging Face model of that head, with every body weight from the source; with
+        ``fresh_head``, the pooler may be new too, as ``new_pooler`` then says.
 
     Raises:
         UserError: If the source cannot be read, lacks body weights or a head, or its labels
@@ -63,6 +73,8 @@ def load_classifier(
         folder, labels, state = _read_lightning(Path(source), task, labels)
     config = read_config(source, folder)
     fitted = state is not None  # the folder gives the architecture, and the fit gave the head
+    if not fresh_head and not fitted and (other := other_module(config, _MODULES[head])):
+        raise UserError(f"{source}: has no {head} head: {other}")
     check_kind(source, config, _AUTO[head], fresh_head or fitted)
     # a Lightning checkpoint was trained on these labels in this order, as _read_lightning checks
     order = label_order(config, labels, source, fresh_head) if labels and not fitted else []
@@ -104,6 +116,11 @@ def _check_complete(
 ) -> None:
     # a head may be new, a body never: transformers fills what is missing with random numbers
     body = [key for key in lacking if key.startswith(model.base_model_prefix + ".")]
+    new = _new_pooler(model, lacking)
+    # a pooler without a head is one, too; what has a head and no pooler is damaged
+    if head is None or len(lacking) > len(body):
+        body = [key for key in body if key not in new]
+    _NEW[model] = new
     if body:
         more = f", and {len(body) - 1} more" if len(body) > 1 else ""
         raise UserError(f"{source}: body tensor '{body[0]}' is {lacking[body[0]]}{more}")
@@ -118,3 +135,22 @@ def _check_complete(
             f"{source}: has no trained {head} ('{first}' is missing{facts}); "
             "fine-tune it first with 'fmerge fit'"
         )
+
+
+def _new_pooler(model: "PreTrainedModel", lacking: Mapping[str, str]) -> frozenset[str]:
+    """Names a pooler that the source lacks as a whole, as models do whose heads read tokens."""
+    prefix = f"{model.base_model_prefix}.pooler."
+    own = {name for name, _ in model.named_parameters() if name.startswith(prefix)}
+    return frozenset(own) if all(lacking.get(name) == "missing" for name in own) else frozenset()
+
+
+def new_pooler(model: nn.Module) -> frozenset[str]:
+    """Names the pooler's tensors that are random, as the source of a model had none.
+
+    Args:
+        model: A model that ``load_classifier`` gave.
+
+    Returns:
+        Names of its body's parameters; none where the source had the pooler.
+    """
+    return _NEW.get(model, frozenset())

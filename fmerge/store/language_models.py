@@ -7,6 +7,7 @@ from torch import Tensor
 
 from fmerge.errors import UserError
 from fmerge.store.kinds import check_kind, head_facts
+from fmerge.store.module_kinds import other_module
 from fmerge.store.sources import (
     hyperparameters,
     is_lightning,
@@ -69,7 +70,9 @@ def _check_kind(config: Any, source: str) -> None:
     # transformers would load an encoder as a causal model, whose tokens attend to later ones
     for name in config.architectures or []:
         if any(other in name for other in _OTHERS):
+            other = other_module(config, "RankChoice")
             raise UserError(
-                f"{source}: is a {name}, which generates no text; give a text-to-text model "
-                "(such as T5) or a causal language model (such as GPT-2)"
+                f"{source}: is a {name}, which generates no text; "
+                + (other or "give a text-to-text model (such as T5) or a causal language model ")
+                + ("" if other else "(such as GPT-2)")
             )

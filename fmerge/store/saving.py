@@ -14,6 +14,7 @@ from fmerge.store.atomic import replacing_folder
 from fmerge.store.saved_form import SavedForm
 from fmerge.store.side_files import copy_side_files
 from fmerge.store.sources import quiet_transformers
+from fmerge.store.tokenizer_parts import save_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -24,7 +25,7 @@ _GENERATION = "generation_config.json"
 def save_models(
     folder: Path,
     models: Mapping[str, "PreTrainedModel"],
-    tokenizer: "PreTrainedTokenizerBase",
+    tokenizer: "PreTrainedTokenizerBase | Mapping[str, PreTrainedTokenizerBase]",
     cards: Mapping[str, str] | None = None,
     forms: Mapping[str, SavedForm] | None = None,
 ) -> None:
@@ -34,17 +35,19 @@ def save_models(
         folder: The folder they are written to; an old one is replaced.
         models: Name of each model's folder inside it to the model; ``""`` puts a single one into
             ``folder`` itself.
-        tokenizer: The tokenizer they share.
+        tokenizer: The tokenizer they share, or name of a folder to the tokenizer that it gets.
         cards: Name of each model's folder to its ``README.md``; None for no cards.
         forms: Name of each model's folder to the form it is written in; as it is in memory, and
             without side files, where there is none.
     """
     with replacing_folder(folder) as temporary, quiet_transformers():
+        own = tokenizer if isinstance(tokenizer, Mapping) else dict.fromkeys(models, tokenizer)
+        for name, one in own.items():
+            save_tokenizer(one, temporary / name)
         for name, model in models.items():
             form = (forms or {}).get(name) or SavedForm()
             with stored_as(model, form):
                 _save_model(temporary / name, model, form)
-            tokenizer.save_pretrained(temporary / name)
             if form.folder is not None:
                 copy_side_files(form.folder, temporary / name, replacing=(_GENERATION,))
             if cards:

@@ -15,41 +15,7 @@ from fmerge.store.pickles import load_plain
 from fmerge.system.paths import expand
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-
-def load_tokenizer(source: str) -> "PreTrainedTokenizerBase":
-    """Reads the tokenizer that belongs to a checkpoint.
-
-    Args:
-        source: A Hugging Face folder, a hub id, or a Lightning ``.ckpt`` of a fit.
-
-    Returns:
-        The tokenizer.
-
-    Raises:
-        UserError: If it cannot be read, or its files are missing.
-    """
-    folder = hyperparameters(Path(source))["path"] if is_lightning(source) else source
-    place = local_folder(folder)
-    tokenizer: PreTrainedTokenizerBase = read_part(
-        source,
-        "tokenizer",
-        lambda auto: auto.AutoTokenizer.from_pretrained(place, trust_remote_code=False),
-        place,
-    )
-    # without its files transformers makes an empty tokenizer, to which every word is unknown
-    files = {*tokenizer.vocab_files_names.values(), "tokenizer.json"}
-    if (
-        tokenizer.vocab_files_names
-        and Path(place).is_dir()
-        and not any((Path(place) / name).is_file() for name in files)
-    ):
-        raise UserError(
-            f"{source}: holds no tokenizer, such as tokenizer.json; copy the files of the model's "
-            "own tokenizer into the folder"
-        )
-    return tokenizer
+    pass
 
 
 def is_lightning(source: str) -> bool:
@@ -108,7 +74,9 @@ def local_folder(source: str) -> str:
         check_format(path)
     if path.is_dir():
         if not (path / "config.json").is_file():
-            raise UserError(f"{source}: holds no config.json, so it is no Hugging Face folder")
+            raise UserError(
+                f"{source}: holds no config.json, so it is no Hugging Face folder{_inside(path)}"
+            )
         check_folder(path)
         return source
     if path.exists():
@@ -125,6 +93,21 @@ def local_folder(source: str) -> str:
         raise UserError(f"{source}: no such file or folder")
     check_on_hub(source)
     return source
+
+
+def _inside(folder: Path) -> str:
+    """Names the models in a folder of them, such as a merge's of several tasks."""
+    found = sorted(
+        str(path.parent)
+        for pattern in ("*/config.json", "*/*/config.json")
+        for path in folder.glob(pattern)
+        if path.is_file()
+    )
+    if not found:
+        return ""
+    more = f" and {len(found) - 5} more" if len(found) > 5 else ""
+    models = "a model" if len(found) == 1 else "models"
+    return f", but it holds {models} inside: give {' or '.join(found[:5])}{more}"
 
 
 def read_part(source: str, what: str, read: Callable[[Any], Any], place: str | None = None) -> Any:

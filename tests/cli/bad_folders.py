@@ -100,6 +100,18 @@ def without_tokenizer(folder):
     (folder / "tokenizer_config.json").unlink()
 
 
+def more_tokens(folder):
+    words = tiny.tokenizer()
+    words.add_tokens(["new"])
+    words.save_pretrained(folder)
+
+
+def several(folder):
+    for name in ("a", "b"):
+        shutil.copytree(folder, folder / name)
+    (folder / "config.json").unlink()
+
+
 def pipe(name):
     def damage(folder):
         (folder / name).unlink()
@@ -183,6 +195,9 @@ FOLDERS = [
     ("tokenizer.json is noise", "cannot read its tokenizer", octets("tokenizer.json", b"\xff")),
     ("tokenizer_config.json is a list", "tokenizer_config.json: holds list",
      text("tokenizer_config.json", "[]")),
+    ("more tokens than embeddings", "the token 'new' the id 18, but its model has embeddings for",
+     more_tokens),
+    ("a folder of several models", "but it holds models inside: give", several),
     ("no weights", "cannot read its weights: it holds no",
      lambda folder: (folder / "model.safetensors").unlink()),
     ("weights are a pipe", "cannot read its weights: it holds no", pipe("model.safetensors")),

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fmerge.errors import UserError
-from fmerge.merging import experts as experts_module
+from fmerge.merging import tokenizers as tokenizers_module
 from fmerge.merging.expert_fishers import Expert
 from fmerge.merging.experts import load_ensemble, target_first
 from fmerge.methods import SLERP, Average, FisherMerge, TaskArithmetic
@@ -27,12 +27,7 @@ def tokenizers(monkeypatch):
     """Path to tokenizer; a path without one is one that was saved without."""
     known = {path: Words("a", "b", "c") for path in ("one", "two", "three")}
 
-    def load(path):
-        if path not in known:
-            raise UserError(f"{path}: has no tokenizer")
-        return known[path]
-
-    monkeypatch.setattr(experts_module, "load_tokenizer", load)
+    monkeypatch.setattr(tokenizers_module, "find_tokenizer", known.get)
     return known
 
 

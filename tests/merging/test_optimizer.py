@@ -1,5 +1,6 @@
 """The search as a callback: what it refuses, what it maximises, and how it runs its trials."""
 
+import itertools
 import math
 from types import SimpleNamespace
 
@@ -9,7 +10,7 @@ import torch
 from fmerge.errors import UserError
 from fmerge.merging.optimizer import MergeOptimizer
 from fmerge.methods import Average, Isotropic, TaskArithmetic
-from fmerge.search import AxSearch, Dirichlet, Fixed, Grid, Sobol
+from fmerge.search import AxSearch, Dirichlet, Fixed, Grid, Sobol, Trial
 from fmerge.search.objective import Objective, Partial, Scores
 from fmerge.search.space import SearchSpace
 
@@ -175,6 +176,69 @@ def test_failed_trials_are_logged_and_passed_over():
     assert [one["status"] for one in logged] == ["failed"] * 3 + ["ok"] and best.index == 3
     assert [one.get("reason") for one in logged] == ["not finite", "sum", "full", None]
     assert logged[0]["objective"] is None
+
+
+@pytest.mark.parametrize(
+    "reason",
+    [
+        lambda i: "a batch cannot be made",
+        lambda i: f"TIES at {{'x': {0.1 * i}}}: tensor 'w' holds {i + 1} NaN",
+        lambda i: f"out of memory: tried to allocate {i}.50 GiB",
+        lambda i: "",
+    ],
+)
+def test_a_search_whose_first_trials_fail_alike_stops(reason):
+    search, tried = Sobol(trials=8), itertools.count()
+
+    def score(body):
+        raise UserError(reason(next(tried)))
+
+    with pytest.raises(UserError) as stopped:
+        run(score, search)
+    assert str(stopped.value) == (
+        "3 trials have failed alike and none has succeeded, so that the other 5 were not tried: "
+        f"{reason(2)}"
+    )
+    assert [trial.status for trial in search.history] == ["failed"] * 3
+
+
+@pytest.mark.parametrize(
+    ("reasons", "tried"),
+    [
+        (["full", "full", "odd", "full", "full", "full", "full"], 8),  # not the first ones alike
+        ([None, "full", "full", "full", "full", "full", "full"], 8),  # one has succeeded
+        (["full", "full", None, "full", "full", "full", "full"], 8),
+    ],
+)
+def test_a_search_with_some_success_or_several_failures_goes_on(reasons, tried):
+    errors = iter([*reasons, None])
+
+    def score(body):
+        if (reason := next(errors)) is not None:
+            raise UserError(reason)
+        return squared(body)
+
+    _, logged, _ = run(score, Sobol(trials=8))
+    assert len(logged) == tried
+
+
+def test_a_resumed_search_tries_anew_before_it_stops():
+    class Resumed(Sobol):
+        def start(self, *given):
+            super().start(*given)
+            for i in range(3):
+                self.tell(Trial(i, self.ask(), status="failed", reason="full"))
+
+    best, logged, search = run(squared, Resumed(trials=8))
+    assert len(logged) == 5 and best.status == "ok"
+
+    def score(body):
+        raise UserError("full")
+
+    search = Resumed(trials=8)
+    with pytest.raises(UserError, match="3 trials have failed alike .* other 2 were not tried"):
+        run(score, search)
+    assert len(search.history) == 6
 
 
 def test_other_errors_are_bugs():

@@ -6,7 +6,7 @@ from transformers import AutoModelForSequenceClassification
 
 from fmerge.errors import UserError
 from fmerge.modules import FeaturePass, TextClassifier
-from fmerge.modules.heads import model_inputs
+from fmerge.modules.tokenized import model_inputs
 from fmerge.params import last_linear
 from fmerge.store import load_classifier, load_tokenizer
 from tests import hub_layout, tiny
@@ -115,7 +115,7 @@ def test_heads_of_other_architectures(config, name):
     features, _ = inputs.predict_step(one, 0)
     assert inputs.ends_head
     assert (inputs.name, features.shape) == (name, (5, inputs.layer.in_features))
-    logits = module.task_model("x")(**model_inputs(one)).logits
+    logits = module.task_model("x")(**model_inputs(module.task_model("x"), one)).logits
     torch.testing.assert_close(inputs.layer(features), logits)
 
 

@@ -15,7 +15,10 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
     BlenderbotConfig,
+    LongT5Config,
+    NllbMoeConfig,
     PreTrainedTokenizerFast,
+    SwitchTransformersConfig,
 )
 
 from fmerge.errors import UserError
@@ -55,7 +58,42 @@ def llama():
     return AutoModelForCausalLM.from_config(tiny.llama_config()), "[BOS] $A"
 
 
-MODELS = {model.__name__: model for model in (t5, t5_gated_untied, bart, blenderbot, gpt2, llama)}
+def switch():
+    """Its encoder's output has router logits, which the decoder's call reads."""
+    sizes = {"d_model": 12, "d_ff": 16, "d_kv": 6, "num_layers": 2, "num_heads": 2}
+    config = SwitchTransformersConfig(
+        **tiny.TEXT, **sizes, decoder_start_token_id=0, num_experts=2,
+        relative_attention_num_buckets=8, num_sparse_encoder_layers=1,
+        num_sparse_decoder_layers=1, expert_capacity=64,
+    )  # fmt: skip
+    return AutoModelForSeq2SeqLM.from_config(config), "$A [EOS]"
+
+
+def nllb_moe():
+    config = NllbMoeConfig(
+        **tiny.TEXT, d_model=12, encoder_layers=2, decoder_layers=2, encoder_attention_heads=2,
+        decoder_attention_heads=2, encoder_ffn_dim=16, decoder_ffn_dim=16, num_experts=2,
+        expert_capacity=64, encoder_sparse_step=2, decoder_sparse_step=2, decoder_start_token_id=2,
+        max_position_embeddings=24, moe_eval_capacity_token_fraction=1.0,
+    )  # fmt: skip
+    return AutoModelForSeq2SeqLM.from_config(config), "$A [EOS]"
+
+
+def long_t5():
+    config = LongT5Config(
+        **tiny.TEXT, d_model=12, d_ff=16, d_kv=6, num_layers=1, num_heads=2, local_radius=3,
+        relative_attention_num_buckets=8, decoder_start_token_id=0,
+    )  # fmt: skip
+    return AutoModelForSeq2SeqLM.from_config(config), "$A [EOS]"
+
+
+ROUTED = ("switch", "nllb_moe")
+MODELS = {
+    model.__name__: model
+    for model in (
+        t5, t5_gated_untied, bart, blenderbot, switch, nllb_moe, long_t5, gpt2, llama
+    )
+}  # fmt: skip
 
 
 def make(kind, side="right", **options):
@@ -119,6 +157,19 @@ def test_log_likelihoods_are_those_of_one_choice_at_a_time(kind, side):
         assert_same({"ℓ": row[:here]}, {"ℓ": expected}, rtol=0, atol=1e-8)
         assert (row[here:] == -torch.inf).all()
         assert int(row.argmax()) == int(expected.argmax())
+
+
+@pytest.mark.parametrize("kind", ["t5", "switch"])
+def test_a_decoder_without_start_starts_as_in_generation_or_is_refused(kind):
+    module = make(kind)
+    batch = module.collate(questions([2, 3]), "one")
+    expected = module.label_log_probs(batch)
+    config = module.model.config
+    del config.decoder_start_token_id  # as in a config that does not name it
+    with pytest.raises(UserError, match="has neither decoder_start_token_id nor bos_token_id"):
+        module.label_log_probs(batch)
+    config.bos_token_id = 0
+    torch.testing.assert_close(module.label_log_probs(batch), expected)
 
 
 @pytest.mark.parametrize("kind", ["t5", "bart"])
@@ -196,12 +247,14 @@ def test_half_precision_logits_give_float32_log_likelihoods():
 def test_fishers_are_the_definition(kind, estimator, caplog):
     module = make(kind)
     examples = questions([2, 4, 3, 2])
+    fallback = "loop" if kind in ROUTED else "error"  # a router picks tokens of all examples
     accumulator = FisherAccumulator(
-        module.task_model("one"), module.label_log_probs, estimator, fallback="error"
+        module.task_model("one"), module.label_log_probs, estimator, fallback=fallback
     )
     for part in (examples[:3], examples[3:]):
         accumulator.add(module.collate(part, "one"))
-    assert not [one for one in caplog.records if one.name.startswith("fmerge")]
+    told = [one for one in caplog.records if one.name.startswith("fmerge")]
+    assert bool(told) == (kind in ROUTED)
 
     def weights(values, n):
         if estimator == "exact":

@@ -3,7 +3,15 @@
 from types import SimpleNamespace
 
 import pytest
-from transformers import BartConfig, BartForConditionalGeneration, RobertaConfig, RobertaModel
+from transformers import (
+    AutoConfig,
+    BartConfig,
+    BartForConditionalGeneration,
+    IBertConfig,
+    IBertModel,
+    RobertaConfig,
+    RobertaModel,
+)
 
 from fmerge.modules.truncation import TruncationCounter, max_input_length, position_count
 from tests import tiny
@@ -49,6 +57,41 @@ def test_positions_of_an_encoder_decoder():
         max_position_embeddings=16, pad_token_id=1,
     )  # fmt: skip
     assert position_count(BartForConditionalGeneration(config)) == 16
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "expected"),
+    [
+        ("xlnet", {"d_model": 8, "n_layer": 1, "n_head": 1, "d_inner": 8}, None),  # says -1
+        ("t5", {"d_model": 8, "num_layers": 1, "num_heads": 1, "d_ff": 8, "d_kv": 8}, None),
+        ("bloom", {"hidden_size": 8, "n_layer": 1, "n_head": 1}, None),
+        ("bert", {"max_position_embeddings": 0}, None),
+        ("gpt2", {"n_embd": 8, "n_layer": 1, "n_head": 1, "n_positions": 12}, 12),
+        ("led", {"max_encoder_position_embeddings": 20}, 20),
+        ("ibert", {"max_position_embeddings": 34, "pad_token_id": 1}, 32),
+    ],
+)
+def test_positions_of_other_families(kind, options, expected):
+    """A model without a number of positions, or with one below 1, sets no limit."""
+    config = AutoConfig.for_model(kind)
+    config.update(options)
+    modules = []
+    if kind == "ibert":
+        table = IBertModel(
+            IBertConfig(
+                **options,
+                hidden_size=8,
+                num_hidden_layers=1,
+                num_attention_heads=1,
+                intermediate_size=8,
+                vocab_size=9,
+            )
+        )
+        modules = list(table.named_modules())  # fmt: skip
+    model = SimpleNamespace(config=config, named_modules=lambda: modules)
+    assert position_count(model) == expected
+    limit = 10 if expected is None else min(10, expected)
+    assert max_input_length(10, tokenizer(-1), [model]) == limit
 
 
 def test_truncated_inputs_are_counted_by_task_and_told_once(caplog):
