@@ -1,6 +1,6 @@
 """Coverage and width of every interval that a report or ``fmerge fisher`` prints.
 
-Run:  python benchmarks/coverage.py [--repeats 1000] [--seed 0] [--output docs/results.md]
+Run:  python benchmarks/interval_coverage.py [--repeats 1000] [--seed 0] [--output docs/results.md]
 
 Intervals of accuracies and of their differences are summed over all outcomes, so that their
 coverage is exact. All others are simulated: F1, Matthews' correlation and correlations of numbers,
