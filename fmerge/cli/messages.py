@@ -98,7 +98,7 @@ def _of_value(message: str, kind: str) -> str:
     if not expected:
         text = re.sub(r'Parser key "[^"]+":\s*', "", message)
         return _folded(text)
-    choices = [literal for one in expected for literal in _literals(one)]
+    choices = list(dict.fromkeys(literal for one in expected for literal in _literals(one)))
     if choices and all(one.startswith("typing") or one == "<class 'list'>" for one in expected):
         several = ", or a list of them" if "<class 'list'>" in expected else ""
         return f"unknown value{_found(message, '')}; known: {', '.join(choices)}{several}"
@@ -119,7 +119,10 @@ def _literals(kind: str) -> list[str]:
 
 
 def _found(message: str, before: str = ", but found") -> str:
-    found = re.search(r"(?:Given value|Got value): (.+)", message, flags=re.DOTALL)
+    # the innermost value, without what the parser says of those around it
+    found = re.search(
+        r"(?:Given value|Got value): (.+?)(?=\s+Given value type:|\Z)", message, flags=re.DOTALL
+    )
     if found is None:
         return ""
     value = _folded(found[1])

@@ -50,18 +50,25 @@ def example(batch: Any, i: int, n: int) -> Any:
         n: The batch's size.
 
     Returns:
-        The same nesting; tensors of first dimension n hold example i alone (1, …).
+        The same nesting; tensors of first dimension n, and sequences of n texts, hold example i
+        alone (1, …).
     """
-    return replace(batch, n, lambda tensor: tensor[i : i + 1])
+    return replace(batch, n, lambda tensor: tensor[i : i + 1], lambda texts: texts[i : i + 1])
 
 
-def replace(batch: Any, n: int, change: Callable[[Tensor], Tensor]) -> Any:
+def replace(
+    batch: Any,
+    n: int,
+    change: Callable[[Tensor], Tensor],
+    change_texts: Callable[[Sequence[str]], Sequence[str]] = lambda texts: texts,
+) -> Any:
     """Changes the tensors of a batch that hold one row per example.
 
     Args:
         batch: Tensors in any nesting of mappings and sequences.
         n: The batch's size.
         change: From a tensor of first dimension n to its replacement.
+        change_texts: From n texts to their replacement.
 
     Returns:
         The same nesting.
@@ -69,9 +76,11 @@ def replace(batch: Any, n: int, change: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(batch, Tensor):
         return change(batch) if batch.ndim and len(batch) == n else batch
     if isinstance(batch, Mapping):
-        return {key: replace(value, n, change) for key, value in batch.items()}
+        return {k: replace(value, n, change, change_texts) for k, value in batch.items()}
     if isinstance(batch, list | tuple):
-        return type(batch)(replace(value, n, change) for value in batch)
+        if len(batch) == n and all(isinstance(one, str) for one in batch):
+            return change_texts(batch)
+        return type(batch)(replace(value, n, change, change_texts) for value in batch)
     return batch
 
 

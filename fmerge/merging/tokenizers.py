@@ -1,7 +1,7 @@
 """The tokenizers of a merge: one vocabulary, and each task's own where they differ otherwise."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from lightning.pytorch.utilities import rank_zero_only
@@ -54,6 +54,8 @@ def tokenizers_of(
         first = None if base is None else find_tokenizer(base)
     if first is None:
         first = load_tokenizer(first_source)  # which says that there is none
+    lacking = [sources[name] for name in models if found[name] is None]
+    _tell_lent(lacking, base if lender is None else first_source)
     chosen: dict[str, PreTrainedTokenizerBase] = {}
     for name, source in sources.items():
         given = found[name]
@@ -78,6 +80,13 @@ def _same(
 ) -> "PreTrainedTokenizerBase":
     """One of those that were chosen before, if it does the same."""
     return next((one for one in chosen.values() if not tokenizer_differences(one, own)), own)
+
+
+def _tell_lent(sources: Sequence[str], lender: str | None) -> None:
+    if sources:
+        rank_zero_only(_LOG.warning)(
+            "%s: no tokenizer; that of %s is used", ", ".join(sources), lender
+        )
 
 
 def _tell(chosen: Mapping[str, "PreTrainedTokenizerBase"]) -> None:

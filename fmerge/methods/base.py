@@ -122,7 +122,7 @@ class MergeMethod(Recorded, ABC):
         inputs = replace(inputs, experts=_of_one_dtype(experts))
         if scales is None:
             scales = [self.statistic_scale(one) for one in statistics]
-        elif len(scales) != len(statistics):
+        elif statistics and len(scales) != len(statistics):
             raise ValueError(
                 f"{type(self).__name__}: scales: there are {len(scales)} for {len(statistics)} "
                 "statistics; give one per statistic"

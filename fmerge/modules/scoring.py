@@ -26,7 +26,7 @@ class ScoredModule(LightningModule, ABC):
         super().__init__()
         self.metrics = nn.ModuleDict()
         # a loss that is NaN stays: torchmetrics would leave it out of the mean, with a warning
-        self.val_loss = MeanMetric(nan_strategy="disable")
+        self.val_loss = MeanMetric(nan_strategy=float("nan"))
         self.right: dict[str, list[Tensor]] | None = None
 
     @abstractmethod

@@ -140,12 +140,13 @@ def check_kind(source: str, config: Any, auto: str, any_head: bool) -> None:
     raise UserError(f"{source}: is a {name}{what and ', '}{what}, not a {runs[0]}; {do}")
 
 
-def head_facts(source: str, config: Any) -> str:
+def head_facts(source: str, config: Any, run_as: str = "") -> str:
     """Says what a model without the wanted head is.
 
     Args:
         source: Where it is.
         config: Its config.
+        run_as: The class that it is read as, of which nothing is to be said.
 
     Returns:
         For instance ``, as it is a BertModel``; empty where it is not known.
@@ -154,7 +155,7 @@ def head_facts(source: str, config: Any) -> str:
     if any((Path(source) / name).is_file() for name in marks):
         return ", as it is an embedding model of sentence-transformers"
     found = [name for name in config.architectures or [] if isinstance(name, str)]
-    return f", as it is a {found[0]}" if found else ""
+    return f", as it is a {found[0]}" if found and found[0] != run_as else ""
 
 
 def _plain(name: str) -> str:

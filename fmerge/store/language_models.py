@@ -49,7 +49,7 @@ def load_language_model(source: str) -> "PreTrainedModel":
     if lacking:
         first, wrong = next(iter(sorted(lacking.items())))
         more = f", and {len(lacking) - 1} more" if len(lacking) > 1 else ""
-        facts = head_facts(folder, config) if wrong == "missing" else ""
+        facts = head_facts(folder, config, type(model).__name__) if wrong == "missing" else ""
         raise UserError(f"{source}: tensor '{first}' is {wrong}{more}{facts}")
     return model
 

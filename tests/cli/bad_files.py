@@ -178,11 +178,13 @@ def config_file(content):
     return arguments
 
 
-def examples(name, content):
+def examples(name, content, every=False):
     def arguments(zoo, tmp_path):
         bad = tmp_path / name
         bad.write_bytes(content)
         files = {**zoo.tasks["colour"], "train": str(bad)}
+        if every:
+            files = dict.fromkeys(files, str(bad))
         task = {"class_path": "TextFiles", "init_args": files}
         tasks = ["--data.tasks", json.dumps({"colour": task})]
         return ["fit", "--model.path", zoo.base, "--output", tmp_path / "out", *tasks]
@@ -195,7 +197,17 @@ def output_is_a_file(zoo, tmp_path):
     return option()(zoo, tmp_path)
 
 
+def without_tokenizer(zoo, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(zoo.base, folder)
+    (folder / "tokenizer.json").unlink()
+    (folder / "tokenizer_config.json").unlink()
+    tasks = json.dumps({"colour": {"class_path": "TextFiles", "init_args": zoo.tasks["colour"]}})
+    return ["fit", "--model.path", folder, "--output", tmp_path / "out", "--data.tasks", tasks]
+
+
 OTHERS = [
+    ("no tokenizer", "holds no tokenizer, such as tokenizer.json", without_tokenizer),
     ("config.yaml of a run is damaged", "config.yaml: is damaged",
      run_folder("config.yaml", b"{a: [")),
     ("config.yaml of a run is a list", "config.yaml: is damaged (it holds list)",
@@ -219,7 +231,7 @@ OTHERS = [
     ("a row without a text", "bad.csv, row 3, column 'text': is empty",
      examples("bad.csv", b"text,label\nred,pet\n,wild\n")),
     ("scores as labels", "column 'label': holds 0.5, a number that is not whole",
-     examples("bad.jsonl", b'{"text": "red", "label": 0.5}')),
+     examples("bad.jsonl", b'{"text": "red", "label": 0.5}', every=True)),
     ("another encoding", "bad.csv, row 2: is not UTF-8 (byte 0xe9); save the file as UTF-8",
      examples("bad.csv", "text,label\nr\u00e9d,pet\n".encode("latin1"))),
     ("a cell too many", "row 2: has 3 cells, but the header has 2; quote texts that hold ','",

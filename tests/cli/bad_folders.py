@@ -95,11 +95,6 @@ def code(name, entry, **more):
     return damage
 
 
-def without_tokenizer(folder):
-    (folder / "tokenizer.json").unlink()
-    (folder / "tokenizer_config.json").unlink()
-
-
 def more_tokens(folder):
     words = tiny.tokenizer()
     words.add_tokens(["new"])
@@ -190,7 +185,6 @@ FOLDERS = [
      code("config.json", {"AutoModelForSequenceClassification": "evil.Model"})),
     ("code for the tokenizer", "tokenizer_config.json: asks for code of its own",
      code("tokenizer_config.json", {"AutoTokenizer": ["evil.Model", None]})),
-    ("no tokenizer", "holds no tokenizer, such as tokenizer.json", without_tokenizer),
     ("tokenizer.json is cut off", "cannot read its tokenizer", text("tokenizer.json", "{")),
     ("tokenizer.json is noise", "cannot read its tokenizer", octets("tokenizer.json", b"\xff")),
     ("tokenizer_config.json is a list", "tokenizer_config.json: holds list",

@@ -257,7 +257,9 @@ def test_what_cannot_be_refitted_is_refused(zoo, tmp_path, capsys):
     assert "--refit_heads: is end, but there are no data (--data) to refit heads on" in line
     whole = merge(zoo, tmp_path, tmp_path / "out", "trials")
     line = fails(capsys, *whole, "--data.tasks.colour.init_args.train=null")
-    assert line.endswith("TextFiles: no file is given for the train split; set train")
+    assert line.endswith(
+        "is trials, but task 'colour' has no train split to fit a head on; leave it off"
+    )
     source = hub_layout.glue(tmp_path / "glue", "stsb", (6, 6, 4))
     scores = hub_layout.roberta(tmp_path / "scores", ["LABEL_0"], seed=3)
     donor = json.dumps({"path": hub_layout.roberta(tmp_path / "donor", seed=4), "donor": True})

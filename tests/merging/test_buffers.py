@@ -106,7 +106,9 @@ class Own(TaskModule):
 
 @pytest.fixture
 def module(monkeypatch):
-    monkeypatch.setattr(experts_module, "load_tokenizer", lambda path: VOCABULARY)
+    monkeypatch.setattr(
+        experts_module, "tokenizers_of", lambda own, sources, models, base: dict.fromkeys(models)
+    )
     base = Network(1)
     return Own(base=base, one=expert(base, 2), two=expert(base, 3, 3), three=expert(base, 4))
 
@@ -391,7 +393,9 @@ def test_a_fisher_of_other_buffers_is_of_another_model(module, tmp_path):
 
 
 def test_the_biases_of_a_router(tmp_path, monkeypatch):
-    monkeypatch.setattr(experts_module, "load_tokenizer", lambda path: VOCABULARY)
+    monkeypatch.setattr(
+        experts_module, "tokenizers_of", lambda own, sources, models, base: dict.fromkeys(models)
+    )
     config = DeepseekV3Config(
         **tiny.TEXT, hidden_size=8, intermediate_size=8, moe_intermediate_size=4,
         num_hidden_layers=1, first_k_dense_replace=0, num_attention_heads=2, n_routed_experts=4,

@@ -69,9 +69,11 @@ def test_each_task_keeps_its_own(tmp_path, caplog):
 
 
 @pytest.mark.parametrize("order", [(None, "own"), ("own", None)])
-def test_an_expert_without_a_tokenizer_borrows_one(tmp_path, order):
+def test_an_expert_without_a_tokenizer_borrows_one(tmp_path, order, caplog):
     found = ensemble(folders(tmp_path, *(lower() if one else None for one in order)))
     assert [found.tokenizers[name]("RED")["input_ids"] for name in "xy"] == [[2], [2]]
+    lacking, lender = (tmp_path / name for name in ("xy" if order[0] is None else "yx"))
+    assert caplog.messages == [f"{lacking}: no tokenizer; that of {lender} is used"]
 
 
 def test_without_any_the_bases_serves(tmp_path):

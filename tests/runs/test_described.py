@@ -107,8 +107,8 @@ def test_objects_of_any_kind_differ_where_their_arguments_do():
 
 def test_what_is_described_makes_an_equal_object(zoo):
     shipped = [
-        TextFiles(**zoo.tasks["colour"], labels=["x"]), Fixed({"a": 0.5}), Sobol(trials=3, seed=4),
-        TIES(density=0.5), TextClassifier(zoo.base, max_length=9),
+        TextFiles(**zoo.tasks["colour"], labels=["x", "y"]), Fixed({"a": 0.5}),
+        Sobol(trials=3, seed=4), TIES(density=0.5), TextClassifier(zoo.base, max_length=9),
         Prompted(template="winogrande", splits={"validation": zoo.tasks["colour"]["train"]}),
     ]  # fmt: skip
     for one in shipped:

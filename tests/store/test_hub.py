@@ -14,7 +14,7 @@ def test_hub_ids(name):
     assert is_hub_id(name)
 
 
-@pytest.mark.parametrize("name", ["my model", "a//b", "~/x", "a/../b", "C:\\x", "modèle", "a/b/c"])
+@pytest.mark.parametrize("name", ["my model", "a//b", "a/../b", "C:\\x", "modèle", "a/b/c"])
 def test_paths(name):
     assert not is_hub_id(name)
     for read in (lambda one: load_classifier(one, "x"), load_tokenizer):
