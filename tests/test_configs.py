@@ -25,7 +25,10 @@ def test_every_library_of_the_quickstart_has_a_configuration():
     assert sorted(TOPICS) == LIBRARIES
 
 
-@pytest.mark.parametrize("library", LIBRARIES)
+@pytest.mark.parametrize(
+    "library",
+    [pytest.param(one, marks=() if one == "sklearn" else pytest.mark.slow) for one in LIBRARIES],
+)
 def test_fit_and_fisher(library, zoo, tmp_path):
     task = str(QUICKSTART / f"{library}.yaml")
     sizes = [

@@ -45,6 +45,7 @@ def test_a_fisher_has_the_size_that_fits_and_the_values_of_any(
         torch.testing.assert_close(found[0][name], value, rtol=1e-5, atol=rounding)
 
 
+@pytest.mark.slow
 def test_a_search_has_a_size_for_scores_and_one_for_fishers(zoo, tmp_path, monkeypatch, growing):
     expected, output = tmp_path / "expected", tmp_path / "out"
     run(*merge(zoo, tmp_path, expected))

@@ -136,6 +136,7 @@ def test_a_fit_killed_at_any_instant_ends_at_the_same_weights(zoo, tmp_path, rec
     record_property("figure", f"{len(kills)} kills of a fit ({', '.join(kills)}): same weights")
 
 
+@pytest.mark.slow
 def test_a_fisher_killed_while_it_is_written_is_the_same(zoo, tmp_path, record_property):
     def fisher(output):
         config = ["--config", data_config(zoo, tmp_path, "colour"), "--save_every", "0"]

@@ -44,7 +44,9 @@ def limit(monkeypatch, error, most, passing=1):
     return sizes
 
 
-@pytest.mark.parametrize("kind", list(ERRORS))
+@pytest.mark.parametrize(
+    "kind", [pytest.param(one, marks=() if one == "CUDA" else pytest.mark.slow) for one in ERRORS]
+)
 def test_a_search_goes_on_with_smaller_batches(zoo, tmp_path, monkeypatch, caplog, kind):
     expected, output = tmp_path / "expected", tmp_path / "out"
     # plain validation and Fishers: 13 and 20 examples, whose second batch does not fit

@@ -107,6 +107,7 @@ def test_the_report_tells_what_was_saved_and_which_split_did_what(both):
     assert f"the best is trial {full['trial']}\n" in report
 
 
+@pytest.mark.slow
 def test_bounds_and_the_worst_task_are_raced_to_the_same_best(learnt, tmp_path):
     options = [
         *SOBOL[:3],
@@ -144,6 +145,7 @@ def test_a_killed_race_goes_on_to_the_very_trials(learnt, tmp_path):
     assert_same_folder(output, whole)
 
 
+@pytest.mark.slow
 def test_a_finished_race_takes_more_trials(learnt, both, tmp_path):
     grown = tmp_path / "grown"
     shorter = [*SOBOL[:3], "5"]

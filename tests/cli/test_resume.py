@@ -76,7 +76,8 @@ def kill(arguments, moment, times):
     return process.exitcode
 
 
-@pytest.mark.parametrize("most", [5, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("most", [5, 20])
 def test_many_kills_end_in_the_trials_of_the_uninterrupted_run(
     zoo, tmp_path, record_property, most
 ):
@@ -102,6 +103,7 @@ def test_many_kills_end_in_the_trials_of_the_uninterrupted_run(
     assert kills >= most // 2
 
 
+@pytest.mark.slow
 def test_more_trials_can_be_added_to_a_finished_run(zoo, tmp_path):
     whole, output = tmp_path / "whole", tmp_path / "grown"
     run(*merge(zoo, tmp_path, whole))
@@ -132,6 +134,7 @@ def test_more_trials_of_a_finished_run_can_be_interrupted(zoo, tmp_path):
     assert trials(output).count("\n") == 3 and (output / "report.md").is_file()
 
 
+@pytest.mark.slow
 def test_what_has_changed_is_named(zoo, tmp_path, capsys):
     output = tmp_path / "run"
     arguments = merge(zoo, tmp_path, output)

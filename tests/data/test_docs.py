@@ -67,7 +67,10 @@ def test_names_and_numbers_tell_no_sentences_apart():
     assert key(one) != key("Construct a BertModel tokenizer with 12 layers.")
 
 
-@pytest.mark.parametrize("library", TOPICS)
+@pytest.mark.parametrize(
+    "library",
+    [pytest.param(one, marks=pytest.mark.slow if one == "torch" else ()) for one in TOPICS],
+)
 def test_splits_are_balanced_disjoint_and_seeded(library):
     data = DocsTopics(library, train=60, validation=20, test=30)
     splits = {split: data.examples(split) for split in ("train", "validation", "test")}

@@ -75,6 +75,7 @@ def test_its_files_have_the_style_of_the_house(folder):
     process("-m", ruff.__name__, "format", "--no-cache", "--check", ".", folder=folder)
 
 
+@pytest.mark.slow
 def test_its_merge_runs(folder, zoo):
     """A method, a task kind and a search from outside the package, by their class paths."""
     base = AutoModelForSequenceClassification.from_pretrained(zoo.base)

@@ -136,6 +136,7 @@ def test_bounds_that_no_trial_keeps_do_not_end_the_search():
     assert search.front()[0].metrics["b"] == max(t.metrics["b"] for t in search.history)
 
 
+@pytest.mark.slow
 def test_the_weights_of_the_objectives_change_from_trial_to_trial(monkeypatch):
     from botorch.acquisition.multi_objective import parego
 

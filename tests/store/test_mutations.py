@@ -102,6 +102,7 @@ def sound(tmp_path_factory):
     return {path.suffix: path.read_bytes() for path in folder.iterdir()}
 
 
+@pytest.mark.slow
 def test_safetensors_fishers(sound, tmp_path, record_property):
     counts = [0, 0]
 
