@@ -3,7 +3,7 @@
 import inspect
 from abc import ABC
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +38,21 @@ class TokenizedModule(TaskModule, ABC):
     @tokenizer.setter
     def tokenizer(self, tokenizer: "PreTrainedTokenizerBase") -> None:
         self.tokenizers = dict.fromkeys(self.tokenizers, tokenizer)
+
+    def double(self) -> Self:
+        """Casts all to float64, as ``64-true`` does.
+
+        The experts of a mixture then run one after the other: PyTorch's grouped matrix products,
+        which transformers takes by default, have no float64.
+
+        Returns:
+            The module.
+        """
+        for one in self.modules():
+            config = getattr(one, "config", None)
+            if getattr(config, "_experts_implementation", None) == "grouped_mm":
+                config._experts_implementation = "eager"  # type: ignore[union-attr]
+        return super().double()
 
     def needs_padding(self, model: Any) -> bool:
         """Tells whether a network cannot do without a padding token.

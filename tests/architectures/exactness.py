@@ -80,8 +80,6 @@ def compare(kind: str, module: Any) -> tuple[float, bool]:
     rows = examples(kind)
     with in_float64(module):
         model = module.task_model("one")
-        # torch 2.13: grouped matrix products of experts have no float64
-        model.config._experts_implementation = "eager"
         narrowings = Narrowings()
         with torch.no_grad(), narrowings:
             own_log_probs(kind, module, rows[0])

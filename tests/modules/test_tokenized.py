@@ -7,6 +7,7 @@ from transformers import (
     DistilBertConfig,
     FNetConfig,
     IBertConfig,
+    MixtralConfig,
     OPTConfig,
     RobertaConfig,
     XLNetConfig,
@@ -142,3 +143,17 @@ def test_examples_of_another_module_name_it():
     ranking.adopt({"x": tiny.language_model(tiny.gpt2_config())}, tiny.text_tokenizer())
     with pytest.raises(UserError, match="has no choices, .* give --model TextClassifier, or data"):
         ranking.collate([{"text": "red", "label": 0}], "x")
+
+
+def test_a_mixture_of_experts_runs_in_float64():
+    """Grouped matrix products have no float64; the experts run one by one."""
+    config = MixtralConfig(**SMALL, num_key_value_heads=1, num_local_experts=3)
+    module = TextClassifier()
+    module.adopt({"x": tiny.classifier(config)}, tiny.tokenizer())
+    module.eval()
+    batch = module.collate([{"text": text, "label": 0} for text in TEXTS], "x")
+    with torch.no_grad():
+        narrow = module.label_log_probs(batch)
+        wide = module.double().label_log_probs(batch)
+    assert wide.dtype == torch.float64
+    torch.testing.assert_close(wide.float(), narrow, rtol=1e-4, atol=1e-5)
