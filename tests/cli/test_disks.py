@@ -81,6 +81,7 @@ def obey_permissions():
         library.capset(header, rights)
 
 
+@pytest.mark.slow
 def test_a_folder_that_becomes_read_only_keeps_what_it_has(zoo, tmp_path, capfd):
     whole, output = tmp_path / "whole", tmp_path / "out"
     run(*merge(zoo, tmp_path, whole))

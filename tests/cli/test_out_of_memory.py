@@ -73,6 +73,7 @@ def test_a_fisher_goes_on_with_smaller_batches(zoo, tmp_path, monkeypatch):
     assert not list(tmp_path.glob("*unfinished*"))
 
 
+@pytest.mark.slow
 def test_where_one_example_is_too_much_the_trial_has_failed(zoo, tmp_path, monkeypatch, capsys):
     whole, left = TextClassifier.label_log_probs, iter(range(3))
 

@@ -165,6 +165,7 @@ def test_a_build_is_of_the_run_that_is_there(zoo, finished, tmp_path, capsys):
     assert "begun with another base" in fails(capsys, *there, "--build", "1")
 
 
+@pytest.mark.slow
 def test_one_objective_and_more_trials(zoo, tmp_path, capsys):
     output = tmp_path / "run"
     search = ["--optimizer.search", "Sobol", "--optimizer.search.trials"]

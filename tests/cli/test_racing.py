@@ -161,6 +161,7 @@ def test_two_processes_race_as_one(learnt, both, tmp_path):
     assert trials(tmp_path / "2") == trials(both[1])
 
 
+@pytest.mark.slow
 def test_smaller_batches_and_found_ones_change_no_trial(learnt, both, tmp_path, monkeypatch):
     monkeypatch.setattr(
         "fmerge.evaluation.batch_size.find_batch_size", lambda run, most: (run(8), 8)[1]

@@ -133,6 +133,7 @@ def test_what_is_scored_is_what_is_saved(runs, zoo):
     assert "fitted to the body on at most 512 of its training examples; the search scored" in report
 
 
+@pytest.mark.slow
 def test_a_run_that_is_cut_off_goes_on_with_the_same_trials(runs, zoo, tmp_path, capsys):
     output = tmp_path / "out"
     shutil.copytree(runs / "trials", output)

@@ -161,14 +161,8 @@ def test_what_has_changed_is_named(zoo, tmp_path, capsys):
     assert "holds this very run, finished; ask for more trials" in fails(capsys, *arguments)
 
 
-@pytest.mark.parametrize(
-    "acquisition",
-    [
-        "nei",
-        pytest.param("ei", marks=pytest.mark.slow),
-        pytest.param("ucb", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("acquisition", ["nei", "ei", "ucb"])
 def test_a_replayed_search_proposes_what_the_uninterrupted_one_would(acquisition):
     def score(coefficients):
         return 1 - sum((value - 0.3) ** 2 for value in coefficients.values())
