@@ -182,7 +182,7 @@ def _shifted(model: Any, targets: Tensor) -> Tensor:
     own = getattr(model, "prepare_decoder_input_ids_from_labels", None)
     if own is not None:  # some architectures start with a token of the language
         try:
-            ids: Tensor = own(labels=targets)
+            ids: Tensor = own(labels=targets.clone())  # FSMT writes to its argument
             return ids
         except (AttributeError, TypeError, ValueError):
             # all that it can lack is the token to start with, which is looked for below

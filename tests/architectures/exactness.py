@@ -51,6 +51,8 @@ def own_log_probs(kind: str, module: Any, example: Mapping[str, Any]) -> torch.T
         if kind == "seq2seq":
             answer = tokenizer(text_target=choice)["input_ids"]
             starts = torch.tensor([[model.config.decoder_start_token_id, *answer[:-1]]])
+            if shift := getattr(model, "prepare_decoder_input_ids_from_labels", None):
+                starts = shift(labels=torch.tensor([answer]))  # in training, some wrap around
             logits = model(input_ids=torch.tensor([prompt]), decoder_input_ids=starts).logits[0]
         else:
             end = [tokenizer.eos_token_id]

@@ -15,6 +15,8 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
     BlenderbotConfig,
+    FSMTConfig,
+    FSMTForConditionalGeneration,
     LongT5Config,
     NllbMoeConfig,
     PreTrainedTokenizerFast,
@@ -24,7 +26,7 @@ from transformers import (
 from fmerge.errors import UserError
 from fmerge.fisher import FisherAccumulator
 from fmerge.modules import RankChoice, TextClassifier
-from fmerge.modules.answers import bare, continuation_tokens
+from fmerge.modules.answers import _shifted, bare, continuation_tokens
 from fmerge.params import params_of
 from fmerge.store import load_language_model, load_tokenizer
 from tests import oracle, tiny
@@ -498,3 +500,16 @@ def test_what_is_used_too_early_is_said():
         RankChoice().collate([], "one")
     with pytest.raises(UserError, match=r"--model\.path: is not set"):
         RankChoice().configure_model()
+
+
+def test_answers_are_left_as_they_are_where_a_model_shifts_them_itself():
+    """FSMT's own method puts padding into the labels that it is given."""
+    config = FSMTConfig(
+        src_vocab_size=22, tgt_vocab_size=22, langs=["a", "b"], d_model=12, encoder_layers=1,
+        decoder_layers=1, encoder_attention_heads=2, decoder_attention_heads=2,
+        encoder_ffn_dim=16, decoder_ffn_dim=16, pad_token_id=0, eos_token_id=2,
+    )  # fmt: skip
+    targets = torch.tensor([[5, 6, 2], [7, 2, -100]])
+    shifted = _shifted(FSMTForConditionalGeneration(config), targets)
+    assert targets.tolist() == [[5, 6, 2], [7, 2, -100]]
+    assert shifted.tolist() == [[2, 5, 6], [2, 7, 2]]
