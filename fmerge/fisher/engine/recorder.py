@@ -127,8 +127,7 @@ class Recorder:
                     f"layer '{layer.name}' returned {type(output).__name__}; a layer that has a "
                     f"rule must return one tensor"
                 )
-            tracer.register(use, output)
-            return output
+            return tracer.register(use, output)
 
         return recorded
 

@@ -120,14 +120,19 @@ class Tracer:
         self._calls[name] = self._calls.get(name, 0) + 1
         return f"{name}#{self._calls[name]}"
 
-    def register(self, use: LayerUse, output: Tensor) -> None:
+    def register(self, use: LayerUse, output: Tensor) -> Tensor:
         """Keeps a use, and lets the receiver have the gradient of its output.
 
         Args:
             use: The use.
             output: The layer's output.
+
+        Returns:
+            What the model goes on with: the output, or a copy where the graph starts at it, as a
+            model may change it in place (CTRL scales its embeddings so), which no leaf allows.
         """
-        if not output.requires_grad:
+        starts = not output.requires_grad
+        if starts:
             output.requires_grad_()  # the graph starts here: neither input nor weight needs one
         if type(output) is TrackedTensor:
             # computed from parameters alone, but its rows are assumed to belong to examples
@@ -140,6 +145,7 @@ class Tracer:
                 self.receiver(use, g)
 
         output.register_hook(receive)  # type: ignore[no-untyped-call]
+        return output.clone() if starts else output
 
     def call(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Runs a torch function that has a batch-independent argument.
@@ -202,8 +208,7 @@ class Tracer:
                 self._index_map.record_rows(result, ids)
             return result
         output: Tensor = func(ids, table.detach(), *args[2:], **kwargs)
-        self.register(use, output)
-        return output
+        return self.register(use, output)
 
     def _broadcast(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
         others = [a for a in args if isinstance(a, Tensor) and not is_tracked(a)]

@@ -177,6 +177,24 @@ def test_an_input_changed_in_place_is_refused():
         FisherAccumulator(model, model).add(padded())
 
 
+def test_embeddings_may_be_changed_in_place():
+    """CTRL multiplies them so; the tensor that the graph starts at must not be the one changed."""
+    torch.manual_seed(0)
+    embedding, out = nn.Embedding(VOCABULARY, 4), nn.Linear(4, 3)
+    model = nn.Sequential(embedding, out)
+
+    def log_probs(batch):
+        hidden = embedding(batch["ids"])
+        hidden *= 3.0
+        hidden += 1.0
+        return out(hidden.tanh().mean(1)).log_softmax(1)
+
+    batch = {"ids": torch.randint(VOCABULARY, (N, 5))}
+    model.double()
+    found = estimate_fisher(model, [batch], log_probs, fallback="error")
+    assert_same(found.values, definition(model, batch, log_probs))
+
+
 def test_one_example_s_answer_may_depend_on_another_only_if_its_gradient_does_not():
     """Rows that mix examples are found by numbers: the fallback takes the examples singly."""
 
