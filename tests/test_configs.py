@@ -48,6 +48,7 @@ def test_fit_and_fisher(library, zoo, tmp_path):
     assert (output / "fisher.safetensors").is_file()
 
 
+@pytest.mark.slow
 def test_merge(zoo, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     base, overrides = AutoModelForSequenceClassification.from_pretrained(zoo.base), []

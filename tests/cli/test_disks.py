@@ -53,6 +53,7 @@ def test_a_fisher_on_a_full_disk_goes_on_when_there_is_room(zoo, tmp_path, disk,
     assert [one.name for one in disk.iterdir()] == ["out.safetensors"]
 
 
+@pytest.mark.slow
 def test_a_merge_on_a_full_disk_goes_on_when_there_is_room(zoo, tmp_path, disk, capsys):
     whole, output = tmp_path / "whole", disk / "out"
     run(*merge(zoo, tmp_path, whole))

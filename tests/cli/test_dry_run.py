@@ -59,6 +59,7 @@ def test_a_merge_is_only_described(zoo, tmp_path, capsys, idle):
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 def test_a_dry_run_of_a_run_that_would_go_on_changes_nothing(zoo, tmp_path, capsys):
     output = tmp_path / "runs" / "out"
     run(*merge(zoo, tmp_path, "--method", "Isotropic", "--dry_run", "false"))
@@ -98,6 +99,7 @@ def copied(source, folder, **changes):
     return folder
 
 
+@pytest.mark.slow
 def test_numbers_are_left_to_the_run_and_shapes_are_not(zoo, tmp_path, capsys):
     source = Path(zoo.experts["colour"])
     name, weight = next(iter(load_file(source / "model.safetensors").items()))

@@ -152,6 +152,7 @@ def test_weights_and_fixed_coefficients_by_group(zoo, tmp_path):
     assert "the search's model" not in report
 
 
+@pytest.mark.slow
 def test_a_trial_out_of_memory_is_recorded_and_not_repeated(zoo, tmp_path, monkeypatch):
     output, calls = tmp_path / "run", []
     whole = Assembler.assemble

@@ -59,6 +59,7 @@ def test_the_fisher_of_a_regression(scores, tmp_path, estimator):
     assert_same(found, expected, **tolerance)
 
 
+@pytest.mark.slow
 def test_sampled_and_rademacher_fishers_of_a_regression_have_that_mean(scores, tmp_path):
     arguments, *_ = scores
     exact = fisher(tmp_path, "exact", *arguments)
@@ -129,6 +130,7 @@ def test_the_empirical_fisher_of_spans(spans, tmp_path):
     assert_same(found, expected)
 
 
+@pytest.mark.slow
 def test_fishers_over_all_spans(spans, tmp_path, record_property):
     """All t² spans one by one: the exact Fisher, and the mean of the sampled and signed ones."""
     arguments, model, batches = spans

@@ -67,6 +67,7 @@ def both(learnt, tmp_path_factory):
     return root / "full", root / "raced"
 
 
+@pytest.mark.slow
 def test_full_scores_are_those_without_racing_to_the_last_digit(both):
     full, raced = map(trials, both)
     assert {trial["status"] for trial in full} == {"ok"}
@@ -89,6 +90,7 @@ def test_full_scores_are_those_without_racing_to_the_last_digit(both):
         assert (both[0] / name).read_bytes() == (both[1] / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_the_report_tells_what_was_saved_and_which_split_did_what(both):
     raced = trials(both[1])
     stopped = [trial["partial"] for trial in raced if trial["status"] == "stopped"]

@@ -159,6 +159,7 @@ def test_a_run_that_is_cut_off_goes_on_with_the_same_trials(runs, zoo, tmp_path,
     assert (output / "report.md").read_text() == (runs / "trials/report.md").read_text()
 
 
+@pytest.mark.slow
 def test_fishers_see_the_experts_own_heads(zoo, tmp_path):
     """The second trial's Fishers are taken after the first one's heads were refitted."""
     quick = ["--method", "DFMerge", "--baselines", "experts", "--optimizer.search.draws", "2"]

@@ -119,6 +119,7 @@ def test_more_trials_can_be_added_to_a_finished_run(zoo, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_more_trials_of_a_finished_run_can_be_interrupted(zoo, tmp_path):
     output = tmp_path / "run"
     search = ["--optimizer.search", "Sobol", "--optimizer.search.trials"]

@@ -83,6 +83,7 @@ def test_a_requeued_fisher_is_the_same_bit_for_bit(zoo, tmp_path, slurm, capfd):
     assert all(torch.equal(found[0][name], value) for name, value in expected[0].items())
 
 
+@pytest.mark.slow
 def test_a_requeued_merge_goes_on_with_its_trials(zoo, tmp_path, slurm, monkeypatch, capsys):
     whole, output = tmp_path / "whole", tmp_path / "out"
     run(*merge(zoo, tmp_path, whole))
