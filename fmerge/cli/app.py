@@ -13,7 +13,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only
 
 from fmerge.cli.given import expanded, names_own_data
-from fmerge.cli.parser import FMergeParser, share_files
+from fmerge.cli.parser import FMergeParser, command_line, share_files
 from fmerge.data import MultiTask
 from fmerge.errors import UserError
 from fmerge.merging.optimizer import MergeOptimizer
@@ -231,7 +231,7 @@ def main(args: list[str] | None = None) -> None:
 
 
 def _run(args: list[str] | None) -> None:
-    own = names_own_data([str(one) for one in (sys.argv[1:] if args is None else args)])
+    own = names_own_data(command_line(args))
     FMergeCLI(
         LightningModule,
         LightningDataModule if own else MultiTask,

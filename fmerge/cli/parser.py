@@ -1,7 +1,7 @@
 """Help that starts with fmerge's own options, and parsing errors of one line."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NoReturn
 
 from lightning.pytorch.cli import LightningArgumentParser
@@ -83,7 +83,7 @@ class FMergeParser(LightningArgumentParser):
         Returns:
             What was given.
         """
-        given = prepared([str(one) for one in (sys.argv[1:] if args is None else args)])
+        given = prepared(command_line(args))
         for path in config_files(given):
             if wrong := wrong_config(path):
                 self.error(wrong)
@@ -135,6 +135,18 @@ class FMergeParser(LightningArgumentParser):
     def _all_parsers(self) -> list[Any]:
         subcommands = self._subcommands_action
         return [self, *(subcommands._name_parser_map.values() if subcommands else [])]
+
+
+def command_line(args: Sequence[Any] | None) -> list[str]:
+    """Gives a command line as text.
+
+    Args:
+        args: The command line without the program's name; the process's own when None.
+
+    Returns:
+        Its arguments.
+    """
+    return [str(one) for one in (sys.argv[1:] if args is None else args)]
 
 
 def share_files(parsers: Mapping[str, Any]) -> None:

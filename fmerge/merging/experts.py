@@ -9,9 +9,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from fmerge.errors import UserError, known
-from fmerge.merging.buffers import (
-    persistent_buffers,
-)
+from fmerge.merging.buffers import persistent_buffers
 from fmerge.merging.expert_fishers import Expert, expert_of, fisher_files, read_fishers
 from fmerge.merging.merged_heads import HeadMode, check_one_task, labels_of, merged_part
 from fmerge.merging.poolers import keep_poolers_apart

@@ -89,8 +89,8 @@ class MergeJob:
         Returns:
             What was saved and the test scores; None of a dry run.
         """
-        target_first(self.experts, None)  # before there is a folder
-        check_task_names(self.experts, "--experts")
+        # before there is a folder
+        check_task_names(target_first(self.experts, None), "--experts")
         with only_run(lock_of(self.output, folder=True), on=self.trainer.is_global_zero):
             defaults = {"fisher": asdict(MERGE_DEFAULTS)}
             folder = RunFolder(self.output, self.config or merge_config(self), defaults)

@@ -223,7 +223,7 @@ def merge_cases():
             lambda z, t: [*experts(z), "--heads=merge"],
             ["--heads: is merge, but task 'colour' has 3 labels (cold, none, warm), not the 2"],
         ),
-        "a size of shards that is none": (
+        "a shard size that is no number": (
             lambda z, t: [*experts(z), "--max_shard_size=much"],
             ["--max_shard_size: is 'much', but must be a number of bytes or a size such as 5GB"],
         ),

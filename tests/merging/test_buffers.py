@@ -113,12 +113,6 @@ def module(monkeypatch):
     return Own(base=base, one=expert(base, 2), two=expert(base, 3, 3), three=expert(base, 4))
 
 
-class Vocabulary:
-    def get_vocab(self):
-        return {"a": 0}
-
-
-VOCABULARY = Vocabulary()
 EXPERTS = {"x": Expert("one"), "y": Expert("two")}
 MOVING = ["body.1.running_mean", "body.1.running_var", "body.2.range"]
 COUNTER = "body.1.num_batches_tracked"
