@@ -23,7 +23,7 @@ _UNTRAINED = "task '%s' has no train split: the table will lack the base with re
 Refit = Literal["off", "end", "trials"]
 
 Heads = Mapping[str, Params]
-"""Task name to the refitted tensors of its head, by their names in the task's network."""
+"""Task name to new tensors of its head, by their names in the task's network."""
 
 
 @dataclass(frozen=True)
@@ -161,6 +161,23 @@ def _training_examples(data: MultiTask, task: str, settings: Refitting) -> Seque
         raise UserError(f"{error}; no head is refitted on it with {off}") from error
 
 
+@contextmanager
+def using_heads(module: TaskModule, heads: Heads) -> Iterator[None]:
+    """Runs a module under other heads; restores its own on exit.
+
+    Args:
+        module: The live module.
+        heads: The heads.
+
+    Yields:
+        Nothing; the module has the heads inside the block.
+    """
+    with ExitStack() as stack:
+        for task, head in heads.items():
+            stack.enter_context(using_params(module.task_model(task), head))
+        yield
+
+
 class Refitter:
     """Refits the last linear layers of some tasks' heads to a body, and scores with them.
 
@@ -207,7 +224,7 @@ class Refitter:
         Returns:
             Task name to the mean of its metrics.
         """
-        with self._using(heads):
+        with using_heads(self.module, heads):
             return self.evaluator.score(body, split, list(heads))
 
     @contextmanager
@@ -220,14 +237,7 @@ class Refitter:
         Yields:
             Nothing.
         """
-        with self._using(self.fit(body)):
-            yield
-
-    @contextmanager
-    def _using(self, heads: Heads) -> Iterator[None]:
-        with ExitStack() as stack:
-            for task, head in heads.items():
-                stack.enter_context(using_params(self.module.task_model(task), head))
+        with using_heads(self.module, self.fit(body)):
             yield
 
     def _fit(self, task: str) -> Params:

@@ -114,7 +114,7 @@ class Assembler:
             self._merge(group, names, coefficients, statistics)
             self._merge_buffers(group, coefficients)
         self._merged = {name: self._merged[name] for name in self.order}
-        self._rounded = self._in_dtypes(self._merged)
+        self._rounded = self.in_dtypes(self._merged)
         check_finite(self._rounded, f"{type(self.method).__name__} at {dict(coefficients)}")
         self._merged_at = dict(coefficients)
         return self._rounded
@@ -125,9 +125,17 @@ class Assembler:
         Returns:
             New tensors, in ``dtypes``.
         """
-        return self._in_dtypes(Average().merge(None, list(self._inputs.values()), []))
+        return self.in_dtypes(Average().merge(None, list(self._inputs.values()), []))
 
-    def _in_dtypes(self, merged: Params) -> Params:
+    def in_dtypes(self, merged: Params) -> Params:
+        """Rounds a body to the dtypes that merges have.
+
+        Args:
+            merged: Body tensors by name.
+
+        Returns:
+            The tensors in ``dtypes``.
+        """
         return {name: one.to(self._dtypes.get(name, one.dtype)) for name, one in merged.items()}
 
     def _merge(

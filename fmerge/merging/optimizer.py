@@ -1,27 +1,20 @@
 """The search over coefficients as a Lightning callback."""
 
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
-import torch
 from lightning.pytorch import Callback, Trainer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from fmerge import search as searches
 from fmerge.errors import UserError, object_of
 from fmerge.merging.assembler import Assembler
+from fmerge.merging.trials import Score, attempt, progress
 from fmerge.methods import MergeMethod
-from fmerge.params import Params
 from fmerge.search import AxSearch, Fixed, Search, SearchSpace, Trial
 from fmerge.search.failures import check_failures
-from fmerge.search.objective import Aim, Objective, Scores, check_keep, check_own, objectives_of
+from fmerge.search.objective import Aim, Objective, check_keep, check_own, objectives_of
 from fmerge.search.parameter_groups import Groups
-
-Score = Callable[[Params], Scores]
-"""From merged body tensors to what they scored."""
 
 
 class MergeOptimizer(Callback):
@@ -223,14 +216,14 @@ class MergeOptimizer(Callback):
             UserError: If no trial succeeded, or the first ones all failed alike.
         """
         begun = len(search.history)
-        with _progress(trainer, search) as show:
+        with progress(trainer, search) as show:
             while not search.finished:
                 if number := stop():
                     raise SystemExit(128 + number)
                 # one process asks: Ax differs in the last digits between processes
                 proposal = search.ask() if trainer.is_global_zero else {}
                 coefficients = trainer.strategy.broadcast(proposal)
-                trial = self._try(len(search.history), coefficients, assembler, score)
+                trial = attempt(len(search.history), coefficients, assembler.assemble, score)
                 if trainer.is_global_zero:
                     search.tell(trial)
                     log(trial.as_record())
@@ -244,54 +237,3 @@ class MergeOptimizer(Callback):
             raise UserError(
                 f"{error}; the first failed with: {search.history[0].reason}"
             ) from error
-
-    def _try(
-        self, index: int, coefficients: Mapping[str, float], assembler: Assembler, score: Score
-    ) -> Trial:
-        try:
-            scores = score(assembler.assemble(coefficients))
-        # these coefficients cannot be merged or scored; others may well be
-        except (ValueError, UserError, MemoryError, torch.OutOfMemoryError) as error:
-            return Trial(index, coefficients, status="failed", reason=str(error))
-        metrics, objective = scores.metrics, scores.objective
-        if objective is None:
-            return Trial(index, coefficients, reason="built without data to score it on")
-        for value in (objective, *scores.objectives.values()):
-            if not math.isfinite(value):
-                reason = f"the objective is {value}"
-                return Trial(index, coefficients, metrics=metrics, status="failed", reason=reason)
-        return Trial(
-            index,
-            coefficients,
-            objective,
-            metrics,
-            "ok" if scores.partial is None else "stopped",
-            error=scores.error,
-            errors=scores.errors,
-            partial=scores.partial,
-            objectives=scores.objectives,
-            objective_errors=scores.objective_errors,
-        )
-
-
-@contextmanager
-def _progress(trainer: Trainer, search: Search) -> Iterator[Callable[[], None]]:
-    """Shows a bar in the first process; what it yields is called after each trial."""
-    columns = (
-        TextColumn("Searching"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.description}"),
-    )
-    with Progress(*columns, disable=not trainer.is_global_zero) as progress:
-        bar = progress.add_task("", total=search.budget)
-        yield lambda: progress.update(bar, advance=1, description=_best_so_far(search))
-
-
-def _best_so_far(search: Search) -> str:
-    if not any(trial.status == "ok" and trial.objective is not None for trial in search.history):
-        return "no score yet"
-    best = search.best()
-    short = ", short of the bounds" if search.rank(best)[0] else ""
-    return f"best {best.objective:.4f}{short}"

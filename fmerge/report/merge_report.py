@@ -82,7 +82,7 @@ class MergeReport:
         """
         if not self.comparisons:
             return None
-        return comparison_table(self.comparisons, self.search.runner_up)
+        return comparison_table(self.comparisons, self.search.runner_up, bool(self.best.stage))
 
     def trade_off(self) -> Table | None:
         """Lays out the trials whose validation scores no other trial dominates.

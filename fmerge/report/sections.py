@@ -88,12 +88,15 @@ def score_table(
     return Table(title, columns, lines, [RETAINED, *intervals, *notes])
 
 
-def comparison_table(comparisons: Sequence[Comparison], runner_up: Trial | None = None) -> Table:
+def comparison_table(
+    comparisons: Sequence[Comparison], runner_up: Trial | None = None, improved: bool = False
+) -> Table:
     """Lays out differences of test scores.
 
     Args:
         comparisons: The comparisons, one at least.
         runner_up: The trial that rows call the runner-up.
+        improved: Whether the merge is that of a stage after the search.
 
     Returns:
         A row a comparison; a column a task, and the mean over tasks.
@@ -108,7 +111,8 @@ def comparison_table(comparisons: Sequence[Comparison], runner_up: Trial | None 
     columns = [Column("", text=True), *map(Column, comparisons[0].differences), Column("mean")]
     notes = [PAIRS]
     if runner_up is not None:
-        notes.append(f"The runner-up is trial {runner_up.index}, the second best on validation.")
+        what = "best of the search" if improved else "second best"
+        notes.append(f"The runner-up is trial {runner_up.index}, the {what} on validation.")
     return Table("Differences, in points", columns, lines, notes)
 
 

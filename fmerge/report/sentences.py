@@ -1,9 +1,14 @@
 """The sentences of a report: only their backticks are Markdown."""
 
+from collections import Counter
+
 from fmerge.report.parts import Provenance, SearchOutcome, TestOutcome
 from fmerge.report.scores import REFITTED
 from fmerge.search.objective import shortfalls
 from fmerge.search.parameter_groups import coefficient_name
+
+_MOST_GROUPS = 40
+"""Coefficients of an expert that are listed one by one."""
 
 
 def made(search: SearchOutcome, provenance: Provenance) -> list[str]:
@@ -17,10 +22,13 @@ def made(search: SearchOutcome, provenance: Provenance) -> list[str]:
         Sentences.
     """
     which = "this is trial {}, built by its index" if search.built else "the best is trial {}"
-    found = which.format(search.best.index)
+    best, stages = search.best, Counter(trial.stage for trial in search.trials)
+    found = which.format(f"{best.index}, of stage {best.stage}" if best.stage else best.index)
+    later = [f"stage {name}, {count} trials" for name, count in stages.items() if name]
+    counted = "; ".join([f"{search.name}, {stages['']} trials", *later])
     given = ", ".join(f"{name} {value}" for name, value in provenance.parameters.items())
     return [
-        f"search: {search.name}, {len(search.trials)} trials; {found}",
+        f"search: {counted}; {found}",
         *([f"parameters of {search.method}: {given}"] if given else []),
     ]
 
@@ -55,13 +63,22 @@ def coefficients(search: SearchOutcome, provenance: Provenance) -> list[str]:
     Returns:
         One line, or one per expert where tensors are grouped.
     """
-    values = search.best.coefficients
-    if list(search.groups) == [""]:
+    values, groups = search.best.coefficients, list(search.groups)
+    if search.best.stage:  # which has groups of its own, if it has coefficients at all
+        if not values:
+            return ["coefficients: none, as its weights were trained"]
+        first = f"{next(iter(provenance.experts))}/"
+        groups = [name.removeprefix(first) for name in values if name.startswith(first)] or [""]
+    if groups == [""]:
         return [f"coefficients: {', '.join(f'{n} {v:.4f}' for n, v in values.items())}"]
     lines = []
     for expert in provenance.experts:
-        own = (f"{g} {values[coefficient_name(expert, g)]:.4f}" for g in search.groups)
-        lines.append(f"coefficients of {expert}: {', '.join(own)}")
+        own = {group: values[coefficient_name(expert, group)] for group in groups}
+        listed = ", ".join(f"{group} {value:.4f}" for group, value in own.items())
+        if len(own) > _MOST_GROUPS:
+            middle, ends = sum(own.values()) / len(own), (min(own.values()), max(own.values()))
+            listed = f"{len(own)} from {ends[0]:.4f} to {ends[1]:.4f}, mean {middle:.4f}"
+        lines.append(f"coefficients of {expert}: {listed}")
     return lines
 
 

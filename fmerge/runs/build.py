@@ -1,12 +1,12 @@
 """Which trial of a finished run is built again."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fmerge.errors import UserError
 from fmerge.report.pareto_front import FRONT
-from fmerge.store import RunFolder
+from fmerge.store import RunFolder, candidate_trial
 
 
 def find_trial(
@@ -33,11 +33,24 @@ def find_trial(
                 "of the two out"
             )
     records = folder.finished()
-    good = [record["trial"] for record in records if record["status"] == "ok"]
+    good = [record["trial"] for record in records if _can_be_built(record, folder)]
     if index in good:
         return records
-    what = "failed" if 0 <= index < len(records) else f"is not among its {len(records)} trials"
+    what = f"is not among its {len(records)} trials"
+    if 0 <= index < len(records):
+        what = "failed"
+        if records[index]["status"] == "ok":
+            stage = records[index]["stage"]
+            what = f"is not the best trial of stage {stage}, which alone was kept,"
     raise UserError(f"--build {index}: {what} in {folder.path}; {_choices(folder, good)}")
+
+
+def _can_be_built(record: Mapping[str, Any], folder: RunFolder) -> bool:
+    """Whether a trial has coefficients to be assembled from, or its weights were kept."""
+    kept = record["trial"]
+    if stage := record.get("stage"):
+        kept = candidate_trial(folder.candidate(stage))
+    return bool(record["status"] == "ok" and kept == record["trial"])
 
 
 def _choices(folder: RunFolder, good: Sequence[int]) -> str:

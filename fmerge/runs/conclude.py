@@ -22,6 +22,7 @@ from fmerge.report.parts import Provenance, SearchOutcome, TestOutcome, Trials
 from fmerge.report.scores import AVERAGE, BASE, EXPERTS, REFITTED, RUNNER_UP, Row
 from fmerge.runs.data_provenance import split_facts
 from fmerge.runs.pass_plan import TestedRow, tested_rows
+from fmerge.runs.stages import Candidate
 from fmerge.search import Search, Trial, non_dominated_trials
 from fmerge.search.objective import Objective
 from fmerge.store import RunFolder
@@ -40,7 +41,7 @@ class Chosen:
     Attributes:
         search: The search.
         goal: What was optimised.
-        best: The trial.
+        candidate: The merge, and the trial that scored it.
         trials: All trials of the run.
         built: Whether the trial is built by its index, apart from a search.
         raced: Sentences on racing, if there was any.
@@ -48,10 +49,20 @@ class Chosen:
 
     search: Search
     goal: Objective
-    best: Trial
+    candidate: Candidate
     trials: Sequence[Trial]
     built: bool = False
     raced: Sequence[str] = ()
+
+    @property
+    def best(self) -> Trial:
+        """The trial that scored the merge."""
+        return self.candidate.trial
+
+    @property
+    def staged(self) -> list[Trial]:
+        """The trials that stages made after the search."""
+        return [trial for trial in self.trials if trial.stage]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,18 +91,21 @@ class Conclusion:
             The report; without data it has no test scores.
         """
         # a merge lasts until the assembler makes the next one: baselines come first
-        table, runner_up = self._test_baselines(chosen.search, assembler)
+        table, runner_up = self._test_baselines(chosen, assembler)
         doubts = [] if table is None else self._doubts(table)
         fishers: list[FisherSummary] = []
-        body = assembler.assemble(chosen.best.coefficients, self._summarise(fishers))
+        body = chosen.candidate.body
+        if body is None:
+            body = assembler.assemble(chosen.best.coefficients, self._summarise(fishers))
         wanted, refitter = self.run.refitting.wanted, self.refitter
-        heads = self._rounded(refitter.fit(body)) if wanted and refitter is not None else {}
+        refitted = self._rounded(refitter.fit(body)) if wanted and refitter is not None else {}
         # tested as they are saved; the baselines had the experts' own
-        for name, head in self._rounded(self.run.heads).items():
+        own = _with(self.run.heads, chosen.candidate.heads)
+        for name, head in self._rounded(own).items():
             write_params(self.run.module.task_model(name), head)
         row = tested_rows(self.run, rival=False)[-1]
         if table is not None:
-            self._test(table, row, body, heads)
+            self._test(table, row, body, refitted)
         report = MergeReport(
             search=self._search_outcome(chosen, runner_up),
             tests=TestOutcome(
@@ -104,7 +118,7 @@ class Conclusion:
             provenance=self._provenance(chosen, folder, fishers[0] if fishers else None, doubts),
         )
         place = folder.point(chosen.best.index) if chosen.built else folder.path
-        self._save(body, heads, place / "merged", report)
+        self._save(body, own, refitted, place / "merged", report)
         return report
 
     @property
@@ -114,7 +128,8 @@ class Conclusion:
 
     def _search_outcome(self, chosen: Chosen, runner_up: Trial | None) -> SearchOutcome:
         search, front = chosen.search, chosen.search.front()
-        trials = non_dominated_trials(search.history)
+        trials = non_dominated_trials([*search.history, *chosen.staged] if search.history else [])
+        tells = self._tells and not chosen.best.stage
         return SearchOutcome(
             method=type(self.run.method).__name__,
             name=type(search).__name__,
@@ -122,8 +137,8 @@ class Conclusion:
             trials=Trials(chosen.trials),
             goal=chosen.goal,
             groups=list(search.space.groups),
-            pick=search.pick() if self._tells else None,
-            sensitivity=search.sensitivity() if self._tells else {},
+            pick=search.pick() if tells else None,
+            sensitivity=search.sensitivity() if tells else {},
             front=Front(search.objectives, front) if front else None,
             non_dominated=sorted(trials, key=search.rank, reverse=True),
             runner_up=runner_up,
@@ -172,13 +187,16 @@ class Conclusion:
         )
 
     def _test_baselines(
-        self, search: Search, assembler: Assembler
+        self, chosen: Chosen, assembler: Assembler
     ) -> tuple[TestTable | None, Trial | None]:
         """Tests all that the merge is compared with; nothing without data."""
         if self.evaluator is None:
             return None, None
         table, ensemble = TestTable(self.evaluator), self.run.ensemble
+        search = chosen.search
         runner_up = search.runner_up() if search.history else None
+        if chosen.best.stage and search.history:  # what the stages have improved
+            runner_up = search.best()
         *baselines, _ = tested_rows(self.run, rival=runner_up is not None)
         for row in baselines:
             if row.name == EXPERTS:
@@ -239,18 +257,25 @@ class Conclusion:
 
         return {task: rounded(task, head) for task, head in heads.items()}
 
-    def _save(self, body: Params, heads: Heads, folder: Path, report: MergeReport) -> None:
+    def _save(
+        self, body: Params, own: Heads, refitted: Heads, folder: Path, report: MergeReport
+    ) -> None:
         # precisions such as bf16-true have rounded the live weights: write all of them again
         self.run.module.float()
         cards = {}
-        for name, head in self.run.heads.items():
+        for name, head in own.items():
             model = self.run.module.task_model(name)
-            tensors = head | heads.get(name, {}) | body
+            tensors = head | refitted.get(name, {}) | body
             # the dtypes that buffers were read in; rounded are the values
             restore_buffer_dtypes(model, head | next(iter(self.run.ensemble.bodies.values())))
             write_params(model, tensors)
-            own = head.keys() & dict(model.named_parameters()).keys()
-            cards[name] = model_card(report, loader_of(model), name if own else None)
+            headed = head.keys() & dict(model.named_parameters()).keys()
+            cards[name] = model_card(report, loader_of(model), name if headed else None)
         self.run.module.forms = self.run.forms
         if self.run.trainer.is_global_zero:
             self.run.module.save(folder, cards)
+
+
+def _with(heads: Heads, changed: Heads) -> Heads:
+    """Heads, some of whose tensors have changed."""
+    return {task: head | changed.get(task, {}) for task, head in heads.items()}

@@ -34,6 +34,7 @@ from fmerge.runs.dry_run import show_merge_plan
 from fmerge.runs.inputs import check_merge, fingerprints, task_module, tasks_of
 from fmerge.runs.merge import MergeRun
 from fmerge.runs.pass_plan import Baselines, PassPlan
+from fmerge.runs.stages import Stage
 from fmerge.search import Search
 from fmerge.store import Dtype, RunFolder, check_dtype, lock_of, only_run, parse_size
 from fmerge.system.signals import catch_signals
@@ -113,6 +114,11 @@ class MergeJob:
         found = [one for one in callbacks if isinstance(one, MergeOptimizer)]
         return found[0] if found else MergeOptimizer()
 
+    @cached_property
+    def stages(self) -> Sequence[Stage]:
+        """What improves the search's best, in order."""
+        return ()
+
     def _look_into(self, folder: RunFolder) -> tuple[bool, Sequence[Mapping[str, Any]]]:
         """Whether a run is resumed; or the records of the trials, one of which is built."""
         if not self.trainer.is_global_zero:
@@ -157,8 +163,11 @@ class MergeJob:
             baselines=self.baselines,
             refitting=self.refitting,
             forms=saved_forms(ensemble, self.dtype, self.max_shard_size),
+            stages=self.stages,
         )
         check_merge(run, search, self.optimizer.groups != "whole", self.optimizer.racing)
+        for stage in run.stages:
+            stage.check(run)
         space = self.optimizer.space(self.method, list(self.experts), ensemble.tensors)
         search.start(space, self.optimizer.goal(tasks))
         return run, search

@@ -11,19 +11,21 @@ from lightning.pytorch import Trainer
 from fmerge.data import MultiTask
 from fmerge.errors import UserError
 from fmerge.evaluation.evaluator import Evaluator
-from fmerge.evaluation.head_refit import Refitter, Refitting, obstacle
+from fmerge.evaluation.head_refit import Heads, Refitter, Refitting, obstacle, using_heads
 from fmerge.evaluation.statistics import Statistic, statistic_of
 from fmerge.fisher import FisherSettings
 from fmerge.merging.assembler import Assembler
 from fmerge.merging.experts import Ensemble
-from fmerge.merging.optimizer import MergeOptimizer, Score
+from fmerge.merging.optimizer import MergeOptimizer
 from fmerge.merging.racing import Race, race_facts
+from fmerge.merging.trials import Score
 from fmerge.methods import Average, MergeMethod
 from fmerge.modules import TaskModule
 from fmerge.params import Params
 from fmerge.report.merge_report import MergeReport
 from fmerge.runs.conclude import Chosen, Conclusion
 from fmerge.runs.pass_plan import Baselines
+from fmerge.runs.stages import Candidate, Stage, StageContext, check_order
 from fmerge.search import Search, Trial
 from fmerge.search.objective import Objective, Scores
 from fmerge.store import FisherCache, RunFolder, SavedForm
@@ -47,6 +49,7 @@ class MergeRun:
         baselines: Which rows the table has beside the merge.
         refitting: When heads are refitted, and on what; never, if left out.
         forms: Task name to the form that its merged model is written in.
+        stages: What improves the search's best, in order.
     """
 
     trainer: Trainer
@@ -59,6 +62,7 @@ class MergeRun:
     baselines: Baselines = "all"
     refitting: Refitting = Refitting()
     forms: Mapping[str, SavedForm] = field(default_factory=dict)
+    stages: Sequence[Stage] = ()
 
     @property
     def estimated(self) -> Statistic | None:
@@ -89,30 +93,27 @@ class MergeRun:
         """
         self.trainer.strategy.setup_environment()
         if self.data is not None and self.data.automatic:  # a resumed run has the same
-            self._evaluator.sizes.note = partial(folder.note, _SIZES)
+            self.evaluator.sizes.note = partial(folder.note, _SIZES)
         goal, assembler = self._begin(optimizer, search, folder)
         # started again: the bounds are shares of the experts' scores, known only now
         search.start(search.space, goal)
         # every process replays, as each decides for itself whether the search is finished
-        for record in self.trainer.strategy.broadcast(list(done)):
-            search.replay(Trial.from_record(record))
-        score: Score = lambda body: self._validate(body, goal)  # noqa: E731
-        if optimizer.racing:
-            tasks = self.ensemble.tasks
-            race = Race(self._evaluator, self.module, search, goal, tasks, self._live)
-            race.recall(assembler)
-            score = race.score
-        best = optimizer.optimize(
-            self.trainer,
-            search,
-            assembler,
-            score,
-            folder.append,
-            stop,
-        )
+        known = [Trial.from_record(one) for one in self.trainer.strategy.broadcast(list(done))]
+        staged = [trial for trial in known if trial.stage]
+        for trial in known[: len(known) - len(staged)]:
+            search.replay(trial)
+        check_order(search, staged)
+        score = self._scoring(optimizer, search, goal, assembler)
+        best = optimizer.optimize(self.trainer, search, assembler, score, folder.append, stop)
         raced = [race_facts(search.history)] if optimizer.racing else []
-        chosen = Chosen(search=search, goal=goal, best=best, trials=search.history, raced=raced)
-        return self._conclusion().conclude(chosen, assembler, folder)
+        context = self._context(search, goal, assembler, folder, search.history)
+        final = context.run_stages(Candidate(best), staged, stop)
+        chosen = Chosen(
+            search=search, goal=goal, candidate=final, trials=context.trials, raced=raced
+        )
+        report = self._conclusion().conclude(chosen, assembler, folder)
+        context.forget()
+        return report
 
     def build(
         self,
@@ -138,14 +139,26 @@ class MergeRun:
         known = self.trainer.strategy.broadcast(list(records))
         trials = [Trial.from_record(record) for record in known]
         goal, assembler = self._begin(optimizer, search, folder)
-        chosen = Chosen(search=search, goal=goal, best=trials[index], trials=trials, built=True)
+        context = self._context(search, goal, assembler, folder, trials)
+        built = context.rebuild(trials[index])
+        chosen = Chosen(search=search, goal=goal, candidate=built, trials=trials, built=True)
         return self._conclusion().conclude(chosen, assembler, folder)
+
+    def _scoring(
+        self, optimizer: MergeOptimizer, search: Search, goal: Objective, assembler: Assembler
+    ) -> Score:
+        if not optimizer.racing:
+            return lambda body: self.validate(body, goal)
+        tasks = self.ensemble.tasks
+        race = Race(self.evaluator, self.module, search, goal, tasks, self._live)
+        race.recall(assembler)
+        return race.score
 
     def _begin(
         self, optimizer: MergeOptimizer, search: Search, folder: RunFolder
     ) -> tuple[Objective, Assembler]:
         if self.data is not None and self.data.automatic:
-            self._evaluator.sizes.found |= folder.noted(_SIZES) or {}
+            self.evaluator.sizes.found |= folder.noted(_SIZES) or {}
         own = self._own_scores(folder) if optimizer.needs_experts else {}
         goal = optimizer.goal(self.ensemble.tasks, own)
         # Fishers are cached where the bodies are, if there is room
@@ -161,6 +174,23 @@ class MergeRun:
             curve_nodes=self.settings.curve,
             keep=FisherCache(folder.path, weight.device).put,
             dtypes=next(iter(self.forms.values())).dtypes if self.forms else None,
+        )
+
+    def _context(
+        self,
+        search: Search,
+        goal: Objective,
+        assembler: Assembler,
+        folder: RunFolder,
+        trials: Sequence[Trial],
+    ) -> StageContext:
+        return StageContext(
+            run=self,
+            search=search,
+            goal=goal,
+            assembler=assembler,
+            folder=folder,
+            trials=list(trials),
         )
 
     @property
@@ -186,28 +216,42 @@ class MergeRun:
         fits = self.refitting.wanted or (self.probed and self.can_refit)
         return Conclusion(
             run=self,
-            evaluator=None if self.data is None else self._evaluator,
+            evaluator=None if self.data is None else self.evaluator,
             refitter=self._refitter if fits else None,
         )
 
     @cached_property
-    def _evaluator(self) -> Evaluator:
+    def evaluator(self) -> Evaluator:
+        """Runs the passes over the data, which there must be."""
         if self.data is None:
             raise UserError("there are no data to score on; give --data")
         return Evaluator(self.trainer, self.module, self.data)
 
     @cached_property
     def _refitter(self) -> Refitter:
-        return Refitter(self._evaluator, self.refitting, self.ensemble.tasks)
+        return Refitter(self.evaluator, self.refitting, self.ensemble.tasks)
 
-    def _validate(self, body: Params, goal: Objective) -> Scores:
+    def validate(self, body: Params, goal: Objective, heads: Heads | None = None) -> Scores:
+        """Scores a merge on the validation split, under the heads that trials are scored with.
+
+        Args:
+            body: The merged tensors.
+            goal: What is maximised.
+            heads: Heads of its own, if it has any.
+
+        Returns:
+            The scores; none without data.
+        """
         if self.data is None:
             return Scores()
-        if self.refitting.when == "trials":
+        if heads:
+            with using_heads(self.module, heads):
+                metrics = self.evaluator.score(body, "validation", self.ensemble.tasks)
+        elif self.refitting.when == "trials":
             metrics = self._refitter.score(body, "validation", self._refitter.fit(body))
         else:
-            metrics = self._evaluator.score(body, "validation", self.ensemble.tasks)
-        return goal.of(metrics, self._evaluator.errors(metrics, "validation"))
+            metrics = self.evaluator.score(body, "validation", self.ensemble.tasks)
+        return goal.of(metrics, self.evaluator.errors(metrics, "validation"))
 
     @contextmanager
     def _live(self, body: Params) -> Iterator[None]:
@@ -216,7 +260,7 @@ class MergeRun:
             if self.refitting.when == "trials":
                 stack.enter_context(self._refitter.fitted(body))
             else:
-                self._evaluator.write_body(body)
+                self.evaluator.write_body(body)
             yield
 
     def _own_scores(self, folder: RunFolder) -> dict[str, float]:
@@ -225,7 +269,7 @@ class MergeRun:
         own: dict[str, float] = self.trainer.strategy.broadcast(noted)
         if not own:
             for name in self.ensemble.tasks:
-                own |= self._evaluator.score(self.ensemble.bodies[name], "validation", [name])
+                own |= self.evaluator.score(self.ensemble.bodies[name], "validation", [name])
             if self.trainer.is_global_zero:  # a resumed run must divide by the very same scores
                 folder.note(_OWN, own)
         return own
@@ -244,7 +288,7 @@ class MergeRun:
     def _estimate(self, name: str, body: Params) -> Mapping[str, Any]:
         statistic = statistic_of(self.method)
         assert statistic is not None  # asked for by methods that need one
-        return statistic.estimate(self._evaluator, self.task_of(name), self.settings, body)
+        return statistic.estimate(self.evaluator, self.task_of(name), self.settings, body)
 
     def _statistics(self) -> Mapping[str, Mapping[str, Any]] | None:
         """The statistics that do not move with the coefficients."""

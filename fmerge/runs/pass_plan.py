@@ -84,10 +84,17 @@ class PassPlan:
         for task in self.run.ensemble.tasks:
             self._add_scores(passes, data, task)
         self._add_statistics(passes, data)
+        for stage in self.run.stages:
+            passes += stage.passes(self.run)
         return +passes
 
+    @property
+    def has_rival(self) -> bool:
+        """Whether there will be a runner-up, at most."""
+        return self.trials > 1 or bool(self.run.stages)
+
     def _add_scores(self, passes: Passes, data: MultiTask, task: str) -> None:
-        rows, refitting = tested_rows(self.run, self.trials > 1), self.run.refitting
+        rows, refitting = tested_rows(self.run, self.has_rival), self.run.refitting
         refits = sum(row.refitted for row in rows)
 
         def scored(split: Split) -> Pass:
@@ -106,7 +113,7 @@ class PassPlan:
         statistic = run.estimated
         if statistic is None:
             return
-        rows = tested_rows(run, self.trials > 1)
+        rows = tested_rows(run, self.has_rival)
         # a Fisher that moves is estimated for the rows again: other merges came in between
         merges = self.trials + sum(row.assembled for row in rows)
         for name in run.ensemble.names:

@@ -32,6 +32,7 @@ class Trial:
         partial: How much a stopped trial has seen.
         objectives: The objectives by name, where there are several; ``objective`` is the first.
         objective_errors: Their standard errors, where they are known.
+        stage: The stage after the search that made it, such as ``learn``; empty for the search's.
     """
 
     index: int
@@ -45,6 +46,7 @@ class Trial:
     partial: Partial | None = None
     objectives: Mapping[str, float] = field(default_factory=dict)
     objective_errors: Mapping[str, float] = field(default_factory=dict)
+    stage: str = ""
 
     def as_record(self) -> dict[str, Any]:
         """Lists what the trial log keeps.
@@ -65,6 +67,7 @@ class Trial:
             "objectives": dict(self.objectives),
             "objective_errors": dict(self.objective_errors),
             "reason": self.reason,
+            "stage": self.stage,
         }
         if self.partial is not None:
             optional["partial"] = asdict(self.partial)
@@ -82,7 +85,7 @@ class Trial:
         Returns:
             The trial.
         """
-        names = ("reason", "error", "errors", "objectives", "objective_errors")
+        names = ("reason", "error", "errors", "objectives", "objective_errors", "stage")
         return cls(
             index=record["trial"],
             coefficients=record["coefficients"],

@@ -12,6 +12,7 @@ from fmerge.store.atomic import (
     replacing_file,
     write_text,
 )
+from fmerge.store.candidates import candidate_trial, read_candidate, write_candidate
 from fmerge.store.checkpoints import load_classifier, new_pooler
 from fmerge.store.fisher_cache import FisherCache
 from fmerge.store.fisher_files import (
@@ -52,6 +53,7 @@ __all__ = [
     "merged_dtypes",
     "parse_size",
     "begun_with",
+    "candidate_trial",
     "check_fisher_path",
     "check_new_file",
     "check_new_folder",
@@ -73,6 +75,7 @@ __all__ = [
     "only_run",
     "read_fisher",
     "read_fisher_header",
+    "read_candidate",
     "read_partial",
     "read_second_moments",
     "reading_headers",
@@ -84,6 +87,7 @@ __all__ = [
     "tokenizer_differences",
     "vocabulary_difference",
     "write_fisher",
+    "write_candidate",
     "write_partial",
     "write_text",
 ]

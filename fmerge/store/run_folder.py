@@ -31,6 +31,7 @@ _RESULTS = (
 """Files of a finished run; the first one makes it finished."""
 
 _POINTS = "points"
+_STAGES = "stages"
 
 
 class RunFolder:
@@ -131,6 +132,28 @@ class RunFolder:
         for name in _RESULTS:
             remove_leftovers(self.point(index) / name)
 
+    def candidate(self, stage: str) -> Path:
+        """Names the file of a stage's best candidate; see ``candidates``.
+
+        Args:
+            stage: The stage's name.
+
+        Returns:
+            A file inside this folder.
+        """
+        return self.path / _STAGES / f"{stage}.safetensors"
+
+    def state(self, stage: str) -> Path:
+        """Names the file that an interrupted stage is resumed from.
+
+        Args:
+            stage: The stage's name.
+
+        Returns:
+            A file inside this folder.
+        """
+        return self.path / _STAGES / f"{stage}-state.safetensors"
+
     @property
     def _is_finished(self) -> bool:
         return (self.path / _RESULTS[0]).is_file()
@@ -144,7 +167,7 @@ class RunFolder:
         remove_leftovers(self.path / CACHE_FILE)
         for stale in _RESULTS:
             (self.path / stale).unlink(missing_ok=True)  # of the run that --overwrite replaces
-        for folder in ("merged", _POINTS):
+        for folder in ("merged", _POINTS, _STAGES):
             shutil.rmtree(self.path / folder, ignore_errors=True)
         write_text(self._log, "")
         self._describe(inputs)

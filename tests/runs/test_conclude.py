@@ -12,6 +12,7 @@ from fmerge.merging.assembler import Assembler
 from fmerge.methods import Average, FisherMerge, TaskArithmetic
 from fmerge.runs import conclude
 from fmerge.runs.conclude import Chosen, Conclusion
+from fmerge.runs.stages import Candidate
 from fmerge.search import Sobol, Trial
 from fmerge.search.objective import Objective
 from fmerge.search.space import SearchSpace
@@ -138,10 +139,13 @@ class Case:
             refitter=self.refitter if can_refit or when != "off" else None,
         )
 
-    def end(self, best=TRIALS[1], **options):
+    def end(self, best=TRIALS[1], kept=(), **options):
         fishers = FISHERS if self.run.method.statistic else None
         assembler = Assembler(self.run.method, BASE, BODIES, lambda name, body: {}, fishers)
-        chosen = Chosen(search=search(), goal=Objective(), best=best, trials=TRIALS, **options)
+        candidate = Candidate(best, **dict(kept))
+        chosen = Chosen(
+            search=search(), goal=Objective(), candidate=candidate, trials=TRIALS, **options
+        )
         return self.conclusion.conclude(chosen, assembler, self.folder)
 
     @property

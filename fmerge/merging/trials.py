@@ -1,0 +1,93 @@
+"""One trial: a merge that is made and scored, whatever proposed it."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+
+import torch
+from lightning.pytorch import Trainer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from fmerge.errors import UserError
+from fmerge.params import Params
+from fmerge.search import Search, Trial
+from fmerge.search.objective import Scores
+
+Score = Callable[[Params], Scores]
+"""From merged body tensors to what they scored."""
+
+
+def attempt(
+    index: int,
+    coefficients: Mapping[str, float],
+    merge: Callable[[Mapping[str, float]], Params],
+    score: Score,
+    stage: str = "",
+) -> Trial:
+    """Makes a merge and scores it.
+
+    Args:
+        index: The trial's index.
+        coefficients: What the merge is assembled from, if from coefficients.
+        merge: Makes the body of the coefficients.
+        score: Scores it, on all processes.
+        stage: The stage that makes the trial; empty for the search.
+
+    Returns:
+        The trial; it has failed where the body cannot be made or scored, or an objective is not
+        finite.
+    """
+    made = partial(Trial, index, coefficients, stage=stage)
+    try:
+        scores = score(merge(coefficients))
+    # these coefficients cannot be merged or scored; others may well be
+    except (ValueError, UserError, MemoryError, torch.OutOfMemoryError) as error:
+        return made(status="failed", reason=str(error))
+    metrics, objective = scores.metrics, scores.objective
+    if objective is None:
+        return made(reason="built without data to score it on")
+    for value in (objective, *scores.objectives.values()):
+        if not math.isfinite(value):
+            return made(metrics=metrics, status="failed", reason=f"the objective is {value}")
+    return made(
+        objective=objective,
+        metrics=metrics,
+        status="ok" if scores.partial is None else "stopped",
+        error=scores.error,
+        errors=scores.errors,
+        partial=scores.partial,
+        objectives=scores.objectives,
+        objective_errors=scores.objective_errors,
+    )
+
+
+@contextmanager
+def progress(trainer: Trainer, search: Search) -> Iterator[Callable[[], None]]:
+    """Shows a bar in the first process.
+
+    Args:
+        trainer: The Trainer.
+        search: The search.
+
+    Yields:
+        What is called after each trial.
+    """
+    columns = (
+        TextColumn("Searching"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.description}"),
+    )
+    with Progress(*columns, disable=not trainer.is_global_zero) as progress:
+        bar = progress.add_task("", total=search.budget)
+        yield lambda: progress.update(bar, advance=1, description=_best_so_far(search))
+
+
+def _best_so_far(search: Search) -> str:
+    if not any(trial.status == "ok" and trial.objective is not None for trial in search.history):
+        return "no score yet"
+    best = search.best()
+    short = ", short of the bounds" if search.rank(best)[0] else ""
+    return f"best {best.objective:.4f}{short}"
