@@ -169,6 +169,8 @@ def _decode(
     # the encoder's own kind of output: some models read more of it, such as router logits
     outputs["last_hidden_state"] = outputs.last_hidden_state.repeat_interleave(c, 0)
     logits = model(
+        # the encoder does not run again, but FSMT masks later tokens only where it is given them
+        input_ids=input_ids.repeat_interleave(c, 0),
         encoder_outputs=outputs,
         attention_mask=attention_mask.repeat_interleave(c, 0),
         decoder_input_ids=_shifted(model, targets),

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fmerge.fisher import Estimator
 from fmerge.modules.scoring import ScoredModule
+from fmerge.modules.trainable import check_trainable
 from fmerge.params import Params
 from fmerge.store import SavedForm
 
@@ -184,6 +185,8 @@ class TaskModule(ScoredModule, ABC):
 
     def on_fit_start(self) -> None:
         """Stores the seed of the fit, from which dropout is seeded at every step."""
+        for task in self.metrics:  # one for each task
+            check_trainable(self.task_model(task), task)
         self._seed = torch.initial_seed()
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:

@@ -21,6 +21,7 @@ from fmerge.fisher import (
 )
 from fmerge.fisher.batches import batch_size
 from fmerge.modules.base import TaskModule
+from fmerge.modules.trainable import check_trainable
 from fmerge.store import read_partial, write_partial
 from fmerge.system.distributed import strided_indices
 
@@ -102,6 +103,7 @@ class FisherPass(LightningModule):
         estimator: Weighting = settings.estimator
         if isinstance(module, TaskModule):
             network = module.task_model(self.task)
+            check_trainable(network, self.task)
             listed = module.lists_answers(self.task, settings.estimator)
             if not listed and estimator != "rademacher":
                 estimator = "given"

@@ -63,6 +63,8 @@ def adamw(
     ]
     # under 16-mixed Lightning refuses to clip gradients of a fused optimizer, which unscales them
     fused = trainer.precision != "16-mixed"
+    # some models have matrices alone; an empty group has no names, which AdamW then refuses
+    groups = [group for group in groups if group["params"]]
     optimizer = torch.optim.AdamW(groups, lr=learning_rate, fused=fused)
     steps = int(trainer.estimated_stepping_batches)
     kind = "constant_with_warmup" if scheduler == "constant" else scheduler

@@ -47,6 +47,24 @@ def test_a_fisher_that_differs_is_found():
     assert exactness.worst(found, expected) == pytest.approx(10, rel=1e-2)
 
 
+@pytest.mark.parametrize(("model_type", "depends"), [("fnet", True), ("bert", False)])
+def test_whether_answers_depend_on_padding_is_found(model_type, depends, tmp_path):
+    module = sweep.Models("classifier", model_type, tmp_path).module().eval()
+    batches, found = exactness.batches_of("classifier", module)
+    lengths = [
+        {len(module.tokenizer(row["text"])["input_ids"]) for row in rows} for rows in batches
+    ]
+    assert found is depends
+    assert sum(map(len, batches)) == 6 and all(len(one) == 1 for one in lengths) is depends
+
+
+def test_a_model_without_numbers_in_float64_is_compared_in_float32(tmp_path):
+    module = sweep.Models("classifier", "canine", tmp_path).module()
+    with exactness.in_dtype(module, torch.float64):
+        assert not exactness.is_stable("classifier", module, exactness.examples("classifier"))
+    assert exactness.is_stable("classifier", module.eval(), exactness.examples("classifier"))
+
+
 def test_a_cell_says_how_a_command_ended(tmp_path, capsys):
     log = tmp_path / "log"
 

@@ -78,6 +78,7 @@ OWN: dict[str, dict[str, Any]] = {
     **dict.fromkeys(["hunyuan_v1_dense", "hunyuan_v1_moe", "ministral"], {"head_dim": 8}),
     **dict.fromkeys(["qwen3_next", "qwen3_5_text", "qwen3_5_moe_text", "qwen4_exp_text"], _HYBRID),
     **dict.fromkeys(["esmc", "dots3_note_text"], {"num_key_value_heads": 4}),
+    "fsmt": {"decoder_start_token_id": 2},  # what its shift of the answers starts with
     "gpt_neo": {"attention_types": [[["global", "local"], 1]], "num_layers": 2},
     "nemotron": {"num_key_value_heads": 2},
     "zaya": {"num_experts_per_tok": 1},
@@ -121,9 +122,10 @@ def _config(kind: str, model_type: str):
     entries = {name: size for name, size in SIZES.items() if known.get(name) is not None}
     if known.get("qk_rope_head_dim") is not None:
         entries |= {"head_dim": 4, "num_key_value_heads": 4}  # of the rotary part; no grouping
-    entries |= tiny.TEXT | {"bos_token_id": 3} | OWN.get(model_type, {})
+    entries |= tiny.TEXT | {"bos_token_id": 3}
     if kind == "seq2seq" or known.get("is_encoder_decoder"):
         entries["decoder_start_token_id"] = 0
+    entries |= OWN.get(model_type, {})
     if kind == "classifier":
         entries["num_labels"] = 3
     return kind_of_config(**entries)

@@ -30,6 +30,13 @@ def rates(*arguments, steps=10):
     return found
 
 
+def test_a_model_of_matrices_alone_has_one_group():
+    trainer = SimpleNamespace(precision="32-true", estimated_stepping_batches=1)
+    matrices = [("layer.weight", LAYER.weight)]
+    (group,) = adamw(trainer, matrices, 0.5, 0.1, "linear", 0.0)["optimizer"].param_groups
+    assert group["param_names"] == ["layer.weight"] and group["weight_decay"] == 0.1
+
+
 def test_only_matrices_decay_and_the_state_names_its_parameters():
     optimizer, _ = made()
     decayed, others = optimizer.param_groups

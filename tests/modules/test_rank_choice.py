@@ -502,14 +502,38 @@ def test_what_is_used_too_early_is_said():
         RankChoice().configure_model()
 
 
-def test_answers_are_left_as_they_are_where_a_model_shifts_them_itself():
-    """FSMT's own method puts padding into the labels that it is given."""
+def fsmt():
     config = FSMTConfig(
         src_vocab_size=22, tgt_vocab_size=22, langs=["a", "b"], d_model=12, encoder_layers=1,
         decoder_layers=1, encoder_attention_heads=2, decoder_attention_heads=2,
         encoder_ffn_dim=16, decoder_ffn_dim=16, pad_token_id=0, eos_token_id=2,
     )  # fmt: skip
+    torch.manual_seed(0)
+    return FSMTForConditionalGeneration(config).eval()
+
+
+def test_answers_are_left_as_they_are_where_a_model_shifts_them_itself():
+    """FSMT's own method puts padding into the labels that it is given."""
     targets = torch.tensor([[5, 6, 2], [7, 2, -100]])
-    shifted = _shifted(FSMTForConditionalGeneration(config), targets)
+    shifted = _shifted(fsmt(), targets)
     assert targets.tolist() == [[5, 6, 2], [7, 2, -100]]
     assert shifted.tolist() == [[2, 5, 6], [2, 7, 2]]
+
+
+def test_later_tokens_are_masked_where_a_model_does_so_for_whole_inputs_alone():
+    """FSMT has no causal mask where it is given the encoder's outputs without its inputs."""
+    module = RankChoice()
+    model = fsmt()
+    for parameter in model.parameters():
+        parameter.data += 0.3 * torch.randn_like(parameter)
+    module.adopt({"one": model}, tiny.text_tokenizer("$A [EOS]"))
+    module.eval()
+    example = {"text": "red cat", "choices": ["one two three", "red"], "label": 0}
+    batch = module.collate([example], "one")
+    answer = batch["choice_ids"][0, :1]
+    with torch.no_grad():
+        found = module.label_log_probs(batch)[0, 0]
+        start = torch.tensor([[2, *answer[0, :-1].tolist()]])
+        logits = model(batch["input_ids"], decoder_input_ids=start, use_cache=False).logits
+    expected = logits.log_softmax(-1).gather(-1, answer[..., None]).mean()
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=0)
