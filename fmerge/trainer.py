@@ -234,9 +234,9 @@ class FMergeTrainer(Trainer):
         *,
         experts: dict[str, str | Expert],
         output: Path,
-        method: MergeMethod | None = None, base: str | None = None,
-        fisher: FisherSettings = MERGE_DEFAULTS, baselines: Baselines = "all",
-        heads: HeadMode = "keep",
+        method: MergeMethod | None = None, coefficients: dict[str, float] | None = None,
+        base: str | None = None, fisher: FisherSettings = MERGE_DEFAULTS,
+        baselines: Baselines = "all", heads: HeadMode = "keep",
         refit_heads: Refit = "off", refit_examples: int | None = 512, refit_seed: int = 0,
         dtype: Dtype | None = None, max_shard_size: int | str | None = None,
         overwrite: bool = False, dry_run: bool = False, build: int | None = None,
@@ -245,12 +245,12 @@ class FMergeTrainer(Trainer):
 
         Args:
             model: The kind of model.
-            datamodule: The experts' tasks, or a LightningDataModule whose loaders are by task name;
-                without data the merge is built but not scored.
+            datamodule: The tasks, or a LightningDataModule whose loaders are by task name, if any.
             experts: Task name to expert: Hugging Face folder, hub id or Lightning .ckpt; or {path:
                 the same, fisher: its Fisher's file, or the .ckpt of its fit for Adam's moments}.
             output: Folder for the merged model, the trials and the report.
             method: The formula, such as Average, TaskArithmetic, TIES, FisherMerge or DFMerge.
+            coefficients: By expert, without a search; below 0 for what an expert is to unlearn.
             base: The pretrained model of the experts; for task vectors and the table.
             fisher: How Fishers without a file are estimated, and the examples of RegMean's Grams.
             baselines: Rows of the table: all: base, base with refitted heads, experts, plain
@@ -275,5 +275,5 @@ class FMergeTrainer(Trainer):
             output=path_of(output), method=made, base=base, fisher=fisher, baselines=baselines,
             refitting=Refitting(refit_heads, refit_examples, refit_seed), overwrite=overwrite,
             dry_run=dry_run, build=build, config=self.resolved_config, heads=heads,
-            dtype=dtype, max_shard_size=max_shard_size,
+            dtype=dtype, max_shard_size=max_shard_size, coefficients=coefficients,
         ).run()  # fmt: skip

@@ -11,6 +11,7 @@ from fmerge.errors import UserError, known, object_of
 from fmerge.merging.buffers import FROM_THE_FIRST
 from fmerge.methods import MergeMethod
 from fmerge.methods.base import STATISTIC_NAMES
+from fmerge.methods.signs import check_signs
 from fmerge.params import Params, check_finite, check_same_layout
 from fmerge.search.simple import check_coefficients
 
@@ -32,7 +33,7 @@ def merge(
     Args:
         experts: θₘ: M dictionaries of one layout, in a list or by the experts' names.
         method: The formula, or the name of its class, which is then made with its defaults.
-        coefficients: λₘ in [0, 1], in a list or by the experts' names; 1/M each when left out.
+        coefficients: λₘ, in a list or by the experts' names; 1/M each when left out.
         base: θ₀, of the experts' layout, for the methods that use one.
         statistics: For the methods that use them, Fₘ or the Grams of each expert, in a list or by
             the experts' names.
@@ -156,9 +157,10 @@ def _weights(
         instead = "; Isotropic is the weighted average" if kind == "Average" else ""
         raise UserError(f"coefficients: {kind} uses none; leave them out{instead}")
     values = _in_order("coefficients", coefficients, names)
-    return check_coefficients(
-        dict(zip(map(str, names), values, strict=True)), list(map(str, names))
-    )
+    by_name = dict(zip(map(str, names), values, strict=True))
+    found = check_coefficients(by_name, list(map(str, names)))
+    check_signs(method, by_name)
+    return found
 
 
 def _statistics(

@@ -9,12 +9,14 @@ from lightning.pytorch import Callback, Trainer
 from fmerge import search as searches
 from fmerge.errors import UserError, object_of
 from fmerge.merging.assembler import Assembler
+from fmerge.merging.search_checks import check_search, fixed
 from fmerge.merging.trials import Score, attempt, progress
 from fmerge.methods import MergeMethod
 from fmerge.search import AxSearch, Fixed, Search, SearchSpace, Trial
 from fmerge.search.failures import check_failures
 from fmerge.search.objective import Aim, Objective, check_keep, check_own, objectives_of
 from fmerge.search.parameter_groups import Groups
+from fmerge.search.space import Bounds, check_bounds
 
 
 class MergeOptimizer(Callback):
@@ -39,6 +41,9 @@ class MergeOptimizer(Callback):
             equal slices of its depth; or {name of a group: regular expression that the names of
             its tensors match}. A method that looks at all tensors together looks at a group's:
             TIES trims, and FisherMerge and DFMerge normalize, within a group.
+        bounds: The least and the greatest coefficient, such as [0, 1.5], or both by expert, such as
+            {a: [-1, 0], b: [0, 1]}, where what a can do is to be unlearned; [0, 1] of those that
+            are left out.
         racing: Score a trial on growing parts of the validation split, and stop it where it is
             all but sure to fall behind the best one so far; for tasks scored by accuracy. What
             is saved was scored on the whole split, to the score it has without racing.
@@ -72,6 +77,7 @@ class MergeOptimizer(Callback):
         weights: dict[str, float] | None = None,
         keep: float | dict[str, float] | None = None,
         groups: Groups = "whole",
+        bounds: Bounds | None = None,
         racing: bool = False,
     ) -> None:
         self.search = None
@@ -82,10 +88,16 @@ class MergeOptimizer(Callback):
         self.weights = weights
         self.keep = keep
         self.groups = groups
+        self.bounds = bounds
         self.racing = racing
 
     def check(
-        self, method: MergeMethod, experts: Sequence[str], tasks: Sequence[str], scored: bool
+        self,
+        method: MergeMethod,
+        experts: Sequence[str],
+        tasks: Sequence[str],
+        scored: bool,
+        given: dict[str, float] | None = None,
     ) -> Search:
         """Checks that method, search and objectives fit together, before any weights are read.
 
@@ -94,6 +106,7 @@ class MergeOptimizer(Callback):
             experts: All experts.
             tasks: The experts that have a task.
             scored: Whether there are data to score trials on.
+            given: The coefficients, where they are given instead of a search.
 
         Returns:
             The search that will be used.
@@ -102,13 +115,11 @@ class MergeOptimizer(Callback):
             UserError: If the search does not fit the experts, the method or the data.
         """
         objective = self.goal(tasks)
-        search = self.search
+        check_bounds(self.bounds, experts)
+        search = self.search if given is None else fixed(given, self, method)
         if search is None:
             search = self.default_search() if method.uses_coefficients and scored else Fixed()
-        if not method.uses_coefficients:
-            self._check_without_coefficients(search, method)
-        if not scored:
-            self._check_without_scores(search)
+        check_search(self, search, method, scored)
         if self.racing and objective.parts:
             raise UserError(
                 "--optimizer.racing: stops what cannot be best by one objective, but there are "
@@ -119,29 +130,6 @@ class MergeOptimizer(Callback):
         if self.groups == "whole" and experts:
             search.start(self.space(method, experts), objective)
         return search
-
-    def _check_without_coefficients(self, search: Search, method: MergeMethod) -> None:
-        name = type(method).__name__
-        if not isinstance(search, Fixed):
-            raise UserError(
-                f"{type(search).__name__}: {name} has no coefficients to search; "
-                "name another --method, or leave --optimizer.search out"
-            )
-        if self.groups != "whole":
-            raise UserError(f"--optimizer.groups: {name} has no coefficients to divide")
-
-    def _check_without_scores(self, search: Search) -> None:
-        if not isinstance(search, Fixed):
-            raise UserError(
-                f"{type(search).__name__}: needs data to score its trials on; give --data, or "
-                "fix the coefficients with --optimizer.search Fixed"
-            )
-        if self.racing:
-            raise UserError("--optimizer.racing: needs data to score on; give --data")
-        if self.needs_experts or self.weights or self.objective != "mean":
-            raise UserError(
-                "--optimizer: objective, weights and keep need data to score on; give --data"
-            )
 
     def space(
         self, method: MergeMethod, experts: Sequence[str], tensors: Sequence[str] = ()
@@ -156,7 +144,9 @@ class MergeOptimizer(Callback):
         Returns:
             Experts × groups.
         """
-        return SearchSpace.of(experts, tensors, self.groups, method.scale_invariant)
+        return SearchSpace.of(
+            experts, tensors, self.groups, method.scale_invariant, bounds=self.bounds
+        )
 
     @property
     def needs_experts(self) -> bool:

@@ -55,6 +55,11 @@ class MergeMethod(Recorded, ABC):
     def __repr__(self) -> str:
         return constructor_call(self)
 
+    @property
+    def allows_negative(self) -> bool:
+        """Whether a λₘ may be negative. Weights of a mean may not: their sum divides it."""
+        return not self.scale_invariant
+
     def check_count(self, count: int) -> None:  # noqa: B027  # most take any number
         """Checks that the formula takes that many experts.
 
@@ -96,7 +101,7 @@ class MergeMethod(Recorded, ABC):
             base: θ₀, of the experts' layout; None where ``needs_base`` is False.
             experts: θₘ, M sets of tensors of one layout, the target task's expert first; of
                 several dtypes, the merge has the one that holds the numbers of all.
-            coefficients: λₘ, M numbers in [0, 1].
+            coefficients: λₘ, M numbers, usually in [0, 1]; from 0 unless ``allows_negative``.
             statistics: M of what ``statistic`` names, by tensor: Fₘ ≥ 0 of that layout, or a
                 ``Gram`` where there is one; None where ``statistic`` is None.
             scales: ``statistic_scale`` of each statistic, where it is known already.
@@ -136,7 +141,7 @@ class MergeMethod(Recorded, ABC):
 
         Weights without a statistic of their own are averaged, b = Σₘ λₘbₘ / Σₘ λₘ; and where
         the λₘ scale task vectors, b = (max(0, 1 − Σₘ λₘ) b₀ + Σₘ λₘbₘ) / max(1, Σₘ λₘ). Both
-        stay between the given values, as a variance or a range has to.
+        stay between the given values, as a variance or a range has to; a negative λₘ counts as 0.
 
         Args:
             base: b₀, of the experts' layout, if there is a base.
@@ -147,7 +152,7 @@ class MergeMethod(Recorded, ABC):
             New tensors of the experts' layout and dtypes, computed in float64; entries that are
             the same in all inputs stay as they are.
         """
-        models, shares = list(experts), list(coefficients)
+        models, shares = list(experts), [max(0.0, one) for one in coefficients]
         if not self.uses_coefficients or (base is None and not any(shares)):
             shares = [1.0] * len(experts)
         if base is not None and (not any(shares) or (self.needs_base and not self.scale_invariant)):

@@ -41,7 +41,7 @@ NON_DOMINATED = (
 )
 SENSITIVITY = (
     "The share of the objective's variance that involves a coefficient, alone or together with "
-    "others (Sobol's total index), as the search's model predicts it for coefficients from 0 to 1. "
+    "others (Sobol's total index), as the search's model predicts it within the bounds. "
     "The shares may sum to more than 100%."
 )
 OVERLAP = (
@@ -155,7 +155,8 @@ def coefficient_table(
         columns.append(Column("share of the objective's variance, %"))
     lines = []
     for name, value in coefficients.items():
-        cells = [Cell(name, code=True), Cell(f"{value:{digits}}", share=value)]
+        bar = min(max(value, 0.0), 1.0)
+        cells = [Cell(name, code=True), Cell(f"{value:{digits}}", share=bar)]
         if sensitivity:
             cells.append(Cell(f"{100 * sensitivity[name]:.0f}", share=sensitivity[name]))
         lines.append(Line(cells))

@@ -124,6 +124,7 @@ def merge_config(job: "MergeJob") -> str:
         "experts": described(job.experts),
         "output": str(job.output),
         "method": described(job.method),
+        "coefficients": job.coefficients,
         "base": job.base,
         "fisher": described(job.fisher),
         "baselines": job.baselines,

@@ -14,11 +14,12 @@ from fmerge.errors import UserError, known, object_of
 from fmerge.evaluation.batch_size import check_automatic
 from fmerge.evaluation.evaluator import by_accuracy
 from fmerge.evaluation.head_refit import check_refitting
+from fmerge.evaluation.statistics import statistic_of
 from fmerge.merging.buffers import network_state
 from fmerge.merging.racing import check_racing
 from fmerge.modules import TaskModule
 from fmerge.params import fingerprint
-from fmerge.search import Search
+from fmerge.search import Fixed, Search
 
 if TYPE_CHECKING:
     from fmerge.runs.merge import MergeRun
@@ -147,7 +148,7 @@ def check_merge(run: "MergeRun", search: Search, grouped: bool, racing: bool = F
             wanted along several coefficients, or heads that cannot be are to be refitted, or
             a task cannot be raced.
     """
-    _check_together(run, grouped)
+    _check_together(run, search, grouped)
     check_refitting(run.refitting, run.module, run.data, run.ensemble.models, run.probed)
     statistic = run.estimated
     if run.data is None:
@@ -178,11 +179,20 @@ def check_merge(run: "MergeRun", search: Search, grouped: bool, racing: bool = F
             )
 
 
-def _check_together(run: "MergeRun", grouped: bool) -> None:
+def _check_together(run: "MergeRun", search: Search, grouped: bool) -> None:
     if run.settings.curve and grouped:
         raise UserError(
             "--fisher.curve: a Fisher is a curve over one coefficient, but --optimizer.groups "
             "gives each expert several; leave one of the two out"
+        )
+    given = search.coefficients if isinstance(search, Fixed) else None
+    reach = search.space.box if given is None else {name: (x, x) for name, x in given.items()}
+    outside = [name for name, (low, high) in reach.items() if low < 0 or high > 1]
+    statistic = statistic_of(run.method)
+    if run.settings.curve and statistic is not None and statistic.moves and outside:
+        raise UserError(
+            f"--fisher.curve: its nodes lie in [0, 1], but the coefficient of '{outside[0]}' may "
+            "leave it; leave out the curve, or give bounds and coefficients in [0, 1]"
         )
     if run.ensemble.heads_merged and run.refitting.wanted:
         raise UserError(

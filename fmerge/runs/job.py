@@ -63,6 +63,7 @@ class MergeJob:
         heads: Whether heads are merged like the body.
         dtype: The dtype that merged models are written in; the experts' if None.
         max_shard_size: The largest size of a shard of theirs; as the experts' if None.
+        coefficients: Those of the merge, where they are given instead of a search.
         config: The resolved configuration, which the run's folder keeps; None describes the job.
     """
 
@@ -83,6 +84,7 @@ class MergeJob:
     heads: HeadMode = "keep"
     dtype: Dtype | None = None
     max_shard_size: int | str | None = None
+    coefficients: dict[str, float] | None = None
 
     def run(self) -> MergeReport | None:
         """Does the job, alone in its folder.
@@ -142,7 +144,8 @@ class MergeJob:
         # formulas want the target first; coefficients keep the order they were given in
         ordered = target_first(self.experts, self.optimizer.target)
         tasks = [name for name, one in ordered.items() if not one.donor]
-        search = self.optimizer.check(self.method, list(self.experts), tasks, data is not None)
+        scored, names = data is not None, list(self.experts)
+        search = self.optimizer.check(self.method, names, tasks, scored, given=self.coefficients)
         labels = None if data is None else data.labels
         ensemble = load_ensemble(
             *(ordered, self.base, self.method, module, labels),
@@ -165,11 +168,11 @@ class MergeJob:
             forms=saved_forms(ensemble, self.dtype, self.max_shard_size),
             stages=self.stages,
         )
+        space = self.optimizer.space(self.method, names, ensemble.tensors)
+        search.start(space, self.optimizer.goal(tasks))
         check_merge(run, search, self.optimizer.groups != "whole", self.optimizer.racing)
         for stage in run.stages:
             stage.check(run)
-        space = self.optimizer.space(self.method, list(self.experts), ensemble.tensors)
-        search.start(space, self.optimizer.goal(tasks))
         return run, search
 
     def _data(self) -> MultiTask | None:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from fmerge.search.acquisitions import Acquisition, acquisition_class
+from fmerge.search.space import Range
 
 Value = float | tuple[float, float]
 """A mean whose noise the model infers, or (mean, standard error)."""
@@ -22,7 +23,7 @@ class AxClient:
     the coefficients, t0, t1, … for the bounded tasks, o0, o1, … for several objectives.
 
     Args:
-        names: The coefficients, each in [0, 1].
+        box: The least and the greatest value of each coefficient, by its name.
         bounds: Least score by task.
         acquisition: The acquisition function.
         options: Its options.
@@ -32,7 +33,7 @@ class AxClient:
 
     def __init__(
         self,
-        names: Sequence[str],
+        box: Mapping[str, Range],
         bounds: Mapping[str, float],
         acquisition: Acquisition,
         options: Mapping[str, float],
@@ -42,7 +43,7 @@ class AxClient:
         from ax.api.client import Client
         from ax.api.configs import RangeParameterConfig
 
-        self._parameters = {name: f"c{i}" for i, name in enumerate(names)}
+        self._parameters = {name: f"c{i}" for i, name in enumerate(box)}
         self._bounds = {f"t{i}": bound for i, bound in enumerate(bounds.values())}
         self._tasks = {task: f"t{i}" for i, task in enumerate(bounds)}
         self._objectives = {name: f"o{i}" for i, name in enumerate(objectives)}
@@ -51,8 +52,8 @@ class AxClient:
         self._client.configure_experiment(
             name="fmerge",
             parameters=[
-                RangeParameterConfig(name=name, bounds=(0.0, 1.0), parameter_type="float")
-                for name in self._parameters.values()
+                RangeParameterConfig(name=own, bounds=box[name], parameter_type="float")
+                for name, own in self._parameters.items()
             ],
         )
         # absolute bounds: Ax's relative ones know one baseline alone

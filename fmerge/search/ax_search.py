@@ -12,7 +12,7 @@ from fmerge.search.base import Pick, Search, Trial
 from fmerge.search.coordinate_search import coordinate_point
 from fmerge.search.initial_points import initial_points
 from fmerge.search.objective import Objective, Partial
-from fmerge.search.simple import sobol_points
+from fmerge.search.simple import scaled, sobol_points
 from fmerge.search.space import SearchSpace
 
 Noise = Literal["infer", "binomial", "none"]
@@ -21,7 +21,7 @@ _LOG = logging.getLogger(__name__)
 
 
 class AxSearch(Search):
-    """Bayesian optimisation with Ax over the box [0, 1]ᴹ, one number per coefficient.
+    """Bayesian optimisation with Ax over the box of coefficients, [0, 1]ᴹ unless bounds are given.
 
     First the points that any user would try, then quasi-random (Sobol) points, then a Gaussian
     process and an acquisition function. The settings of Lee et al. (NAACL 2025): 10 + 50 trials
@@ -51,7 +51,7 @@ class AxSearch(Search):
             zero. Of a trial that racing stopped, ``none`` is what the missing examples leave
             open, and ``binomial`` has that added; ``infer`` takes its estimate as a score.
         polish: So many of the trials come last and go from the best one along one coefficient
-            at a time, by a step of 0.1 that is halved when no direction is better.
+            at a time, by a step of 0.1 of its range that is halved when no direction is better.
     """
 
     def __init__(
@@ -126,7 +126,7 @@ class AxSearch(Search):
                 return self._attach(self._initial(index))
             begin = max(self.trials - self.polish, scored[0] + 1)
             if self.polish and index >= begin:
-                point = coordinate_point(self.history, begin, self.rank)
+                point = coordinate_point(self.history, begin, self.rank, self.space.box)
                 if point is not None:
                     return self._attach(point)
             self._pending, point = self._client.propose()
@@ -199,7 +199,7 @@ class AxSearch(Search):
             if self.objectives:
                 chosen = {"objectives": len(self.objectives), "seed": self.seed}
             self._made = AxClient(
-                self.names, self.bounds, self.acquisition, chosen, self.seed, self.objectives
+                self.space.box, self.bounds, self.acquisition, chosen, self.seed, self.objectives
             )
         return self._made
 
@@ -208,7 +208,8 @@ class AxSearch(Search):
             return self._starts[index]
         index -= len(self._starts)
         point = sobol_points(len(self.names), index + 1, self.seed)[index]
-        return dict(zip(self.names, point, strict=True))
+        box = self.space.box
+        return dict(zip(box, scaled(point, list(box.values())), strict=True))
 
     def _attach(self, coefficients: dict[str, float]) -> dict[str, float]:
         self._pending = self._client.attach(coefficients)

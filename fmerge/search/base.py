@@ -155,7 +155,7 @@ class Search(Recorded, ABC):
         """Proposes the next coefficients.
 
         Returns:
-            λ in [0, 1] by the names of the coefficients.
+            λ within the space's bounds, by the names of the coefficients.
         """
 
     def tell(self, trial: Trial) -> None:

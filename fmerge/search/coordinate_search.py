@@ -3,16 +3,20 @@
 from collections.abc import Callable, Mapping, Sequence
 
 from fmerge.search.base import Trial
+from fmerge.search.space import Range
 
 _FIRST = 0.1
 _LAST = 1e-4
-"""Steps of a coefficient, from the first to where merges no longer differ."""
+"""Steps of a coefficient, from the first to where merges no longer differ, as shares of its box."""
 
 Point = Mapping[str, float]
 
 
 def coordinate_point(
-    history: Sequence[Trial], begin: int, rank: Callable[[Trial], tuple[float, ...]]
+    history: Sequence[Trial],
+    begin: int,
+    rank: Callable[[Trial], tuple[float, ...]],
+    box: Mapping[str, Range],
 ) -> dict[str, float] | None:
     """Finds the next point; it depends on the finished trials alone.
 
@@ -25,6 +29,7 @@ def coordinate_point(
         history: The finished trials, one of which succeeded before ``begin``.
         begin: The first trial of the coordinate search.
         rank: Higher for better trials that succeeded.
+        box: The bounds of each coefficient.
 
     Returns:
         λ by name; None when the step has become too small to matter.
@@ -37,7 +42,8 @@ def coordinate_point(
     step, direction, failures = _FIRST, 0, 0
     while step > _LAST:
         name, sign = names[direction // 2], 1 - 2 * (direction % 2)
-        moved = min(1.0, max(0.0, centre.coefficients[name] + sign * step))
+        low, high = box[name]
+        moved = min(high, max(low, centre.coefficients[name] + sign * step * (high - low)))
         point = {**centre.coefficients, name: moved}
         if _key(point) not in tried:
             trial = next(outcomes, None)

@@ -1,14 +1,12 @@
 """The points that a search tries first."""
 
-from fmerge.search.space import SearchSpace
+from fmerge.search.space import UNIT, Range, SearchSpace
 
 _SCALES = (0.3, 0.5, 1.0)
 """λ of all experts: what task arithmetic is tried at by hand, and whole task vectors."""
 
 
-def initial_points(
-    space: SearchSpace,
-) -> list[dict[str, float]]:
+def initial_points(space: SearchSpace) -> list[dict[str, float]]:
     """Lists the points that are tried before any model, the most promising first.
 
     Args:
@@ -17,13 +15,23 @@ def initial_points(
 
     Returns:
         λ by the names of the coefficients, no merge twice: 1/M each, which is the plain average;
-        0.3, 0.5 and 1 each; and each expert alone, at 1.
+        0.3, 0.5 and 1 each; and each expert alone, at 1. An expert whose coefficients are at most
+        0 is subtracted by as much; what lies outside the bounds is brought to the nearest of them.
     """
     experts, count = space.experts, len(space.experts)
     points = [[value] * count for value in (1 / count, *_SCALES)]
     points += [[float(other == expert) for other in experts] for expert in experts]
+    bounds = [space.bounds.get(expert, UNIT) for expert in experts]
+    signed = [[_within(x, one) for x, one in zip(p, bounds, strict=True)] for p in points]
     distinct: dict[tuple[float, ...], list[float]] = {}
-    for point in points:
+    for point in signed:
+        if not any(point):  # the base
+            continue
         largest = max(point) if space.scale_invariant else 1.0
         distinct.setdefault(tuple(value / largest for value in point), point)
     return [space.spread(dict(zip(experts, point, strict=True))) for point in distinct.values()]
+
+
+def _within(value: float, bounds: Range) -> float:
+    low, high = bounds
+    return min(high, max(low, -value if high <= 0 else value)) + 0.0  # no -0.0

@@ -10,7 +10,7 @@ from fmerge.errors import UserError, known
 from fmerge.search.base import Search
 from fmerge.search.objective import Objective
 from fmerge.search.parameter_groups import coefficient_names
-from fmerge.search.space import SearchSpace
+from fmerge.search.space import Range, SearchSpace, is_number
 
 
 class _Listed(Search):
@@ -43,8 +43,8 @@ class Fixed(_Listed):
     """One merge, with the coefficients you give.
 
     Args:
-        coefficients: λ in [0, 1] by expert, or by ``expert/group`` where tensors are grouped;
-            1/M for each of the M experts when left out.
+        coefficients: λ by expert, or by ``expert/group`` where tensors are grouped, below 0 for
+            what an expert is to unlearn; 1/M for each of the M experts when left out.
     """
 
     def __init__(self, coefficients: dict[str, float] | None = None) -> None:
@@ -87,6 +87,7 @@ class Grid(_Listed):
                 f"Grid: searches the line between two {what}, but there are {len(names)} "
                 f"({', '.join(names)}); use Dirichlet or AxSearch"
             )
+        _check_unit(self)
         ratios = [i / (self.points - 1) for i in range(self.points)]
         return [[ratio, 1 - ratio] for ratio in ratios]
 
@@ -110,6 +111,7 @@ class Dirichlet(_Listed):
         self.seed = seed
 
     def _list(self) -> list[list[float]]:
+        _check_unit(self)
         generator = torch.Generator().manual_seed(self.seed)
         # exponential variables over their sum are Dirichlet(1, …, 1)
         shape = (self.draws, len(self.space.groups), len(self.space.experts))
@@ -121,7 +123,7 @@ class Dirichlet(_Listed):
 
 
 class RandomSearch(_Listed):
-    """Independent random coefficients, uniform in the box from 0 to 1.
+    """Independent random coefficients, uniform in the box from 0 to 1, or of the given bounds.
 
     Args:
         trials: Number of random points.
@@ -137,14 +139,15 @@ class RandomSearch(_Listed):
     def _list(self) -> list[list[float]]:
         generator = torch.Generator().manual_seed(self.seed)
         # one draw a trial: a longer search begins with the trials of a shorter one
+        count, box = len(self.names), list(self.space.box.values())
         return [
-            torch.rand(len(self.names), generator=generator, dtype=torch.float64).tolist()
+            scaled(torch.rand(count, generator=generator, dtype=torch.float64).tolist(), box)
             for _ in range(self.trials)
         ]
 
 
 class Sobol(_Listed):
-    """Quasi-random coefficients, which fill the box from 0 to 1 evenly: a scrambled Sobol sequence.
+    """Quasi-random coefficients: a scrambled Sobol sequence, which fills the box evenly.
 
     Args:
         trials: Number of points.
@@ -158,7 +161,21 @@ class Sobol(_Listed):
         self.seed = seed
 
     def _list(self) -> list[list[float]]:
-        return sobol_points(len(self.names), self.trials, self.seed)
+        box = list(self.space.box.values())
+        return [scaled(one, box) for one in sobol_points(len(box), self.trials, self.seed)]
+
+
+def scaled(point: Sequence[float], box: Sequence[Range]) -> list[float]:
+    """Brings a point of the unit box into another.
+
+    Args:
+        point: Numbers in [0, 1].
+        box: The least and the greatest number in each place.
+
+    Returns:
+        The point, unchanged where the box is the unit box.
+    """
+    return [low + (high - low) * x for x, (low, high) in zip(point, box, strict=True)]
 
 
 def sobol_points(dimensions: int, count: int, seed: int) -> list[list[float]]:
@@ -184,8 +201,16 @@ def _check_trials(search: Search, trials: int) -> None:
         raise UserError(f"{type(search).__name__}: trials is {trials}, but at least 1 is needed")
 
 
+def _check_unit(search: Search) -> None:
+    if search.space.bounds:
+        raise UserError(
+            f"--optimizer.bounds: {type(search).__name__} proposes coefficients that sum to one; "
+            "leave the bounds out, or use AxSearch, Sobol or RandomSearch"
+        )
+
+
 def check_coefficients(coefficients: Mapping[str, float], names: Sequence[str]) -> list[float]:
-    """Checks that there is one coefficient in [0, 1] per name.
+    """Checks that there is one number per name.
 
     Args:
         coefficients: λ by name.
@@ -195,7 +220,7 @@ def check_coefficients(coefficients: Mapping[str, float], names: Sequence[str]) 
         The coefficients in the order of ``names``.
 
     Raises:
-        UserError: If names differ, a value is outside [0, 1], or all are zero.
+        UserError: If names differ, a value is no finite number, or all are zero.
     """
     if set(coefficients) != set(names):
         raise UserError(
@@ -203,8 +228,8 @@ def check_coefficients(coefficients: Mapping[str, float], names: Sequence[str]) 
             f"{known(names)}; give each one"
         )
     for name, value in coefficients.items():
-        if not 0 <= value <= 1:
-            raise UserError(f"the coefficient of '{name}' is {value}, but must lie in [0, 1]")
+        if not is_number(value):
+            raise UserError(f"the coefficient of '{name}' is {value}, but must be a finite number")
     if not any(coefficients.values()):
         raise UserError("all coefficients are 0, so nothing would be merged; raise at least one")
     return [float(coefficients[name]) for name in names]

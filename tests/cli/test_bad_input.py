@@ -161,13 +161,25 @@ def merge_cases():
             lambda z, t: [*with_fishers(z, [t / "no.h5", t / "no.h5"]), "--method=FisherMerge"],
             ["no.h5: no such Fisher file"],
         ),
-        "coefficients outside their range": (
+        "coefficients that are no numbers": (
             lambda z, t: [
                 *experts(z),
                 "--optimizer.search=Fixed",
-                "--optimizer.search.coefficients={colour: 0.5, animal: 1.5}",
+                "--optimizer.search.coefficients={colour: 0.5, animal: .nan}",
             ],
-            ["the coefficient of 'animal' is 1.5, but must lie in [0, 1]"],
+            ["the coefficient of 'animal' is nan, but must be a finite number"],
+        ),
+        "coefficients and a search": (
+            lambda z, t: [*experts(z), "--coefficients={colour: 0.5, animal: 0.5}"],
+            ["--coefficients: are given, and so is --optimizer.search"],
+        ),
+        "negative coefficients of a mean": (
+            lambda z, t: [
+                *experts(z),
+                "--method=FisherMerge",
+                "--optimizer.bounds={colour: [-1, 1]}",
+            ],
+            ["FisherMerge: divides by the sum of the coefficients", "that of 'colour' is -1 or"],
         ),
         "unknown target": (
             lambda z, t: [*experts(z), "--optimizer.target=sound"],

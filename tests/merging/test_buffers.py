@@ -164,6 +164,8 @@ B0, B1, B2 = ({"b": torch.tensor([one, 0.1])} for one in (1.0, 2.0, 6.0))
         (TaskArithmetic(), B0, [0.0, 0.0], 1.0),
         (TaskArithmetic(), B0, [1.0, 0.0], 2.0),
         (TaskArithmetic(), B0, [1.0, 1.0], 4.0),  # 7 would be outside of what was measured
+        (TaskArithmetic(), B0, [0.6, -0.2], 1.6),  # what is subtracted has no variance to give
+        (TaskArithmetic(), B0, [-0.5, -0.2], 1.0),
         (DFMerge(), B0, [0.25, 0.5], 3.75),
         (TIES(), B0, [0.1, 0.3], 5.0),  # the λ of a mean count by their ratios
     ],

@@ -1,5 +1,7 @@
 """``fmerge.merge``: the values of the formulas, and one line for each mistake."""
 
+import math
+
 import pytest
 import torch
 
@@ -42,6 +44,15 @@ def test_every_method_gives_what_its_class_gives(name):
 def test_coefficients_are_equal_when_left_out():
     expected = TaskArithmetic().merge(BASE, [A, B], [0.5, 0.5])
     same(merge([A, B], TaskArithmetic(), base=BASE), expected)
+
+
+def test_a_task_is_unlearned_by_a_negative_coefficient():
+    """θ₀ + 0.6 τ₁ − 0.2 τ₂, and more than a whole task vector."""
+    base, one, two = ({"w": torch.tensor([value])} for value in (1.0, 2.0, 6.0))
+    found = merge({"a": one, "b": two}, "TaskArithmetic", {"a": 0.6, "b": -0.2}, base)
+    torch.testing.assert_close(found["w"], torch.tensor([1 + 0.6 * 1 - 0.2 * 5]))
+    found = merge([one, two], "TaskArithmetic", [1.5, 0.2], base)
+    torch.testing.assert_close(found["w"], torch.tensor([1 + 1.5 * 1 + 0.2 * 5]))
 
 
 def test_dictionaries_are_matched_by_name():
@@ -87,7 +98,13 @@ NAN = {**A, "b": torch.tensor([float("nan"), 0.0])}
         (([A, B], "TIES"), {}, "base: TIES needs the model that the experts started from"),
         (([A, B], "TIES"), {"base": {"w": A["w"]}}, "base: tensor 'b' is no such tensor"),
         (([A, B], Isotropic(), [1.0]), {}, "coefficients: 1 are given for 2 experts"),
-        (([A, B], Isotropic(), [0.5, 2.0]), {}, "coefficient of '1' is 2.0, but must lie in"),
+        (([A, B], Isotropic(), [0.5, math.inf]), {}, "coefficient of '1' is inf, but must be a fi"),
+        (
+            ([A, B], Isotropic(), [0.5, True]),
+            {},
+            "coefficient of '1' is True, but must be a finite",
+        ),
+        (([A, B], Isotropic(), [0.5, -0.2]), {}, "Isotropic: divides by the sum .* of '1' is -0.2"),
         (([A, B], Isotropic(), [0.0, 0.0]), {}, "all coefficients are 0"),
         (({"a": A}, Isotropic(), {"b": 1.0}), {}, "coefficients: are given for b, but the exp"),
         (([A, B], "Average", [0.3, 0.7]), {}, "coefficients: Average uses none; .* Isotropic is"),

@@ -9,7 +9,18 @@ import torch
 
 from fmerge.errors import UserError
 from fmerge.merging.optimizer import MergeOptimizer
-from fmerge.methods import Average, Isotropic, TaskArithmetic
+from fmerge.methods import (
+    DARE,
+    SLERP,
+    TIES,
+    TSVM,
+    Average,
+    DFMerge,
+    FisherMerge,
+    Isotropic,
+    RegMean,
+    TaskArithmetic,
+)
 from fmerge.search import AxSearch, Dirichlet, Fixed, Grid, Sobol, Trial
 from fmerge.search.objective import Objective, Partial, Scores
 from fmerge.search.space import SearchSpace
@@ -63,11 +74,41 @@ def squared(body):
         (MergeOptimizer(keep={"z": 0.9}), Isotropic(), True, "keep: unknown task 'z'"),
         (MergeOptimizer(keep=1.5), Isotropic(), True, r"keep: is 1.5 for 'x', but must lie in"),
         (MergeOptimizer(Fixed({"x": 1.0})), Isotropic(), True, "coefficients are given for x, but"),
+        (MergeOptimizer(bounds=[1, 0]), TaskArithmetic(), True, r"bounds: are \[1, 0\] for"),
+        (MergeOptimizer(bounds={"z": [0, 1]}), TaskArithmetic(), True, "unknown expert .z."),
+        (MergeOptimizer(bounds={"x": [-1, 1]}), Isotropic(), True, "Isotropic: divides by the sum"),
+        (MergeOptimizer(Fixed(), bounds=[0, 2]), Isotropic(), True, "bounds: are of a search, but"),
+        (MergeOptimizer(Fixed({"x": 1, "y": -0.2})), FisherMerge(), True, "that of 'y' is -0.2 or"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_refused(optimizer, method, scored, message):
     with pytest.raises(UserError, match=message):
         optimizer.check(method, TASKS, TASKS, scored)
+
+
+def test_given_coefficients_stand_for_a_search():
+    def check(given, method=TaskArithmetic(), **options):  # noqa: B008 - it has no state
+        return MergeOptimizer(**options).check(method, TASKS, TASKS, True, given=given)
+
+    search = check({"y": -0.2, "x": 1.6})
+    assert type(search) is Fixed and search.ask() == {"x": 1.6, "y": -0.2}
+    for given, options, message in (
+        ({"x": 0.5, "z": 0.5}, {}, "coefficients are given for x, z, but the experts are x, y"),
+        ({"x": 0.0, "y": 0.0}, {}, "all coefficients are 0"),
+        ({"x": 1.0, "y": 1.0}, {"search": Sobol()}, "--coefficients: are given, and so is --opt"),
+        ({"x": 1.0, "y": 1.0}, {"method": Average()}, "--coefficients: Average uses none; .* Iso"),
+        ({"x": 1.0, "y": -1.0}, {"method": TIES()}, "TIES: divides by the sum of the coeffici"),
+    ):
+        with pytest.raises(UserError, match=message):
+            check(given, **options)
+
+
+def test_negative_coefficients_by_method():
+    for method in (TaskArithmetic(), DFMerge(), TSVM(), DARE()):
+        MergeOptimizer(bounds=[-1, 1]).check(method, TASKS, TASKS, True)
+    for method in (FisherMerge(), RegMean(), SLERP(), DARE(election="ties")):
+        with pytest.raises(UserError, match="divides by the sum of the coefficients"):
+            MergeOptimizer(bounds=[-1, 1]).check(method, TASKS, TASKS, True)
 
 
 def test_a_grid_is_refused_for_three_experts_but_waits_for_the_groups():

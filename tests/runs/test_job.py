@@ -4,8 +4,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from lightning.pytorch import Callback, Trainer
 
+from fmerge import load_params
 from fmerge.data import MultiTask, TextFiles
 from fmerge.errors import UserError
 from fmerge.evaluation.head_refit import Refitting
@@ -71,6 +73,26 @@ def test_a_merge_without_data_builds_what_it_was_given(zoo, tmp_path):
     assert report.search.best.coefficients == {"colour": 0.5, "animal": 0.5}
     assert report.tests.rows == [] and (tmp_path / "out" / "merged" / "animal").is_dir()
     assert not lock_of(tmp_path / "out", folder=True).exists()
+
+
+def test_given_coefficients_are_the_merge_without_a_search(zoo, tmp_path):
+    """θ₀ + 0.6 τ₁ − 0.2 τ₂ of every tensor, and no option but --coefficients."""
+    given = {"colour": 0.6, "animal": -0.2}
+    report = make(
+        tmp_path / "out", experts=zoo.experts, base=zoo.base, method=TaskArithmetic(),
+        coefficients=given,
+    ).run()  # fmt: skip
+    assert report.best.coefficients == given and len(report.trials) == 1
+    base, one, two = (
+        load_params(path) for path in (zoo.base, zoo.experts["colour"], zoo.experts["animal"])
+    )
+    merged = load_params(tmp_path / "out" / "merged" / "colour")
+    for name in (n for n in base if n.startswith("bert.") and base[n].is_floating_point()):
+        expected = base[name] + 0.6 * (one[name] - base[name]) - 0.2 * (two[name] - base[name])
+        torch.testing.assert_close(merged[name], expected, rtol=1e-5, atol=1e-6)
+    assert (
+        "coefficients:\n  colour: 0.6\n  animal: -0.2" in (tmp_path / "out/config.yaml").read_text()
+    )
 
 
 def test_data_without_tasks_are_no_data(tmp_path):

@@ -251,6 +251,29 @@ def test_the_best_keeps_the_bounds_or_falls_short_by_least():
     assert search.rank(search.history[5]) == (0.0, 0.3)
 
 
+def test_bounds_hold_in_every_phase_and_after_a_replay():
+    """The top, at (-0.5, 1.4), lies outside of [0, 1]²."""
+
+    def made():
+        search = AxSearch(trials=7, initial_trials=5, polish=1)
+        search.start(SearchSpace.of(["a", "b"], [], bounds={"a": [-1, 0], "b": [0, 1.5]}))
+        return search
+
+    def score(point):
+        return 1 - (point["a"] + 0.5) ** 2 - (point["b"] - 1.4) ** 2
+
+    search = made()
+    while not search.finished:
+        point = search.ask()
+        assert -1 <= point["a"] <= 0 and 0 <= point["b"] <= 1.5
+        search.tell(Trial(len(search.history), point, score(point)))
+    assert points(search)[:3] == [(-0.5, 0.5), (-0.3, 0.3), (-1, 1)]
+    again = made()
+    for trial in search.history[:5]:
+        again.replay(trial)
+    assert again.ask() == search.history[5].coefficients
+
+
 @pytest.mark.parametrize("polish", [-1, 3])
 def test_a_polish_that_does_not_fit_is_said(polish):
     with pytest.raises(UserError, match=rf"polish is {polish}, .* give 0 to 2"):
@@ -264,7 +287,8 @@ def test_a_stopped_trial_is_never_the_best():
     search.tell(replace(STOPPED, index=1))  # better, as where a bound was missed
     assert search.best().index == 0 and search.pick() is None
     # it stands for the step up that came first: the next one is down
-    assert coordinate_point(search.history, 1, search.rank) == {"a": 0.0, "b": 0.2}
+    box = {"a": (0.0, 1.0), "b": (0.0, 1.0)}
+    assert coordinate_point(search.history, 1, search.rank, box) == {"a": 0.0, "b": 0.2}
     assert Trial.from_record(json.loads(json.dumps(STOPPED.as_record()))) == STOPPED
 
 

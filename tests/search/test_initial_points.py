@@ -39,12 +39,15 @@ def polish(score, centre, steps):
     history = [Trial(0, {"a": 0.9, "b": 0.9}, -9.0), Trial(1, centre, score(centre))]
     points = []
     for index in range(2, 2 + steps):
-        point = coordinate_point(history, 2, rank)
+        point = coordinate_point(history, 2, rank, UNIT_BOX)
         points.append(tuple(round(value, 6) for value in point.values()))
         result = score(point)
         status = "failed" if result is None else "ok"
         history.append(Trial(index, point, result, status=status))
     return points
+
+
+UNIT_BOX = {"a": (0.0, 1.0), "b": (0.0, 1.0)}
 
 
 def rank(trial):
@@ -75,10 +78,21 @@ def test_a_compass_search_keeps_to_the_box_and_passes_over_failures():
     assert points == [(0.9, 0.05), (1, 0.15), (1, 0), (0.95, 0.05)]
 
 
+def test_a_compass_search_in_another_box():
+    """Steps are shares of a range: 0.1 · 2 in a, 0.1 · 1 in b, up to the edges."""
+    centre = {"a": -0.9, "b": 0.5}
+    history, seen = [Trial(0, centre, 1.0)], []
+    while len(seen) < 4:
+        seen.append(coordinate_point(history, 1, rank, {"a": (-1.0, 1.0), "b": (0.0, 1.0)}))
+        history.append(Trial(len(history), seen[-1], 0.0))
+    rounded = [tuple(round(x, 9) for x in point) for point in values(seen)]
+    assert rounded == [(-0.7, 0.5), (-1.0, 0.5), (-0.9, 0.6), (-0.9, 0.4)]
+
+
 def test_a_compass_search_ends_when_steps_no_longer_matter():
     centre = {"a": 0.5}
     history = [Trial(0, centre, 1.0)]
-    while (point := coordinate_point(history, 1, rank)) is not None:
+    while (point := coordinate_point(history, 1, rank, {"a": (0.0, 1.0)})) is not None:
         history.append(Trial(len(history), point, 0.0))
     # two points for each of the steps 0.1, 0.05, … above 1e-4
     assert len(history) == 1 + 2 * 10
@@ -101,6 +115,34 @@ def test_space_filling_searches(make):
     assert points(trials=5, seed=3) == drawn[:5] != points(trials=5, seed=4)
     halves = [sum(p[0] < 0.5 for p in drawn[:16]), sum(p[1] < 0.5 for p in drawn[:16])]
     assert make is RandomSearch or halves == [8, 8]
+
+
+@pytest.mark.parametrize("make", [RandomSearch, Sobol])
+def test_space_filling_searches_fill_the_bounds(make):
+    def points(bounds):
+        search = make(trials=4, seed=3)
+        search.start(SearchSpace.of(["a", "b"], [], bounds=bounds))
+        while not search.finished:
+            search.tell(Trial(len(search.history), search.ask(), 0.5))
+        return values(t.coefficients for t in search.history)
+
+    unit = points(None)
+    assert points([0, 1]) == unit
+    assert points([0, 1.5]) == [(1.5 * a, 1.5 * b) for a, b in unit]
+    assert points({"b": [-1, 1]}) == [(a, -1 + 2 * b) for a, b in unit]
+
+
+def test_starts_within_bounds():
+    def starts(bounds):
+        return values(initial_points(SearchSpace.of(["a", "b"], [], bounds=bounds)))
+
+    assert starts([0, 1.5]) == [(0.5, 0.5), (0.3, 0.3), (1, 1), (1, 0), (0, 1)]
+    # a is to be unlearned: subtracted by as much as b is added
+    assert starts({"a": [-0.6, 0]}) == [(-0.5, 0.5), (-0.3, 0.3), (-0.6, 1), (-0.6, 0), (0, 1)]
+    # at the nearest bound, and never the base alone
+    assert starts({"a": [0.4, 1], "b": [-1, 0]}) == [
+        (0.5, -0.5), (0.4, -0.3), (1, -1), (1, 0), (0.4, -1),
+    ]  # fmt: skip
 
 
 def test_fixed_coefficients_by_expert_and_by_group():

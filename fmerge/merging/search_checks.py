@@ -1,0 +1,103 @@
+"""Whether a search, its options and a method fit together: checked before any weights are read."""
+
+from typing import TYPE_CHECKING
+
+from fmerge.errors import UserError
+from fmerge.methods import MergeMethod
+from fmerge.methods.signs import check_signs
+from fmerge.search import Fixed, Search
+
+if TYPE_CHECKING:
+    from fmerge.merging.optimizer import MergeOptimizer
+
+
+def check_search(
+    optimizer: "MergeOptimizer", search: Search, method: MergeMethod, scored: bool
+) -> None:
+    """Checks a search.
+
+    Args:
+        optimizer: Its options.
+        search: The search.
+        method: What is merged with.
+        scored: Whether there are data to score trials on.
+
+    Raises:
+        UserError: If it has nothing to search, no scores, or coefficients that the method cannot
+            merge with.
+    """
+    if not method.uses_coefficients:
+        _check_without_coefficients(optimizer, search, method)
+    if not scored:
+        _check_without_scores(optimizer, search)
+    if not isinstance(search, Fixed):
+        check_signs(method, _lowest(optimizer))
+        return
+    if optimizer.bounds is not None:
+        raise UserError(
+            "--optimizer.bounds: are of a search, but the coefficients are fixed; leave them out"
+        )
+    check_signs(method, search.coefficients or {})
+
+
+def fixed(
+    coefficients: dict[str, float], optimizer: "MergeOptimizer", method: MergeMethod
+) -> Fixed:
+    """Makes the search of one trial that has the coefficients of ``--coefficients``.
+
+    Args:
+        coefficients: λ by expert or by ``expert/group``.
+        optimizer: Its options.
+        method: What is merged with.
+
+    Returns:
+        The search.
+
+    Raises:
+        UserError: If there is another search, or the method has no coefficients.
+    """
+    if optimizer.search is not None:
+        raise UserError(
+            "--coefficients: are given, and so is --optimizer.search, which would look for them; "
+            "leave one of the two out"
+        )
+    if not method.uses_coefficients:
+        name = type(method).__name__
+        instead = "; Isotropic is the weighted average" if name == "Average" else ""
+        raise UserError(f"--coefficients: {name} uses none; leave them out{instead}")
+    return Fixed(coefficients)
+
+
+def _lowest(optimizer: "MergeOptimizer") -> dict[str, float]:
+    """The least coefficient by expert."""
+    given = optimizer.bounds or {}
+    if not isinstance(given, dict):
+        given = {"each expert": given}
+    return {name: pair[0] for name, pair in given.items()}
+
+
+def _check_without_coefficients(
+    optimizer: "MergeOptimizer", search: Search, method: MergeMethod
+) -> None:
+    name = type(method).__name__
+    if not isinstance(search, Fixed):
+        raise UserError(
+            f"{type(search).__name__}: {name} has no coefficients to search; "
+            "name another --method, or leave --optimizer.search out"
+        )
+    if optimizer.groups != "whole":
+        raise UserError(f"--optimizer.groups: {name} has no coefficients to divide")
+
+
+def _check_without_scores(optimizer: "MergeOptimizer", search: Search) -> None:
+    if not isinstance(search, Fixed):
+        raise UserError(
+            f"{type(search).__name__}: needs data to score its trials on; give --data, or "
+            "fix the coefficients with --optimizer.search Fixed"
+        )
+    if optimizer.racing:
+        raise UserError("--optimizer.racing: needs data to score on; give --data")
+    if optimizer.needs_experts or optimizer.weights or optimizer.objective != "mean":
+        raise UserError(
+            "--optimizer: objective, weights and keep need data to score on; give --data"
+        )
