@@ -5,8 +5,9 @@ from typing import Literal, NamedTuple
 
 from fmerge.data import Split
 
-Cost = Literal["score", "Fisher"]
-"""What a pass over one example costs: a forward pass, or a Fisher's gradients."""
+Cost = Literal["score", "Fisher", "calibration"]
+"""What a pass over one example costs: a forward pass, a Fisher's gradients, or the parts of forward
+passes that fit all layers, one after the other."""
 
 
 class Pass(NamedTuple):

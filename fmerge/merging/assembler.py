@@ -38,6 +38,8 @@ class Assembler:
             buffers, with the coefficients of the weight that it stands beside.
         dtypes: The dtypes of the merged tensors by name, such as those that the experts are
             stored in; the experts' own when left out.
+        finish: From a merged body, in the order of the model, to the body that the merge ends
+            with, such as a calibrated one; it must not change its argument.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class Assembler:
         keep: Callable[[Params], Params] = lambda fisher: fisher,
         buffers: Sequence[str] = (),
         dtypes: Mapping[str, torch.dtype] | None = None,
+        finish: Callable[[Params], Params] | None = None,
     ) -> None:
         self.method = method
         self.base = base
@@ -75,6 +78,7 @@ class Assembler:
             self._curves = FisherCurves(curve_nodes, self._fisher_at, method.statistic_scale, keep)
         self._scales: dict[tuple[str, str], float] = {}
         self._dtypes = dtypes or {}
+        self._finish = finish
         self._inputs = _stored(experts, self._dtypes)
         self._merged: Params = {}
         self._rounded: Params = {}
@@ -114,8 +118,13 @@ class Assembler:
             self._merge(group, names, coefficients, statistics)
             self._merge_buffers(group, coefficients)
         self._merged = {name: self._merged[name] for name in self.order}
-        self._rounded = self.in_dtypes(self._merged)
-        check_finite(self._rounded, f"{type(self.method).__name__} at {dict(coefficients)}")
+        name = f"{type(self.method).__name__} at {dict(coefficients)}"
+        finished = self._merged
+        if self._finish is not None:
+            check_finite(self._merged, f"the start of {name}")
+            finished = self._finish(self._merged)
+        self._rounded = self.in_dtypes(finished)
+        check_finite(self._rounded, name)
         self._merged_at = dict(coefficients)
         return self._rounded
 

@@ -169,6 +169,8 @@ def _statistics(
     statistics: Sequence[Mapping[str, Any]] | Mapping[str, Mapping[str, Any]] | None,
     names: Sequence[Any],
 ) -> list[Mapping[str, Any]] | None:
+    if method.calibrates:
+        raise UserError(f"method: {kind} is calibrated on examples; merge by FMergeTrainer.merge")
     if method.statistic is None and statistics is not None:
         raise UserError(f"statistics: {kind} uses none; leave them out")
     if method.statistic is None:

@@ -10,6 +10,7 @@ Examples:
 
 from fmerge.methods.averages import Average, FisherMerge, Isotropic
 from fmerge.methods.base import MergeMethod
+from fmerge.methods.calibrated import FeatCal, RegMeanPP
 from fmerge.methods.medians import FisherMedian
 from fmerge.methods.regmean import Gram, Grams, RegMean
 from fmerge.methods.sparse import DARE, DELLA, TIES, Breadcrumbs
@@ -26,6 +27,7 @@ __all__ = [
     "Average",
     "Breadcrumbs",
     "DFMerge",
+    "FeatCal",
     "FisherMedian",
     "FisherMerge",
     "Gram",
@@ -35,5 +37,6 @@ __all__ = [
     "Karcher",
     "MergeMethod",
     "RegMean",
+    "RegMeanPP",
     "TaskArithmetic",
 ]

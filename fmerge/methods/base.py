@@ -44,6 +44,7 @@ class MergeMethod(Recorded, ABC):
         scale_invariant: Whether only the ratios of the λₘ matter, so that c·λ is the same merge.
         writes_into_out: Whether ``merge`` fills the tensors given as ``out``, so that a caller
             can allocate them once for many merges.
+        calibrates: Whether the merge is only the start of a calibration on examples.
     """
 
     statistic: Statistic | None = None
@@ -51,6 +52,7 @@ class MergeMethod(Recorded, ABC):
     uses_coefficients: bool = True
     scale_invariant: bool = False
     writes_into_out: bool = False
+    calibrates: bool = False
 
     def __repr__(self) -> str:
         return constructor_call(self)

@@ -57,6 +57,11 @@ class Transformed(MergeMethod):
                     f"{type(self).__name__}: {name} is {given!r}, but must be a {kind.__name__}; "
                     f"give an object, not a name"
                 )
+        if method.calibrates:
+            raise UserError(
+                f"{type(self).__name__}: method is {type(method).__name__}, which is calibrated on "
+                "the experts as they are; put the transform into its start"
+            )
         self.transform = transform
         self.method = method
         self.statistic = method.statistic

@@ -9,11 +9,13 @@ Examples:
 """
 
 from fmerge.modules.base import TaskModule
+from fmerge.modules.calibration_pass import CalibrationPass
 from fmerge.modules.classification import TextClassifier
 from fmerge.modules.feature_pass import FeaturePass
 from fmerge.modules.fisher_pass import FisherPass, Saving
 from fmerge.modules.gram_pass import GramPass, linear_weights
 from fmerge.modules.heads import HeadedModule
+from fmerge.modules.level_fits import Bodies
 from fmerge.modules.logistic import fit_linear
 from fmerge.modules.prediction_recorder import Predictions, record_predictions
 from fmerge.modules.rank_choice import RankChoice
@@ -21,6 +23,8 @@ from fmerge.modules.spans import SpanAnswers
 from fmerge.modules.tokenized import TokenizedModule
 
 __all__ = [
+    "Bodies",
+    "CalibrationPass",
     "FisherPass",
     "GramPass",
     "FeaturePass",

@@ -15,7 +15,7 @@ from fmerge.errors import UserError
 from fmerge.fisher.batches import batch_size
 from fmerge.methods import Gram
 from fmerge.modules.base import TaskModule
-from fmerge.modules.token_masks import token_masks, with_distinct_lengths
+from fmerge.modules.token_masks import mask_of, token_masks, with_distinct_lengths
 
 _LOG = logging.getLogger(__name__)
 
@@ -182,7 +182,7 @@ class GramPass(LightningModule):
     def _hook(self, name: str, masks: Sequence[Tensor]) -> Callable[..., None]:
         def add(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             (x,) = (*args, *kwargs.values())
-            mask = _mask_of(x, masks)
+            mask = mask_of(x, masks)
             self._uses[name][mask is None] += 1
             if mask is None:
                 return
@@ -194,13 +194,3 @@ class GramPass(LightningModule):
                 total.addmm_(rows.T, rows)
 
         return add
-
-
-def _mask_of(x: Tensor, masks: Sequence[Tensor]) -> Tensor | None:
-    """Finds the mask of a layer's input: (r, t, i), or one position a row, (r, i)."""
-    for mask in masks:
-        if x.ndim == 3 and x.shape[:2] == mask.shape:
-            return mask
-        if x.ndim == 2 and len(x) == len(mask):
-            return mask.any(1)
-    return None

@@ -4,7 +4,7 @@ Letters: n example, c choice, t token of a prompt, s token of an answer; rows r 
 example-major.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -53,7 +53,7 @@ def token_masks(batch: Mapping[str, Any], has_decoder: bool) -> list[Tensor]:
     if "attention_mask" not in batch:
         raise UserError(
             f"--data.tasks: the batches of '{batch.get('task')}' have no attention_mask, so that "
-            "their padding is not known; RegMean needs a module whose collate gives one"
+            "their padding is not known; give a module whose collate returns one"
         )
     mask: Tensor = batch["attention_mask"].bool()
     if "choice_ids" not in batch:
@@ -70,3 +70,22 @@ def token_masks(batch: Mapping[str, Any], has_decoder: bool) -> list[Tensor]:
     lengths = prompts.sum(1) + present.sum(1)
     places = torch.arange(int(lengths.max()), device=lengths.device)
     return [places < lengths[:, None]]
+
+
+def mask_of(x: Tensor, masks: Sequence[Tensor]) -> Tensor | None:
+    """Finds the mask of a layer's input.
+
+    Args:
+        x: The input (r, t, i), or of one position a row, (r, i).
+        masks: What ``token_masks`` returned.
+
+    Returns:
+        True at the rows that count, of the shape of ``x`` without its last dimension; None where
+        the input has the shape of no mask.
+    """
+    for mask in masks:
+        if x.ndim == 3 and x.shape[:2] == mask.shape:
+            return mask
+        if x.ndim == 2 and len(x) == len(mask):
+            return mask.any(1)
+    return None

@@ -32,21 +32,23 @@ def split_facts(
         f"validation examples, used to choose: {chose}; test examples, used to score: {scored}"
     ]
     statistic = statistic_of(method)
-    if statistic is None:
-        return facts
-    if statistic.from_files and origins:
-        told = "; ".join(f"`{name}` {origin}" for name, origin in origins.items())
-        return [*facts, f"{statistic.label}: given, {told}"]
     used = _counts(data, tasks, settings.split, settings.examples)
-    if settings.until is not None and statistic.cost == "Fisher":
-        used = f"at most {used}"
     overlap = {
         "train": "none of them used to choose or to score",
         "validation": "ALSO USED TO CHOOSE; --fisher.split train avoids this",
         "test": "ALSO USED TO SCORE; give another --fisher.split",
     }[settings.split]
-    source = f"estimated on examples of the {settings.split} split"
-    return [*facts, f"{statistic.label}: {source}: {used}; {overlap}"]
+    split = f"examples of the {settings.split} split"
+    if method.calibrates:
+        facts.append(f"calibration: on {split}, without their labels: {used}; {overlap}")
+    if statistic is None:
+        return facts
+    if statistic.from_files and origins:
+        told = "; ".join(f"`{name}` {origin}" for name, origin in origins.items())
+        return [*facts, f"{statistic.label}: given, {told}"]
+    if settings.until is not None and statistic.cost == "Fisher":
+        used = f"at most {used}"
+    return [*facts, f"{statistic.label}: estimated on {split}: {used}; {overlap}"]
 
 
 def _counts(data: MultiTask, tasks: Sequence[str], split: Split, most: int | None = None) -> str:

@@ -121,7 +121,8 @@ def _time_of_merge(run: "MergeRun", data: MultiTask, plan: PassPlan) -> str:
             adopt_random(run.module, task, model, run.ensemble.tokenizers[task])
             adopted[:] = [task]
         own = run.settings if cost == "Fisher" else None
-        return seconds_of_pass(run.trainer, run.module, data, task, own)
+        fitted = run.method if cost == "calibration" else None
+        return seconds_of_pass(run.trainer, run.module, data, task, own, calibrated=fitted)
 
     one = _float32(next(iter(run.ensemble.bodies.values())).values())
     return _time(run.trainer, data, plan.passes(), 3 * one, measure)

@@ -152,20 +152,22 @@ def check_merge(run: "MergeRun", search: Search, grouped: bool, racing: bool = F
     check_refitting(run.refitting, run.module, run.data, run.ensemble.models, run.probed)
     statistic = run.estimated
     if run.data is None:
+        name = type(run.method).__name__
         if statistic is not None:
-            name = type(run.method).__name__
             raise UserError(f"{name}: needs data to estimate {statistic.label} on; give --data")
+        if run.method.calibrates:
+            raise UserError(f"{name}: needs data to calibrate the merge on; give --data")
         return
     run.data.check_splits("validation", "test")
     if racing:
         check_racing(run.trainer, run.data)
-    if statistic is not None:
+    if statistic is not None or run.method.calibrates:
         try:
             run.data.check_splits(run.settings.split)
         except UserError as error:
-            raise UserError(
-                f"{error}; --fisher.split names the split of the {statistic.label}"
-            ) from error
+            use = "calibration" if statistic is None else statistic.label
+            raise UserError(f"{error}; --fisher.split names the split of the {use}") from error
+    if statistic is not None:
         wanted = run.settings.errors is not None
         check_automatic(run.trainer, run.data, run.settings.estimator, wanted)
     else:

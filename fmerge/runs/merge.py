@@ -24,6 +24,7 @@ from fmerge.modules import TaskModule
 from fmerge.params import Params
 from fmerge.report.merge_report import MergeReport
 from fmerge.runs.conclude import Chosen, Conclusion
+from fmerge.runs.finish import finish_of
 from fmerge.runs.pass_plan import Baselines
 from fmerge.runs.stages import Candidate, Stage, StageContext, check_order
 from fmerge.search import Search, Trial
@@ -174,6 +175,7 @@ class MergeRun:
             curve_nodes=self.settings.curve,
             keep=FisherCache(folder.path, weight.device).put,
             dtypes=next(iter(self.forms.values())).dtypes if self.forms else None,
+            finish=finish_of(self),
         )
 
     def _context(

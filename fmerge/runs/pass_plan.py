@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Literal
 
 from fmerge.data import MultiTask, Split
 from fmerge.evaluation.passes import Pass, Passes
+from fmerge.evaluation.statistics import Fisher, statistic_of
 from fmerge.report.scores import AVERAGE, BASE, EXPERTS, MERGE, RUNNER_UP
 
 if TYPE_CHECKING:
@@ -84,6 +85,7 @@ class PassPlan:
         for task in self.run.ensemble.tasks:
             self._add_scores(passes, data, task)
         self._add_statistics(passes, data)
+        self._add_calibrations(passes, data)
         for stage in self.run.stages:
             passes += stage.passes(self.run)
         return +passes
@@ -121,3 +123,16 @@ class PassPlan:
             examples = data.size(task, settings.split, settings.examples)
             one = Pass(statistic.cost, task, settings.split, examples)
             passes[one] += statistic.passes(settings, merges)
+
+    def _add_calibrations(self, passes: Passes, data: MultiTask) -> None:
+        run, settings = self.run, self.run.settings
+        if not run.method.calibrates:
+            return
+        rows = tested_rows(run, self.has_rival)
+        merges = self.trials + sum(row.assembled for row in rows)
+        # a single trial is the merge, which is assembled again only to look at its Fishers
+        fishers = isinstance(statistic_of(run.method), Fisher)
+        merges -= not self.has_rival and not fishers
+        for task in dict.fromkeys(map(run.task_of, run.ensemble.names)):
+            examples = data.size(task, settings.split, settings.examples)
+            passes[Pass("calibration", task, settings.split, examples)] += merges

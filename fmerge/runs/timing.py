@@ -10,9 +10,12 @@ from torch import nn
 
 from fmerge.data import MultiTask
 from fmerge.data.excerpts import typical
+from fmerge.evaluation.calibration import calibrate
 from fmerge.evaluation.evaluator import Evaluator
 from fmerge.fisher import FisherSettings
-from fmerge.modules import TaskModule
+from fmerge.methods import MergeMethod
+from fmerge.methods.calibrated import Calibrated
+from fmerge.modules import Bodies, TaskModule
 from fmerge.params import params_of
 
 AUTOMATIC = 16
@@ -27,6 +30,7 @@ def seconds_of_pass(
     data: MultiTask,
     task: str,
     settings: FisherSettings | None = None,
+    calibrated: MergeMethod | None = None,
     clock: Clock = time.perf_counter,
 ) -> float:
     """Measures a pass over one batch of examples of middling length, after one that warms up.
@@ -37,6 +41,7 @@ def seconds_of_pass(
         data: The tasks.
         task: The task.
         settings: How a Fisher is estimated; None scores on the validation split instead.
+        calibrated: How a merge is calibrated, which is then measured instead, but for its solves.
         clock: Tells the time in seconds.
 
     Returns:
@@ -47,7 +52,12 @@ def seconds_of_pass(
     evaluator = Evaluator(trainer, module, batch)
 
     def once() -> None:
-        if settings is not None:
+        if isinstance(calibrated, Calibrated) and isinstance(module, TaskModule):
+            body = params_of(module.task_model(task))
+            bodies = Bodies(body, body, {task: body})
+            whole = FisherSettings(split="validation")
+            calibrate(evaluator, calibrated, whole, {task: task}, bodies, solving=False)
+        elif settings is not None:
             evaluator.fisher(task, settings)
         elif isinstance(module, TaskModule):
             evaluator.score(params_of(module.task_model(task)), "validation", [task])

@@ -24,6 +24,9 @@ B = {"w": torch.tensor([[3.0, 0.0], [1.0, 8.0]]), "b": torch.tensor([0.0, 3.0])}
 BASE = {"w": torch.ones(2, 2), "b": torch.zeros(2)}
 ONES = {"w": torch.ones(2, 2), "b": torch.ones(2)}
 GRAM = {"w": Gram(torch.eye(2))}
+FORMULAS = sorted(
+    name for name, one in classes_of(methods, MergeMethod).items() if not one.calibrates
+)
 
 
 def same(found, expected):
@@ -32,7 +35,7 @@ def same(found, expected):
         torch.testing.assert_close(found[name], tensor, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("name", sorted(classes_of(methods, MergeMethod)))
+@pytest.mark.parametrize("name", FORMULAS)
 def test_every_method_gives_what_its_class_gives(name):
     method = classes_of(methods, MergeMethod)[name]()
     statistics = {None: None, "gram": [GRAM, GRAM]}.get(method.statistic, [ONES, ONES])
