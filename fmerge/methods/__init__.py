@@ -8,34 +8,46 @@ Examples:
     {'weight': tensor([0.5000, 0.5000])}
 """
 
+from fmerge.methods.arcs import MultiSLERP, NuSLERP
 from fmerge.methods.averages import Average, FisherMerge, Isotropic
 from fmerge.methods.base import MergeMethod
 from fmerge.methods.calibrated import FeatCal, RegMeanPP
+from fmerge.methods.fisher_tsv import FisherTSV
 from fmerge.methods.medians import FisherMedian
+from fmerge.methods.model_stock import ModelStock
 from fmerge.methods.regmean import Gram, Grams, RegMean
+from fmerge.methods.sce import SCE
 from fmerge.methods.sparse import DARE, DELLA, TIES, Breadcrumbs
-from fmerge.methods.spectral import TSVM, IsoC
+from fmerge.methods.spectral import TSVM, IsoC, IsoCTS
 from fmerge.methods.spherical import SLERP, Karcher
 from fmerge.methods.task_vectors import DFMerge, TaskArithmetic
+from fmerge.methods.wudi import WUDI
 
 __all__ = [
     "DARE",
     "DELLA",
+    "SCE",
     "SLERP",
     "TIES",
     "TSVM",
+    "WUDI",
     "Average",
     "Breadcrumbs",
     "DFMerge",
     "FeatCal",
     "FisherMedian",
     "FisherMerge",
+    "FisherTSV",
     "Gram",
     "Grams",
     "IsoC",
+    "IsoCTS",
     "Isotropic",
     "Karcher",
     "MergeMethod",
+    "ModelStock",
+    "MultiSLERP",
+    "NuSLERP",
     "RegMean",
     "RegMeanPP",
     "TaskArithmetic",

@@ -165,6 +165,17 @@ class MergeMethod(Recorded, ABC):
             for name in experts[0]
         }
 
+    def facts(self, inputs: MergeInputs) -> list[str]:
+        """States what the report should tell of a merge, beside its parameters.
+
+        Args:
+            inputs: The inputs of the merge, checked.
+
+        Returns:
+            Sentences without a full stop; none of most methods.
+        """
+        return []
+
     @abstractmethod
     def compute(self, inputs: MergeInputs, out: Params | None = None) -> Params:
         """Computes the formula on inputs that fit it.

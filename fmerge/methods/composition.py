@@ -88,6 +88,17 @@ class Transformed(MergeMethod):
         """
         return self.method.statistic_scale(statistic)
 
+    def facts(self, inputs: MergeInputs) -> list[str]:
+        """States what the inner method does.
+
+        Args:
+            inputs: The inputs of the merge, checked.
+
+        Returns:
+            Its sentences on the transformed task vectors.
+        """
+        return self.method.facts(inputs.transformed(self.transform.prepare(inputs)))
+
     def compute(self, inputs: MergeInputs, out: Params | None = None) -> Params:
         """Merges the transformed task vectors.
 

@@ -102,6 +102,18 @@ class MergeInputs:
             vector = transform(m, name, vector)
         return vector
 
+    def oriented(self, name: str, matrix: Tensor) -> Tensor:
+        """Turns a linear layer's weight, or what has its shape, into (out, in), or back.
+
+        Args:
+            name: The weight.
+            matrix: Two-dimensional.
+
+        Returns:
+            A view: transposed where the layer's weight is (in, out).
+        """
+        return matrix.T if self.places[name].inputs_first else matrix
+
     def transformed(self, transform: VectorMap) -> "MergeInputs":
         """Adds a map that the task vectors go through.
 

@@ -30,11 +30,14 @@ class Place:
         depth: Index of its layer from 0; None outside of the layers, as for embeddings.
         layers: L, the number of layers of its stack; 0 outside of the layers. An encoder and a
             decoder are two stacks.
+        inputs_first: Whether a linear layer's weight is (in, out), as of GPT-2's Conv1D, not
+            (out, in).
     """
 
     role: Role
     depth: int | None = None
     layers: int = 0
+    inputs_first: bool = False
 
 
 def places_of(params: Mapping[str, Tensor]) -> dict[str, Place]:
@@ -53,18 +56,37 @@ def places_of(params: Mapping[str, Tensor]) -> dict[str, Place]:
     for stack, _, number in numbers.values():
         if number:
             layers[stack] = max(layers.get(stack, 0), int(number) + 1)
+    roles = {name: role_of(name, tensor.shape) for name, tensor in params.items()}
+    stacks = {name: numbers[name][0] for name, role in roles.items() if role == "linear"}
+    turned = _inputs_first(params, stacks)
     places = {}
-    for name, tensor in params.items():
-        role, (stack, _, number) = role_of(name, tensor.shape), numbers[name]
-        places[name] = Place(role, int(number), layers[stack]) if number else Place(role)
+    for name, role in roles.items():
+        stack, _, number = numbers[name]
+        depth, count = (int(number), layers[stack]) if number else (None, 0)
+        places[name] = Place(role, depth, count, name in turned)
     return places
+
+
+def _inputs_first(params: Mapping[str, Tensor], stacks: Mapping[str, str]) -> set[str]:
+    """Linear weights that are (in, out), told by the length of their bias, which is out."""
+    # a square weight, or one without a bias, is as those of its stack are that are told
+    told = {}
+    for name in stacks:
+        bias = params.get(f"{name.removesuffix('weight')}bias")
+        rows, columns = params[name].shape
+        if bias is not None and rows != columns and bias.shape in {(rows,), (columns,)}:
+            told[name] = bias.shape == (columns,)
+    votes: dict[str, set[bool]] = {}
+    for name, turned in told.items():
+        votes.setdefault(stacks[name], set()).add(turned)
+    return {name for name, stack in stacks.items() if told.get(name, votes.get(stack) == {True})}
 
 
 def role_of(name: str, shape: Sequence[int]) -> Role:
     """Tells a tensor's role from its name and shape.
 
     The orientation of a linear layer's weight is not told: GPT-2's are (in, out), most are
-    (out, in), and names do not say so.
+    (out, in), and names do not say so; ``places_of`` reads it from the biases.
 
     Args:
         name: For instance ``h.0.attn.c_attn.weight``.

@@ -10,20 +10,27 @@ from fmerge.errors import UserError
 from fmerge.methods import (
     DARE,
     DELLA,
+    SCE,
     SLERP,
     TIES,
     TSVM,
+    WUDI,
     Average,
     Breadcrumbs,
     DFMerge,
     FisherMedian,
     FisherMerge,
+    FisherTSV,
     Gram,
     Grams,
     IsoC,
+    IsoCTS,
     Isotropic,
     Karcher,
     MergeMethod,
+    ModelStock,
+    MultiSLERP,
+    NuSLERP,
     RegMean,
     TaskArithmetic,
 )
@@ -47,6 +54,18 @@ METHODS = {
     "Karcher": Karcher(),
     "TSVM": TSVM(),
     "IsoC": IsoC(),
+    "IsoCTS": IsoCTS(share=0.5),
+    "WUDI": WUDI(),
+    "FisherTSV": FisherTSV(atoms=2),
+    "ModelStock": ModelStock(),
+    "ModelStock, by row": ModelStock(filter_wise=True),
+    "NuSLERP": NuSLERP(),
+    "NuSLERP, rows": NuSLERP(along="rows", task_vectors=True),
+    "NuSLERP, columns": NuSLERP(along="columns"),
+    "MultiSLERP": MultiSLERP(),
+    "MultiSLERP, task vectors": MultiSLERP(normalize_weights=False, task_vectors=True),
+    "SCE": SCE(),
+    "SCE, dense": SCE(density=0.5),
 }
 # the masks depend on the expert's position
 SYMMETRIC = [name for name in METHODS if name.partition(",")[0] not in {"DARE", "DELLA"}]
@@ -55,7 +74,8 @@ FAITHFUL = {
     name: METHODS[name]
     for name in (
         *("Average", "Isotropic", "TaskArithmetic", "FisherMerge", "FisherMedian", "DFMerge"),
-        *("DFMerge, tempered", "SLERP", "Karcher"),
+        *("DFMerge, tempered", "SLERP", "Karcher", "ModelStock", "ModelStock, by row", "SCE"),
+        *("NuSLERP", "NuSLERP, rows", "NuSLERP, columns", "MultiSLERP"),
     )
 } | {
     "TIES": TIES(density=1.0),
@@ -98,7 +118,7 @@ def problems(draw, count=None, dtype=torch.float64):
 
 
 def problem(name, dtype=torch.float64):
-    return problems(count=2 if name == "SLERP" else None, dtype=dtype)
+    return problems(count=2 if "SLERP" in name and "Multi" not in name else None, dtype=dtype)
 
 
 def copies(*models):

@@ -76,6 +76,32 @@ def test_roles_are_those_of_the_modules(family):
     assert {"linear", "embedding", "norm"} <= set(wanted.values())
 
 
+@pytest.mark.parametrize("family", [*CONFIGS, "t5", "bart"])
+def test_orientations_are_those_of_the_modules(family):
+    model = body(family)
+    turned = {
+        name
+        for name, place in places_of(dict(model.named_parameters())).items()
+        if place.inputs_first
+    }
+    modules = {
+        f"{name}.weight" for name, one in model.named_modules() if type(one).__name__ == "Conv1D"
+    }
+    assert turned == modules and bool(turned) == (family == "gpt2")
+
+
+def test_an_orientation_that_no_bias_tells_is_that_of_the_stack():
+    shapes = {
+        **{"h.0.up.weight": (2, 3), "h.0.up.bias": (3,), "h.0.square.weight": (2, 2)},
+        **{"e.0.up.weight": (3, 2), "e.0.up.bias": (3,), "e.0.square.weight": (2, 2)},
+        **{"out.weight": (2, 3), "x.0.mixed.weight": (2, 3), "x.0.mixed.bias": (3,)},
+        **{"x.1.mixed.weight": (3, 2), "x.1.mixed.bias": (3,), "x.0.square.weight": (2, 2)},
+    }
+    places = places_of({name: torch.zeros(shape) for name, shape in shapes.items()})
+    turned = [name for name, place in places.items() if place.inputs_first]
+    assert turned == ["h.0.up.weight", "h.0.square.weight", "x.0.mixed.weight"]
+
+
 def depths(family):
     found = {}
     for name, place in places_of(dict(body(family).named_parameters())).items():

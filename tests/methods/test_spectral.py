@@ -1,9 +1,9 @@
-"""TSV-M and Iso-C: diagonal cases by hand, spectra, and how shared directions are divided."""
+"""TSV-M, Iso-C, Iso-CTS: diagonal cases by hand, spectra, how shared directions are divided."""
 
 import pytest
 import torch
 
-from fmerge.methods import TSVM, IsoC, TaskArithmetic
+from fmerge.methods import TSVM, IsoC, IsoCTS, TaskArithmetic
 from tests.compare import assert_same
 
 
@@ -100,7 +100,7 @@ def test_the_spectrum_of_iso_c_is_flat(shape):
     assert_same(IsoC().merge(base, [base, base], [0.5, 0.5]), base)
 
 
-@pytest.mark.parametrize("method", [TSVM(), IsoC()])
+@pytest.mark.parametrize("method", [TSVM(), IsoC(), IsoCTS()])
 @pytest.mark.parametrize("shape", [(), (4,), (2, 3, 2)])
 def test_other_tensors_are_averaged(method, shape):
     base, experts = {"b": gaussian(0, *shape)}, [{"b": gaussian(m, *shape)} for m in (1, 2)]
@@ -113,3 +113,83 @@ def test_tsvm_averages_matrices_with_fewer_values_than_experts():
     base, experts = {"w": gaussian(0, 2, 9)}, [{"w": gaussian(m, 2, 9)} for m in (1, 2, 3)]
     expected = {"w": sum(expert["w"] for expert in experts) / 3}
     assert_same(TSVM().merge(base, experts, [1.0] * 3), expected)
+
+
+def test_iso_cts_by_hand():
+    # r = 4, half of it common: axes 1 and 2 with 8 and 6 + 1; then each expert's largest rest:
+    # 4 on axis 3, 3 on axis 4; the 1 of the second is below. σ̄ = (8 + 7 + 4 + 3)/4
+    experts = [diagonal(8.0, 1.0, 4.0, 0.0), diagonal(0.0, 6.0, 1.0, 3.0)]
+    expected = {"w": 5.5 * torch.eye(4, dtype=torch.float64)}
+    assert_same(IsoCTS(share=0.5).merge(ZERO, experts, [1.0, 1.0]), expected)
+    halves = IsoCTS(share=0.5, scale=2.0).merge(ZERO, experts, [0.25, 0.25])
+    assert_same(halves, {"w": expected["w"] / 2})
+
+
+def test_iso_cts_shares_a_direction_that_several_experts_add():
+    # common: axis 1 with 8 + 8; all three add axis 2, the largest rest of each: σ̄ = (16 + 6)/4,
+    # and axis 3 and 4 are nobody's
+    one = diagonal(8.0, 2.0, 1.0, 0.0)
+    experts = [one, one, diagonal(0.0, 2.0, 0.0, 0.0)]
+    expected = diagonal(5.5, 5.5, 0.0, 0.0)
+    assert_same(IsoCTS(share=0.25).merge(ZERO, experts, [1.0] * 3), expected)
+
+
+def iso_cts(matrices, share):
+    """The paper's steps for matrices of full rank, with U(UᵀU)^(-1/2) by an eigendecomposition."""
+    size = min(matrices[0].shape)
+    own = round((size - int(share * size)) / len(matrices))
+    common = size - own * len(matrices)
+    left, values, right = torch.linalg.svd(sum(matrices), full_matrices=False)
+    lefts, kept, rights = [left[:, :common]], [values[:common]], [right[:common].T]
+    outside = torch.eye(len(left), dtype=left.dtype) - lefts[0] @ lefts[0].T
+    for matrix in matrices:
+        left, values, right = torch.linalg.svd(outside @ matrix, full_matrices=False)
+        lefts.append(left[:, :own])
+        kept.append(values[:own])
+        rights.append(right[:own].T)
+
+    def whiten(columns):
+        lengths, axes = torch.linalg.eigh(columns.T @ columns)
+        return columns @ axes @ torch.diag(lengths**-0.5) @ axes.T
+
+    left, right = whiten(torch.cat(lefts, dim=1)), whiten(torch.cat(rights, dim=1))
+    return torch.cat(kept).sum() / size * left @ right.T
+
+
+@pytest.mark.parametrize("shape", [(10, 10), (10, 14), (14, 10)])
+@pytest.mark.parametrize(("share", "count"), [(0.8, 2), (0.5, 3), (0.0, 2), (0.3, 4)])
+def test_iso_cts_is_the_papers(share, count, shape):
+    base, *experts = [{"w": gaussian(m, *shape)} for m in range(count + 1)]
+    coefficients = [1.0, 0.5, 0.7, 0.2][:count]
+    vectors = [c * (one["w"] - base["w"]) for c, one in zip(coefficients, experts, strict=True)]
+    expected = {"w": base["w"] + iso_cts(vectors, share)}
+    assert_same(IsoCTS(share).merge(base, experts, coefficients), expected)
+
+
+@pytest.mark.parametrize("shape", [(5, 5), (4, 7), (7, 4), (1, 3)])
+def test_iso_cts_is_iso_c_where_all_is_common(shape):
+    base, *experts = [{"w": gaussian(m, *shape)} for m in range(4)]
+    coefficients = [0.2, 0.5, 0.9]
+    expected = IsoC().merge(base, experts, coefficients)
+    assert_same(IsoCTS(share=1.0).merge(base, experts, coefficients), expected)
+    alone = IsoC().merge(base, experts[:1], [0.5])
+    assert_same(IsoCTS(share=0.3).merge(base, experts[:1], [0.5]), alone)
+    assert_same(IsoCTS().merge(base, [base, base], [0.5, 0.5]), base)
+
+
+def test_iso_cts_of_more_experts_than_directions():
+    # round(6/4) = 2 of each of four would be eight directions of seven
+    base, *experts = [{"w": gaussian(m, 7, 9)} for m in range(5)]
+    change = IsoCTS(share=0.2).merge(base, experts, [1.0] * 4)["w"] - base["w"]
+    values = torch.linalg.svdvals(change)
+    assert_same({"s": values}, {"s": values.mean().expand_as(values)})
+
+
+@pytest.mark.parametrize("method", [TSVM(), IsoC(), IsoCTS(share=0.4)])
+def test_turning_inputs_and_outputs_turns_the_merge(method):
+    (first, _), (last, _) = (torch.linalg.qr(gaussian(m, n, n)) for m, n in ((8, 6), (9, 9)))
+    base, *experts = [{"w": gaussian(m, 6, 9)} for m in range(3)]
+    merged = method.merge(base, experts, [0.7, 0.4])["w"]
+    turned = [{"w": first @ one["w"] @ last} for one in (base, *experts)]
+    found = method.merge(turned[0], turned[1:], [0.7, 0.4])
+    assert_same(found, {"w": first @ merged @ last})
