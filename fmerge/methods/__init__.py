@@ -13,6 +13,7 @@ from fmerge.methods.averages import Average, FisherMerge, Isotropic
 from fmerge.methods.base import MergeMethod
 from fmerge.methods.calibrated import FeatCal, RegMeanPP
 from fmerge.methods.fisher_tsv import FisherTSV
+from fmerge.methods.lines import LiNeS
 from fmerge.methods.medians import FisherMedian
 from fmerge.methods.model_stock import ModelStock
 from fmerge.methods.regmean import Gram, Grams, RegMean
@@ -44,6 +45,7 @@ __all__ = [
     "IsoCTS",
     "Isotropic",
     "Karcher",
+    "LiNeS",
     "MergeMethod",
     "ModelStock",
     "MultiSLERP",

@@ -140,9 +140,9 @@ class MultiSLERP(_Arcs):
             lengths = [torch.linalg.vector_norm(point) for point in points]
             mean, straight = torch.zeros_like(points[0]), torch.zeros_like(points[0])
             for point, length, weight in zip(points, lengths, weights, strict=True):
-                straight.add_(point, alpha=weight)
+                straight = straight + weight * point
                 if length > 0:
-                    mean.add_(point / length, alpha=weight)
+                    mean = mean + weight * (point / length)
             size = torch.linalg.vector_norm(mean)
             if size < _CANCELLED * sum(weights):
                 return self._back(inputs, name, straight)
@@ -155,16 +155,17 @@ class MultiSLERP(_Arcs):
 def _arcs(first: Tensor, second: Tensor, t: float) -> Tensor:
     """The point at t of the arc between each pair of vectors along the last dimension."""
     norms = [torch.linalg.vector_norm(one, dim=-1, keepdim=True) for one in (first, second)]
-    one, two = first / norms[0], second / norms[1]  # NaN where there is no direction
-    # unlike acos of the inner product, exact for small angles
+    known = (norms[0] > 0) & (norms[1] > 0)
+    one, two = (v / torch.where(known, n, 1.0) for v, n in ((first, norms[0]), (second, norms[1])))
     sides = (one - two, one + two)
-    halves = [torch.linalg.vector_norm(side, dim=-1, keepdim=True) for side in sides]
-    angle = 2 * torch.atan2(*halves).double()
-    sine = angle.sin()
-    straight = ~(sine >= _COLINEAR)
-    shares = [((1 - t) * angle).sin() / sine, (t * angle).sin() / sine]
+    # unlike acos of the inner product, exact for small angles
+    halves = [torch.linalg.vector_norm(side, dim=-1, keepdim=True).double() for side in sides]
+    angle = 2 * torch.atan2(*halves)
+    curved = known & (angle.sin() >= _COLINEAR)
+    angle = torch.where(curved, angle, 1.0)
+    shares = [((1 - t) * angle).sin() / angle.sin(), (t * angle).sin() / angle.sin()]
     kept = [
-        torch.where(straight, line, share).to(first)
+        torch.where(curved, share, line).to(first)
         for share, line in zip(shares, (1 - t, t), strict=True)
     ]
     return kept[0] * first + kept[1] * second

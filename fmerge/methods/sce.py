@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from fmerge.errors import check_within
+from fmerge.methods.layers import scaled
 from fmerge.methods.task_vectors import TaskVectorMethod
 
 
@@ -46,15 +47,16 @@ class SCE(TaskVectorMethod):
         if self.density < 1:
             stacked = stacked * _salient(stacked, self.density)
         # votes that cancel must sum to zero, which they do if equal coefficients are all 1
-        shares = stacked.new_tensor(coefficients) / (max(coefficients, default=0.0) or 1.0)
-        shares = shares.reshape(-1, *[1] * (stacked.dim() - 1))
-        elected = (shares * stacked).sum(dim=0).sign()
+        largest = max(coefficients, default=0.0) or 1.0
+        shares = [coefficient / largest for coefficient in coefficients]
+        elected = sum(scaled(stacked.unbind(), shares), torch.zeros_like(stacked[0])).sign()
         energies = stacked.double().square().reshape(len(stacked), -1).sum(dim=1)
         # in units of the largest, so that a weight is never too small to divide by
-        energies = (energies / (energies.max() or 1.0)).to(stacked).reshape(shares.shape)
-        weights = shares * energies * (stacked.sign() == elected)
-        total = weights.sum(dim=0)
-        merged = (weights * stacked).sum(dim=0)
+        energies = (energies / (energies.max() or 1.0)).to(stacked)
+        merged, total = torch.zeros_like(elected), torch.zeros_like(elected)
+        for vector, share, energy in zip(stacked, shares, energies, strict=True):
+            weight = share * energy * (vector.sign() == elected)
+            merged, total = merged + weight * vector, total + weight
         return torch.where((total > 0) & (elected != 0), merged / total, 0.0)
 
 

@@ -46,6 +46,6 @@ class WUDI(LayerMethod):
                 direction = matrix / length
                 own = direction.T @ direction
                 total.add_(own)
-                moment.addmm_(matrix, own, alpha=coefficient)
+                moment = moment + coefficient * (matrix @ own)
         change: Tensor = moment @ torch.linalg.pinv(total, hermitian=True)
         return change.to(layer.vectors[0])

@@ -27,6 +27,7 @@ from fmerge.methods import (
     IsoCTS,
     Isotropic,
     Karcher,
+    LiNeS,
     MergeMethod,
     ModelStock,
     MultiSLERP,
@@ -64,6 +65,8 @@ METHODS = {
     "NuSLERP, columns": NuSLERP(along="columns"),
     "MultiSLERP": MultiSLERP(),
     "MultiSLERP, task vectors": MultiSLERP(normalize_weights=False, task_vectors=True),
+    "LiNeS": LiNeS(),
+    "LiNeS, TIES": LiNeS(TIES(density=0.4), a=0.2, b=0.7),
     "SCE": SCE(),
     "SCE, dense": SCE(density=0.5),
 }
