@@ -90,14 +90,14 @@ class NuSLERP(_Arcs):
         t = inputs.coefficients[1] / sum(inputs.coefficients)
 
         def merged(name: str) -> Tensor:
-            points = [self._read(inputs, m, name) for m in (0, 1)]
-            shape = points[0].shape
+            first, second = (self._read(inputs, m, name) for m in (0, 1))
+            shape = first.shape
             if self.along == "tensor" or len(shape) < 2:
-                arc = _arcs(*(point.reshape(1, -1) for point in points), t).reshape(shape)
+                arc = _arcs(first.reshape(1, -1), second.reshape(1, -1), t).reshape(shape)
             elif self.along == "rows":
-                arc = _arcs(*points, t)
+                arc = _arcs(first, second, t)
             else:
-                arc = _arcs(*(point.transpose(0, -1) for point in points), t).transpose(0, -1)
+                arc = _arcs(first.transpose(0, -1), second.transpose(0, -1), t).transpose(0, -1)
             return self._back(inputs, name, arc)
 
         return merged

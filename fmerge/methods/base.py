@@ -166,14 +166,7 @@ class MergeMethod(Recorded, ABC):
         }
 
     def facts(self, inputs: MergeInputs) -> list[str]:
-        """States what the report should tell of a merge, beside its parameters.
-
-        Args:
-            inputs: The inputs of the merge, checked.
-
-        Returns:
-            Sentences without a full stop; none of most methods.
-        """
+        """States in sentences, without a full stop, what the report should tell of a merge."""
         return []
 
     @abstractmethod

@@ -13,7 +13,7 @@ _SINGULAR = 1e-6
 class ModelStock(Tensorwise):
     """The point of the line from θ₀ to the average that is nearest to the experts' centre.
 
-    Model Stock (Jang et al., ECCV 2024, equation 7): θ = θ₀ + t · (Σₘ θₘ / M − θ₀) with
+    Model Stock (Jang et al., ECCV 2024): θ = θ₀ + t · (Σₘ θₘ / M − θ₀) with
     t = M cos φ / (1 + (M − 1) cos φ), tensor by tensor, where φ is the angle between task vectors:
     cos φ is the mean over all pairs. One expert stays as it is. Task vectors on average at more
     than 90° give t < 0, a step away from the average. A task vector that is zero counts as at

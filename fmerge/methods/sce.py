@@ -11,7 +11,7 @@ from fmerge.methods.task_vectors import TaskVectorMethod
 
 
 class SCE(TaskVectorMethod):
-    """Mean of salient entries, weighted by the experts' energy (Wan et al. 2024, section 3.3).
+    """Mean of salient entries, weighted by the experts' energy (Wan et al. 2024).
 
     Tensor by tensor: *select* the entries in which the τₘ differ most, by their variance over m;
     *calculate* weights wₘ ∝ λₘ · mean of the selected entries of τₘ²; *erase* the entries whose

@@ -149,7 +149,7 @@ class IsoCTS(LayerMethod):
         return values.sum() / size * (orthonormal(left) @ orthonormal(right).T)
 
 
-Atoms = tuple[Sequence[Tensor], Sequence[Tensor], Sequence[Tensor]]
+Atoms = tuple[tuple[Tensor, ...], tuple[Tensor, ...], tuple[Tensor, ...]]
 """Of each task matrix its leading left singular vectors (o, k), values (k), right ones (i, k)."""
 
 

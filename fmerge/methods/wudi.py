@@ -7,7 +7,7 @@ from fmerge.methods.layers import Layer, LayerMethod, mean, scaled
 
 
 class WUDI(LayerMethod):
-    r"""WUDI-Merging in closed form (Cheng et al., ICML 2025, equation 11).
+    r"""WUDI-Merging in closed form (Cheng et al., ICML 2025).
 
     .. math::
         \Delta = \Big(\sum_m \lambda_m \tau_m S_m\Big) \Big(\sum_m S_m\Big)^{+}, \qquad

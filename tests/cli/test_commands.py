@@ -2,6 +2,7 @@
 
 import json
 import math
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,16 +14,24 @@ from fmerge.cli.app import main
 from fmerge.methods import (
     DARE,
     DELLA,
+    SCE,
     SLERP,
     TIES,
     TSVM,
+    WUDI,
     Breadcrumbs,
     DFMerge,
     FisherMedian,
     FisherMerge,
+    FisherTSV,
     IsoC,
+    IsoCTS,
     Karcher,
+    LiNeS,
     MergeMethod,
+    ModelStock,
+    MultiSLERP,
+    NuSLERP,
     TaskArithmetic,
 )
 from fmerge.params import fingerprint, params_of
@@ -347,6 +356,9 @@ def test_a_merge_without_data_is_built_and_saved(zoo, tmp_path):
     assert "|" not in (output / "report.md").read_text()
 
 
+slow = partial(pytest.param, marks=pytest.mark.slow)
+
+
 @pytest.mark.parametrize(
     ("method", "options", "of_base"),
     [
@@ -359,6 +371,14 @@ def test_a_merge_without_data_is_built_and_saved(zoo, tmp_path):
         (TSVM(scale=1.5), ["scale=1.5"], True),
         (IsoC(), [], True),
         (FisherMedian(), [], False),
+        slow(IsoCTS(share=0.5), ["share=0.5"], True),
+        slow(WUDI(scale=1.5), ["scale=1.5"], True),
+        (FisherTSV(atoms=3), ["atoms=3"], True),
+        (LiNeS(TIES(density=0.3), b=0.2), ["method=TIES", "method.density=0.3", "b=0.2"], True),
+        slow(ModelStock(filter_wise=True), ["filter_wise=true"], True),
+        slow(NuSLERP("rows", True), ["along=rows", "task_vectors=true"], True),
+        slow(MultiSLERP(False), ["normalize_weights=false"], False),
+        slow(SCE(density=0.4), ["density=0.4"], True),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, MergeMethod) else "",
 )
