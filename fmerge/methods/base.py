@@ -4,15 +4,15 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import reduce
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from fmerge.methods.input_checks import check_inputs, of_one_dtype
 from fmerge.methods.inputs import MergeInputs
 from fmerge.methods.roles import Place
-from fmerge.params import Between, Params
+from fmerge.params import Params
 from fmerge.system.recorded import Recorded
 
 Statistic = Literal["fisher", "moving fisher", "gram"]
@@ -125,8 +125,8 @@ class MergeMethod(Recorded, ABC):
             name = STATISTIC_NAMES[self.statistic]
             raise ValueError(f"{type(self).__name__} needs {name} for each expert")
         inputs = MergeInputs(base, experts, coefficients, statistics, given_places=places)
-        _check_inputs(self, inputs)
-        inputs = replace(inputs, experts=_of_one_dtype(experts))
+        check_inputs(self, inputs)
+        inputs = replace(inputs, experts=of_one_dtype(experts))
         if scales is None:
             scales = [self.statistic_scale(one) for one in statistics]
         elif statistics and len(scales) != len(statistics):
@@ -256,46 +256,3 @@ def check_positive_sum(coefficients: Sequence[float]) -> None:
     """
     if not sum(coefficients) > 0:
         raise ValueError(f"the coefficients {list(coefficients)} must have a positive sum")
-
-
-def _of_one_dtype(experts: Sequence[Params]) -> Sequence[Params]:
-    """Converts each tensor to the widest dtype that any expert has it in; none is copied twice."""
-    dtypes = {
-        name: reduce(torch.promote_types, (expert[name].dtype for expert in experts))
-        for name in experts[0]
-    }
-    return [{name: one[name].to(dtype) for name, dtype in dtypes.items()} for one in experts]
-
-
-def _check_inputs(method: MergeMethod, inputs: MergeInputs) -> None:
-    """Checks in one place what every formula assumes: counts and names that fit the experts."""
-    name, count = type(method).__name__, len(inputs.experts)
-    if method.needs_base and inputs.base is None:
-        raise ValueError(f"{name} needs the base model")
-    numbers = {"coefficients": len(inputs.coefficients), "statistics": len(inputs.statistics)}
-    if not method.uses_coefficients and not inputs.coefficients:
-        del numbers["coefficients"]
-    if method.statistic is None:
-        del numbers["statistics"]
-    for what, found in numbers.items():
-        if found != count:
-            raise ValueError(
-                f"{name}: {what}: there are {found} for {count} experts; give one per expert"
-            )
-    sources = {f"expert {m}": one for m, one in enumerate(inputs.experts, 1)}
-    if inputs.base is not None:
-        sources["the base"] = inputs.base
-    if method.statistic != "gram":  # which only linear layers have; all else is averaged
-        sources |= {f"the Fisher of expert {m}": one for m, one in enumerate(inputs.statistics, 1)}
-    for source, tensors in sources.items():
-        if missing := [key for key in inputs.experts[0] if key not in tensors]:
-            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-            raise ValueError(f"{name}: {source} lacks tensor '{missing[0]}'{more}")
-        if isinstance(tensors, Between):  # of tensors that were checked; reading computes them
-            continue
-        for key, tensor in inputs.experts[0].items():
-            if tensors[key].shape != tensor.shape:
-                raise ValueError(
-                    f"{name}: tensor '{key}' of {source} is {tuple(tensors[key].shape)}, but "
-                    f"{tuple(tensor.shape)} in expert 1"
-                )
