@@ -16,7 +16,7 @@ from fmerge.fisher import MERGE_DEFAULTS, Estimator, Fallback, FisherEstimate, F
 from fmerge.merging.expert_fishers import Expert
 from fmerge.merging.merged_heads import HeadMode
 from fmerge.methods import Average, MergeMethod
-from fmerge.modules import TaskModule
+from fmerge.modules import Loss, TaskModule
 from fmerge.report.merge_report import MergeReport
 from fmerge.runs.described import fit_config
 from fmerge.runs.divergence import DivergenceGuard
@@ -26,6 +26,7 @@ from fmerge.runs.fit_callbacks import LastEpoch, WeightsFirst, with_callbacks
 from fmerge.runs.inputs import check_data, explaining_texts, tasks_of
 from fmerge.runs.job import MergeJob
 from fmerge.runs.pass_plan import Baselines
+from fmerge.runs.polish_stage import Polishing
 from fmerge.store import Dtype, check_new_folder, check_resume, lock_of, only_run, recover_folder
 from fmerge.system.paths import expand, path_of
 from fmerge.system.slurm import RequeueCallback, requeued_checkpoint
@@ -228,18 +229,16 @@ class FMergeTrainer(Trainer):
         return job.run(expert, task, overwrite=overwrite, dry_run=dry_run)
 
     def merge(
-        self,
-        model: LightningModule,
-        datamodule: LightningDataModule | Loaders | None = None,
-        *,
-        experts: dict[str, str | Expert],
-        output: Path,
+        self, model: LightningModule, datamodule: LightningDataModule | Loaders | None = None, *,
+        experts: dict[str, str | Expert], output: Path,
         method: MergeMethod | None = None, coefficients: dict[str, float] | None = None,
         base: str | None = None, fisher: FisherSettings = MERGE_DEFAULTS,
         baselines: Baselines = "all", heads: HeadMode = "keep",
         refit_heads: Refit = "off", refit_examples: int | None = 512, refit_seed: int = 0,
-        dtype: Dtype | None = None, max_shard_size: int | str | None = None,
-        overwrite: bool = False, dry_run: bool = False, build: int | None = None,
+        polish_steps: int = 0, polish_loss: Loss = "experts", polish_anchor: float = 0.0,
+        polish_learning_rate: float = 1e-4, dtype: Dtype | None = None,
+        max_shard_size: int | str | None = None, overwrite: bool = False, dry_run: bool = False,
+        build: int | None = None,
     ) -> MergeReport | None:  # fmt: skip
         """Merge experts into one model, with the best coefficients that a search finds.
 
@@ -253,13 +252,15 @@ class FMergeTrainer(Trainer):
             coefficients: By expert, without a search; below 0 for what an expert is to unlearn.
             base: The pretrained model of the experts; for task vectors and the table.
             fisher: How Fishers without a file are estimated, and the examples of RegMean's Grams.
-            baselines: Rows of the table: all: base, base with refitted heads, experts, plain
-                average and second best trial; experts: the experts alone, which is faster.
-            heads: Of the experts: keep each for its task, or merge them like the body, into one
-                model, where all are of one task.
+            baselines: all: a table with base, average and runner-up; experts alone: faster.
+            heads: keep each task's; merge them, of one task, into one; train with coefficients.
             refit_heads: Refit classifiers' last linear layers: off, at the end, or in trials too.
             refit_examples: Training examples of a task that heads are fitted on; null: all.
             refit_seed: Seed of their choice.
+            polish_steps: Steps that train all weights of the best merge at the end; 0 for none.
+            polish_loss: What they learn from: experts, without labels; labels; or entropy.
+            polish_anchor: How strongly exact Fishers hold weights to the merge; 0: not at all.
+            polish_learning_rate: Adam's.
             dtype: What merged models are written in; the experts' own dtype if left out.
             max_shard_size: Largest shard of a merged model, such as 5GB; as the experts' if unset.
             overwrite: Replace a run in the output folder; without it the run is resumed.
@@ -274,6 +275,6 @@ class FMergeTrainer(Trainer):
             trainer=self, model=model, datamodule=datamodule, experts=experts,
             output=path_of(output), method=made, base=base, fisher=fisher, baselines=baselines,
             refitting=Refitting(refit_heads, refit_examples, refit_seed), overwrite=overwrite,
-            dry_run=dry_run, build=build, config=self.resolved_config, heads=heads,
-            dtype=dtype, max_shard_size=max_shard_size, coefficients=coefficients,
-        ).run()  # fmt: skip
+            dry_run=dry_run, build=build, config=self.resolved_config, heads=heads, dtype=dtype,
+            polishing=Polishing(polish_steps, polish_loss, polish_anchor, polish_learning_rate),
+            max_shard_size=max_shard_size, coefficients=coefficients).run()  # fmt: skip

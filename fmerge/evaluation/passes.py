@@ -5,9 +5,9 @@ from typing import Literal, NamedTuple
 
 from fmerge.data import Split
 
-Cost = Literal["score", "Fisher", "calibration"]
-"""What a pass over one example costs: a forward pass, a Fisher's gradients, or the parts of forward
-passes that fit all layers, one after the other."""
+Cost = Literal["score", "Fisher", "calibration", "step"]
+"""What a pass over one example costs: a forward pass, a Fisher's gradients, the parts of forward
+passes that fit all layers, one after the other, or a training step."""
 
 
 class Pass(NamedTuple):

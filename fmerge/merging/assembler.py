@@ -10,6 +10,7 @@ from fmerge.evaluation.statistics import statistic_of
 from fmerge.fisher.curve import FisherCurves
 from fmerge.merging.buffers import nearest
 from fmerge.methods import Average, MergeMethod
+from fmerge.methods.inputs import MergeInputs
 from fmerge.methods.roles import places_of
 from fmerge.params import Params, check_finite, empty_like
 from fmerge.search.parameter_groups import coefficient_name
@@ -128,6 +129,52 @@ class Assembler:
         self._merged_at = dict(coefficients)
         return self._rounded
 
+    def regrouped(self, parts: Mapping[str, Sequence[str]], device: torch.device) -> "Assembler":
+        """Makes an assembler of the same experts with other groups.
+
+        Args:
+            parts: Group name to the names of its tensors.
+            device: Where it merges: the tensors are moved there, if they are elsewhere.
+
+        Returns:
+            The assembler; on the same device it shares all tensors but the merged ones.
+        """
+
+        def there(tensors: Mapping[str, Any]) -> dict[str, Any]:
+            return {name: one.to(device) for name, one in tensors.items()}
+
+        statistics = self.statistics
+        return Assembler(
+            self.method,
+            None if self.base is None else there(self.base),
+            {name: there(one) for name, one in self.experts.items()},
+            self.fisher_of,
+            None if statistics is None else {name: there(one) for name, one in statistics.items()},
+            parts=parts,
+            buffers=[name for names in self._buffers.values() for name in names],
+            dtypes=self._dtypes,
+        )
+
+    def pull_back(
+        self, coefficients: Mapping[str, float], gradient: Mapping[str, Tensor]
+    ) -> Mapping[str, Tensor]:
+        """Computes ∂L/∂λ from ∂L/∂θ, for a loss L of the merged tensors.
+
+        Args:
+            coefficients: λ by expert, or by ``expert/group``: where to take it.
+            gradient: ∂L/∂θ by tensor.
+
+        Returns:
+            Group name to one number for each expert (m,), in float64.
+        """
+        return {
+            group: self.method.pull_back(
+                self._group_inputs(group, names, coefficients, self.statistics),
+                _only(gradient, names),
+            )
+            for group, names in self.parts.items()
+        }
+
     def average(self) -> Params:
         """Computes the plain average of the experts, which does not end the validity of a merge.
 
@@ -137,14 +184,7 @@ class Assembler:
         return self.in_dtypes(Average().merge(None, list(self._inputs.values()), []))
 
     def in_dtypes(self, merged: Params) -> Params:
-        """Rounds a body to the dtypes that merges have.
-
-        Args:
-            merged: Body tensors by name.
-
-        Returns:
-            The tensors in ``dtypes``.
-        """
+        """Rounds a body's tensors to ``dtypes``."""
         return {name: one.to(self._dtypes.get(name, one.dtype)) for name, one in merged.items()}
 
     def _merge(
@@ -154,19 +194,33 @@ class Assembler:
         coefficients: Mapping[str, float],
         statistics: Mapping[str, Mapping[str, Any]] | None,
     ) -> None:
-        base = None if self.base is None else _only(self.base, names)
-        experts = [_only(expert, names) for expert in self._inputs.values()]
-        weights = [coefficients[coefficient_name(name, group)] for name in self.experts]
-        given, scales = None, None
-        if statistics is not None:
-            given = [statistics[name] for name in self.experts]
-            scales = [
-                self._scale_at(name, group, coefficients, statistics) for name in self.experts
-            ]
+        one = self._group_inputs(group, names, coefficients, statistics)
+        given = None if statistics is None else one.statistics
+        scales = None if statistics is None else one.scales
         # over the last merge: to map the pages of new tensors would cost more than the sums
         out = _only(self._merged, names) if self.method.writes_into_out else None
         self._merged |= self.method.merge(
-            base, experts, weights, given, scales=scales, places=self.places, out=out
+            one.base, one.experts, one.coefficients, given,  # type: ignore[arg-type]
+            scales=scales, places=self.places, out=out,
+        )  # fmt: skip
+
+    def _group_inputs(
+        self,
+        group: str,
+        names: Sequence[str],
+        coefficients: Mapping[str, float],
+        statistics: Mapping[str, Mapping[str, Any]] | None,
+    ) -> MergeInputs:
+        known = {} if statistics is None else statistics
+        return MergeInputs(
+            base=None if self.base is None else _only(self.base, names),
+            experts=[_only(expert, names) for expert in self._inputs.values()],
+            coefficients=[coefficients[coefficient_name(name, group)] for name in self.experts],
+            statistics=[known[name] for name in known and self.experts],
+            scales=[
+                self._scale_at(name, group, coefficients, known) for name in known and self.experts
+            ],
+            given_places=self.places,
         )
 
     def _merge_buffers(self, group: str, coefficients: Mapping[str, float]) -> None:

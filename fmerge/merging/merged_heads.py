@@ -9,8 +9,9 @@ from fmerge.errors import UserError, known
 from fmerge.modules import TaskModule
 from fmerge.params import Params, params_of
 
-HeadMode = Literal["keep", "merge"]
-"""What becomes of the experts' heads: each stays its task's, or all are merged like the body."""
+HeadMode = Literal["keep", "merge", "train"]
+"""What becomes of the experts' heads: each stays its task's, all are merged like the body, or
+each is trained where coefficients are learned."""
 
 _INSTEAD = "leave --heads out to keep each expert's own"
 
@@ -24,8 +25,8 @@ def check_mode(mode: str) -> None:
     Raises:
         UserError: If it is none.
     """
-    if mode not in {"keep", "merge"}:
-        raise UserError(f"--heads: is {mode!r}, but must be keep or merge")
+    if mode not in {"keep", "merge", "train"}:
+        raise UserError(f"--heads: is {mode!r}, but must be keep, merge or train")
 
 
 def check_one_task(labels: Mapping[str, Sequence[str]]) -> None:

@@ -9,9 +9,11 @@ from lightning.pytorch import Callback, Trainer
 from fmerge import search as searches
 from fmerge.errors import UserError, object_of
 from fmerge.merging.assembler import Assembler
+from fmerge.merging.learnable import LearnedGroups
 from fmerge.merging.search_checks import check_search, fixed
 from fmerge.merging.trials import Score, attempt, progress
 from fmerge.methods import MergeMethod
+from fmerge.modules import Loss
 from fmerge.search import AxSearch, Fixed, Search, SearchSpace, Trial
 from fmerge.search.failures import check_failures
 from fmerge.search.objective import Aim, Objective, check_keep, check_own, objectives_of
@@ -47,6 +49,16 @@ class MergeOptimizer(Callback):
         racing: Score a trial on growing parts of the validation split, and stop it where it is
             all but sure to fall behind the best one so far; for tasks scored by accuracy. What
             is saved was scored on the whole split, to the score it has without racing.
+        learn: After the search, learn coefficients by gradient from its best trial on: layers:
+            one for each expert and numbered layer, and one for the rest; tensors: one for each
+            tensor. Not at all when left out.
+        loss: What is learned from training examples: experts: the probabilities that each task's
+            expert gives them, without labels; labels; entropy: the merge's own certainty.
+        steps: Steps of Adam, at most; a step takes one batch of each task.
+        learning_rate: Adam's, of the coefficients.
+        examples: Training examples of each task to learn from; all if null.
+        patience: Stop after so many checks on the validation split, one every 10 steps, that
+            bring nothing better.
 
     Examples:
         >>> import fmerge
@@ -79,6 +91,12 @@ class MergeOptimizer(Callback):
         groups: Groups = "whole",
         bounds: Bounds | None = None,
         racing: bool = False,
+        learn: LearnedGroups | None = None,
+        loss: Loss = "experts",
+        steps: int = 100,
+        learning_rate: float = 0.01,
+        examples: int | None = 512,
+        patience: int = 5,
     ) -> None:
         self.search = None
         if search is not None:
@@ -90,6 +108,12 @@ class MergeOptimizer(Callback):
         self.groups = groups
         self.bounds = bounds
         self.racing = racing
+        self.learn: LearnedGroups | None = learn
+        self.loss: Loss = loss
+        self.steps = steps
+        self.learning_rate = learning_rate
+        self.examples = examples
+        self.patience = patience
 
     def check(
         self,

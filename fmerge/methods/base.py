@@ -6,9 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
+from fmerge.methods.convex import convex
+from fmerge.methods.gradients import by_autograd
 from fmerge.methods.input_checks import check_inputs, of_one_dtype
 from fmerge.methods.inputs import MergeInputs
 from fmerge.methods.roles import Place
@@ -181,6 +182,18 @@ class MergeMethod(Recorded, ABC):
             See ``merge``.
         """
 
+    def pull_back(self, inputs: MergeInputs, gradient: Params) -> Tensor:
+        """Computes ∂L/∂λₘ from ∂L/∂θ, for a loss L of the merged tensors.
+
+        Args:
+            inputs: The inputs of the merge, checked.
+            gradient: ∂L/∂θ by tensor, for some of the tensors.
+
+        Returns:
+            One number for each expert (m,), in float64; an error where there is no such rule.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no gradient of its coefficients")
+
 
 class Tensorwise(MergeMethod):
     """A method that merges one tensor after the other, each as a whole.
@@ -212,6 +225,10 @@ class Tensorwise(MergeMethod):
         formula = self.tensor_formula(inputs)
         return {name: formula(name).to(tensor) for name, tensor in inputs.experts[0].items()}
 
+    def pull_back(self, inputs: MergeInputs, gradient: Params) -> Tensor:
+        """Computes ∂L/∂λₘ (m,) by autograd through the formula; see the base class."""
+        return by_autograd(self.tensor_formula, inputs, gradient)
+
 
 def constructor_call(made: object) -> str:
     """Writes how an object was made, for reports of methods that hold other objects.
@@ -225,24 +242,6 @@ def constructor_call(made: object) -> str:
     names = [name for name in inspect.signature(type(made)).parameters if hasattr(made, name)]
     arguments = ", ".join(f"{name}={getattr(made, name)!r}" for name in names)
     return f"{type(made).__name__}({arguments})"
-
-
-def convex(tensors: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
-    """Averages tensors, with weights, in float64.
-
-    Args:
-        tensors: Tensors of one shape.
-        shares: Weights ≥ 0 of sum one.
-
-    Returns:
-        The average, rounded once to the first tensor's dtype; exact where all entries are equal.
-    """
-    first = tensors[0].double()
-    total = torch.zeros_like(first)
-    for one, share in zip(tensors, shares, strict=True):
-        total.add_(one.double(), alpha=share)
-    equal = torch.stack([one.double() == first for one in tensors]).all(dim=0)
-    return torch.where(equal, first, total).to(tensors[0])
 
 
 def check_positive_sum(coefficients: Sequence[float]) -> None:

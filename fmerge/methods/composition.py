@@ -4,6 +4,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
+from torch import Tensor
+
 from fmerge.errors import UserError
 from fmerge.methods.base import MergeMethod, constructor_call
 from fmerge.methods.inputs import MergeInputs, VectorMap
@@ -110,3 +112,15 @@ class Transformed(MergeMethod):
             See ``MergeMethod.merge``.
         """
         return self.method.compute(inputs.transformed(self.transform.prepare(inputs)), out)
+
+    def pull_back(self, inputs: MergeInputs, gradient: Params) -> Tensor:
+        """Computes ∂L/∂λₘ as the inner method does, which alone has coefficients.
+
+        Args:
+            inputs: The inputs of the merge, checked.
+            gradient: ∂L/∂θ by tensor.
+
+        Returns:
+            One number for each expert (m,), in float64.
+        """
+        return self.method.pull_back(inputs.transformed(self.transform.prepare(inputs)), gradient)

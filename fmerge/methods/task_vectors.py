@@ -9,7 +9,9 @@ from torch import Tensor
 from fmerge.errors import check_within
 from fmerge.methods.base import TensorFormula, Tensorwise
 from fmerge.methods.elementwise import Chunk, Elementwise, Formula
+from fmerge.methods.gradients import add_scaled, inner_products
 from fmerge.methods.inputs import MergeInputs
+from fmerge.params import Params
 
 
 class TaskVectorMethod(Tensorwise):
@@ -98,8 +100,8 @@ class SignElection(TaskVectorMethod):
         for vector, coefficient in zip(vectors, coefficients, strict=True):
             # where the sum is 0 only zeros agree, so that the mean is 0 there
             agrees = (vector.sign() == elected).to(elected)
-            total.addcmul_(vector, agrees, value=coefficient)
-            weight.add_(agrees, alpha=coefficient)
+            add_scaled(total, vector, coefficient, agrees)
+            add_scaled(weight, agrees, coefficient)
         return torch.where(weight > 0, total / weight, torch.zeros_like(total))
 
 
@@ -126,6 +128,18 @@ class TaskArithmetic(Elementwise):
                 merged.add_(torch.sub(expert, base, out=vector), alpha=coefficient)
 
         return entries
+
+    def pull_back(self, inputs: MergeInputs, gradient: Params) -> Tensor:
+        """Computes ∂L/∂λₘ = ⟨∂L/∂θ, τₘ⟩; see the base class.
+
+        Args:
+            inputs: The inputs of the merge, checked.
+            gradient: ∂L/∂θ by tensor.
+
+        Returns:
+            One number for each expert (m,), in float64.
+        """
+        return inner_products(inputs, gradient)
 
 
 class DFMerge(Elementwise):
@@ -230,5 +244,5 @@ def _sum(vectors: Sequence[Tensor], coefficients: Sequence[float]) -> Tensor:
     """Σₘ λₘτₘ."""
     total = torch.zeros_like(vectors[0])
     for vector, coefficient in zip(vectors, coefficients, strict=True):
-        total.add_(vector, alpha=coefficient)
+        add_scaled(total, vector, coefficient)
     return total

@@ -17,6 +17,7 @@ from fmerge.modules.gram_pass import GramPass, linear_weights
 from fmerge.modules.heads import HeadedModule
 from fmerge.modules.level_fits import Bodies
 from fmerge.modules.logistic import fit_linear
+from fmerge.modules.losses import Loss
 from fmerge.modules.prediction_recorder import Predictions, record_predictions
 from fmerge.modules.rank_choice import RankChoice
 from fmerge.modules.spans import SpanAnswers
@@ -29,6 +30,7 @@ __all__ = [
     "GramPass",
     "FeaturePass",
     "HeadedModule",
+    "Loss",
     "Predictions",
     "RankChoice",
     "Saving",

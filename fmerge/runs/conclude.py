@@ -44,7 +44,7 @@ class Chosen:
         candidate: The merge, and the trial that scored it.
         trials: All trials of the run.
         built: Whether the trial is built by its index, apart from a search.
-        raced: Sentences on racing, if there was any.
+        notes: Sentences on racing and on stages, if there were any.
     """
 
     search: Search
@@ -52,7 +52,7 @@ class Chosen:
     candidate: Candidate
     trials: Sequence[Trial]
     built: bool = False
-    raced: Sequence[str] = ()
+    notes: Sequence[str] = ()
 
     @property
     def best(self) -> Trial:
@@ -164,7 +164,7 @@ class Conclusion:
             base=ensemble.base_source,
             hashes={what: folder.noted(what) for what in ("expert", "base")} if first else {},
             tasks=task_facts(self.run.data, folder.noted("data")) if self._tells else {},
-            facts=[*self._facts(), *chosen.raced, *_FACTS[ensemble.heads_merged], *doubts],
+            facts=[*self._facts(), *chosen.notes, *_FACTS[ensemble.heads_merged], *doubts],
             parameters=parameters_of(self.run.method),
             vectors=vectors,
             fishers=fishers,

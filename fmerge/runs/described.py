@@ -132,6 +132,7 @@ def merge_config(job: "MergeJob") -> str:
         "refit_examples": job.refitting.most,
         "refit_seed": job.refitting.seed,
         "heads": job.heads,
+        **{f"polish_{name}": one for name, one in described(job.polishing).items()},
         "dtype": job.dtype,
         "max_shard_size": job.max_shard_size,
     })

@@ -32,8 +32,10 @@ from fmerge.runs.build import find_trial
 from fmerge.runs.described import merge_config
 from fmerge.runs.dry_run import show_merge_plan
 from fmerge.runs.inputs import check_merge, fingerprints, task_module, tasks_of
+from fmerge.runs.learning import training_stages
 from fmerge.runs.merge import MergeRun
 from fmerge.runs.pass_plan import Baselines, PassPlan
+from fmerge.runs.polish_stage import Polishing
 from fmerge.runs.stages import Stage
 from fmerge.search import Search
 from fmerge.store import Dtype, RunFolder, check_dtype, lock_of, only_run, parse_size
@@ -60,7 +62,8 @@ class MergeJob:
         overwrite: Whether a run in the folder is replaced.
         dry_run: Whether to price the run instead of making it.
         build: Index of the trial to build, if one is.
-        heads: Whether heads are merged like the body.
+        heads: Whether heads are merged like the body, or trained where coefficients are learned.
+        polishing: Whether and how the best merge's weights are trained at the end.
         dtype: The dtype that merged models are written in; the experts' if None.
         max_shard_size: The largest size of a shard of theirs; as the experts' if None.
         coefficients: Those of the merge, where they are given instead of a search.
@@ -82,6 +85,7 @@ class MergeJob:
     build: int | None
     config: str | None
     heads: HeadMode = "keep"
+    polishing: Polishing = Polishing()
     dtype: Dtype | None = None
     max_shard_size: int | str | None = None
     coefficients: dict[str, float] | None = None
@@ -119,7 +123,7 @@ class MergeJob:
     @cached_property
     def stages(self) -> Sequence[Stage]:
         """What improves the search's best, in order."""
-        return ()
+        return training_stages(self.optimizer, self.polishing, self.heads)
 
     def _look_into(self, folder: RunFolder) -> tuple[bool, Sequence[Mapping[str, Any]]]:
         """Whether a run is resumed; or the records of the trials, one of which is built."""
@@ -133,6 +137,7 @@ class MergeJob:
         """Reads the inputs and checks all that can be checked before the long part."""
         module: TaskModule = task_module(self.model)
         check_mode(self.heads)  # these before models are read
+        assert self.stages is not None  # raises where its options do not go together
         check_dtype(self.dtype, {})
         parse_size(self.max_shard_size)
         if not isinstance(self.fisher, FisherSettings):

@@ -26,7 +26,8 @@ from fmerge.report.merge_report import MergeReport
 from fmerge.runs.conclude import Chosen, Conclusion
 from fmerge.runs.finish import finish_of
 from fmerge.runs.pass_plan import Baselines
-from fmerge.runs.stages import Candidate, Stage, StageContext, check_order
+from fmerge.runs.stage_context import StageContext, check_order
+from fmerge.runs.stages import Candidate, Stage
 from fmerge.search import Search, Trial
 from fmerge.search.objective import Objective, Scores
 from fmerge.store import FisherCache, RunFolder, SavedForm
@@ -108,9 +109,10 @@ class MergeRun:
         best = optimizer.optimize(self.trainer, search, assembler, score, folder.append, stop)
         raced = [race_facts(search.history)] if optimizer.racing else []
         context = self._context(search, goal, assembler, folder, search.history)
+        context.notes += raced
         final = context.run_stages(Candidate(best), staged, stop)
         chosen = Chosen(
-            search=search, goal=goal, candidate=final, trials=context.trials, raced=raced
+            search=search, goal=goal, candidate=final, trials=context.trials, notes=context.notes
         )
         report = self._conclusion().conclude(chosen, assembler, folder)
         context.forget()
@@ -187,13 +189,9 @@ class MergeRun:
         trials: Sequence[Trial],
     ) -> StageContext:
         return StageContext(
-            run=self,
-            search=search,
-            goal=goal,
-            assembler=assembler,
-            folder=folder,
-            trials=list(trials),
-        )
+            run=self, search=search, goal=goal, assembler=assembler,
+            folder=folder, trials=list(trials),
+        )  # fmt: skip
 
     @property
     def is_average(self) -> bool:

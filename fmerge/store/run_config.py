@@ -12,6 +12,19 @@ _IGNORED = (
 _RENAMED = {"references": "baselines"}
 """Former names of options, which the config.yaml of an older run has."""
 
+_ADDED = {
+    "optimizer.loss": "experts",
+    "optimizer.steps": 100,
+    "optimizer.learning_rate": 0.01,
+    "optimizer.examples": 512,
+    "optimizer.patience": 5,
+    "polish_steps": 0,
+    "polish_loss": "experts",
+    "polish_anchor": 0.0,
+    "polish_learning_rate": 1e-4,
+}
+"""Options that an older run's config.yaml lacks, and their defaults: it went without them."""
+
 TRIALS = "optimizer.search.init_args.trials"
 """The option that may grow: a run with more trials begins with those of the run with fewer."""
 
@@ -44,8 +57,9 @@ def first_difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     """
     for key in sorted(old.keys() | new.keys()):
         # prefixes: "trainer.callbacks" stands for all options of all callbacks
-        if not key.startswith(_IGNORED) and old.get(key) != new.get(key):
-            return f"{key} was {old.get(key)} and is {new.get(key)}"
+        before, now = (one.get(key, _ADDED.get(key)) for one in (old, new))
+        if not key.startswith(_IGNORED) and before != now:
+            return f"{key} was {before} and is {now}"
     return ""
 
 

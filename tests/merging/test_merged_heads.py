@@ -290,7 +290,7 @@ def test_a_base_without_such_a_head_is_refused(soup, tmp_path):
 def test_options_that_contradict_are_refused(soup, tmp_path):
     line = refusal(tmp_path / "out", soup.experts, soup.data(), refit_heads="end")
     assert line.startswith("--refit_heads: is end, but --heads is merge")
-    assert "must be keep or merge" in refusal(tmp_path / "out", soup.experts, heads="mix")
+    assert "must be keep, merge or train" in refusal(tmp_path / "out", soup.experts, heads="mix")
 
 
 @pytest.mark.slow

@@ -257,7 +257,7 @@ def test_other_processes_write_nothing_and_tell_no_hashes(monkeypatch, tmp_path)
 
 def test_the_parts_of_the_report(monkeypatch, tmp_path):
     case = Case(monkeypatch, tmp_path, method=FisherMerge(), when="end", can_refit=True)
-    report = case.end(raced=["racing: half"])
+    report = case.end(notes=["racing: half"])
     found = report.search
     assert (found.method, found.name, found.best) == ("FisherMerge", "Sobol", TRIALS[1])
     assert list(found.trials) == TRIALS and found.runner_up is TRIALS[2] and not found.built

@@ -70,12 +70,6 @@ def records(folder):
     return [json.loads(line) for line in (folder / "trials.jsonl").read_text().splitlines()]
 
 
-@pytest.fixture
-def last_wins(monkeypatch):
-    """Takes the last trial for the best, whatever it scored."""
-    monkeypatch.setattr("fmerge.runs.stages.StageContext.is_better", lambda self, trial, than: True)
-
-
 def test_records_of_the_search_are_as_they_were():
     trial = Trial(3, {"a": 0.5}, 0.25, {"t": 0.25})
     line = {"trial": 3, "status": "ok", "objective": 0.25, "coefficients": {"a": 0.5}}
@@ -121,7 +115,7 @@ def test_an_interrupted_stage_is_resumed_to_the_same_trials(zoo, tmp_path, monke
 
 def test_a_stage_that_brings_nothing_leaves_the_search_s_best(zoo, tmp_path, monkeypatch):
     monkeypatch.setattr(
-        "fmerge.runs.stages.StageContext.is_better", lambda self, trial, than: False
+        "fmerge.runs.stage_context.StageContext.is_better", lambda self, trial, than: False
     )
     report = staged(zoo, tmp_path / "out", monkeypatch, baselines="experts")
     assert report.best.stage == "" and "; the best is trial 0" in report.markdown()

@@ -1,0 +1,103 @@
+"""What a merge learns from: labels, the experts' own probabilities, or its own certainty.
+
+Letters: n example, c candidate answer; p the expert's probabilities, q the merge's.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from fmerge.errors import UserError
+from fmerge.modules.base import TaskModule
+from fmerge.modules.classification import TextClassifier
+
+Loss = Literal["labels", "experts", "entropy"]
+"""labels: −log q of the true answer; experts: KL(p ‖ q); entropy: −Σ q log q."""
+
+TARGETS = "targets"
+"""The key under which a batch holds what the expert says of its examples."""
+
+
+def check_loss(module: TaskModule, task: str, loss: Loss) -> None:
+    """Checks that a task's answers have the probabilities that a loss compares.
+
+    Args:
+        module: The task module, which has adopted the task's network.
+        task: The task.
+        loss: The loss.
+
+    Raises:
+        UserError: If they are too many to be listed, or numbers.
+    """
+    if loss == "labels" or module.lists_answers(task, "exact"):
+        return
+    if not _is_regression(module, task):
+        raise UserError(
+            f"loss {loss}: compares the probabilities of listed answers, but those of task "
+            f"'{task}' ({type(module).__name__}) are not listed; use labels"
+        )
+    if loss == "entropy":
+        raise UserError(
+            f"loss entropy: task '{task}' has numbers for answers, whose entropy does not change; "
+            "use experts or labels"
+        )
+
+
+def expert_targets(module: TaskModule, batch: Mapping[str, Any]) -> Tensor:
+    """Computes what an expert says of a batch, for the loss ``experts``.
+
+    Args:
+        module: The task module with the expert's weights.
+        batch: What ``collate`` made.
+
+    Returns:
+        log p (n, c), −∞ where an example has no such candidate; of a regression its mean (n, 1).
+    """
+    if _is_regression(module, batch["task"]):
+        return module.outcome(batch)[1][:, None]
+    found: Tensor = module.label_log_probs(batch).log_softmax(dim=1)
+    return found
+
+
+def example_losses(module: TaskModule, batch: Mapping[str, Any], loss: Loss) -> Tensor:
+    r"""Computes the loss of each example.
+
+    .. math::
+        -\log q_{n y_n}, \quad \sum_c p_{nc} (\log p_{nc} - \log q_{nc}), \quad
+        -\sum_c q_{nc} \log q_{nc}
+
+    q is the softmax of ℓ over an example's candidates. A regression's answers are normal of
+    variance one: half the squared distance to the label, or to the expert's mean. Answers that
+    are not listed have the loss of ``outcome``.
+
+    Args:
+        module: The task module.
+        batch: What ``collate`` made, with ``targets`` for the loss ``experts``.
+        loss: Which.
+
+    Returns:
+        The losses (n,).
+    """
+    task = batch["task"]
+    if not module.lists_answers(task, "exact"):
+        losses, means = module.outcome(batch)
+        if loss == "experts":
+            losses = (batch[TARGETS][:, 0].to(means) - means).square() / 2
+        return losses
+    log_q = module.label_log_probs(batch).log_softmax(dim=1)
+    if loss == "labels":
+        return nn.functional.nll_loss(log_q, batch["labels"], reduction="none")
+    log_p = log_q if loss == "entropy" else batch[TARGETS][:, : log_q.shape[1]].to(log_q)
+    there = log_p > -torch.inf
+    # an absent candidate adds 0 · (−∞), whose gradient would be NaN
+    known_q = torch.where(there, log_q, 0.0)
+    p = torch.where(there, log_p, -torch.inf).exp()
+    if loss == "entropy":
+        return -(p * known_q).sum(dim=1)
+    return (p * (torch.where(there, log_p, 0.0) - known_q)).sum(dim=1)
+
+
+def _is_regression(module: TaskModule, task: str) -> bool:
+    return isinstance(module, TextClassifier) and not module.lists_answers(task, "exact")
