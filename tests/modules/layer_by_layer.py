@@ -35,36 +35,38 @@ def patches(x, layer):
     ])
 
 
-def rows(model, path, runs):
-    read = Read(model, path)
-    try:
-        for run in runs:
-            run(model)
-    finally:
+def rows(model, paths, runs):
+    """What layers read, as rows, one run after the other."""
+    reads = {path: Read(model, path) for path in paths}
+    for run in runs:
+        run(model)
+    for read in reads.values():
         read.handle.remove()
-    return read.rows
+    return {path: torch.stack(read.rows) for path, read in reads.items()}
 
 
-def calibrated(merged, experts, base, order, runs, a=0.0, rho=1.0, r=0.0, **options):
+def calibrated(merged, experts, base, order, runs, a=0.0, rho=1.0, r=0.0, tied=None, **options):
     """Fits the layers of a copy of a merged model in the given order.
 
+    tied has the layers that share the weight of a layer of the order, whose inputs count too.
     runs has a list of functions for each expert, each of which runs a model on one example.
     options: c (whether moments are divided by their norm), biases, norms, off_diagonal.
     """
     model, base = copy.deepcopy(merged), merged if base is None else base
     with torch.no_grad():
+        everywhere = order + [other for others in (tied or {}).values() for other in others]
+        inputs = [rows(one, everywhere, some) for one, some in zip(experts, runs, strict=True)]
         for path in order:
+            paths = [path, *(tied or {}).get(path, [])]
             layer = model.get_submodule(path)
             start, origin = merged.get_submodule(path), base.get_submodule(path)
             others = [one.get_submodule(path) for one in experts]
-            x = [rows(model, path, some) for some in runs]
+            x = [torch.cat(list(rows(model, paths, some).values())) for some in runs]
             if not isinstance(layer, nn.Linear | nn.Conv2d | Conv1D):
                 if options.get("norms"):
                     norm(layer, start, origin, others, x, rho, r)
                 continue
-            xt = x
-            if a:
-                xt = [rows(one, path, some) for one, some in zip(experts, runs, strict=True)]
+            xt = [torch.cat([one[each] for each in paths]) for one in inputs]
             linear(layer, start, origin, others, x, xt, a, rho, r, **options)
     return model
 
@@ -82,10 +84,10 @@ def linear(
     left, right = torch.zeros(size, size).double(), torch.zeros(size, len(matrix(layer))).double()
     blends = []
     for own, xs, ts in zip(others, x, xt, strict=True):
-        blend = [a * t + (1 - a) * s for s, t in zip(xs, ts, strict=True)]
+        blend = a * ts + (1 - a) * xs
         blends.append(blend)
-        second = sum(torch.outer(s, s) for s in xs)
-        cross = sum(torch.outer(s, t) for s, t in zip(xs, blend, strict=True))
+        second = torch.einsum("pi,pj->ij", xs, xs)
+        cross = torch.einsum("pi,pj->ij", xs, blend)
         if c:
             second, cross = second / len(xs), cross / len(xs)
             factor = second.square().sum().sqrt()
@@ -101,7 +103,7 @@ def linear(
     layer.weight.copy_(w.T if isinstance(layer, Conv1D) else w.reshape(layer.weight.shape))
     if biases and layer.bias is not None:
         shifts = [
-            torch.stack([matrix(own) @ t + own.bias - w @ s for s, t in zip(xs, ts, strict=True)])
+            ts @ matrix(own).T + own.bias - xs @ w.T
             for own, xs, ts in zip(others, x, blends, strict=True)
         ]
         layer.bias.copy_(sum(one.mean(0) for one in shifts) / len(shifts))
@@ -114,7 +116,7 @@ def norm(layer, start, origin, others, x, rho, r):
     plain.weight.fill_(1)
     if has_shift:
         plain.bias.fill_(0)
-    z = [torch.stack([plain(one) for one in some]) for some in x]
+    z = [plain(some) for some in x]
     for i in range(len(layer.weight)):
         lines, values = [], []
         for own, some in zip(others, z, strict=True):

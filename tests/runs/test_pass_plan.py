@@ -30,7 +30,6 @@ CONFIGURATIONS = {
     "an average held to its experts": [
         "--method", "Average", "--refit_heads", "end", "--optimizer.keep", "0.1",
     ],
-    "one calibration": ["--method", "RegMeanPP", "--fisher.examples", "5"],
     "calibrations of a searched start": [
         "--method", "FeatCal", "--method.start", "FisherMerge", "--fisher.examples", "3",
         *SOBOL, "2", "--fisher.split", "train", "--baselines", "experts",
