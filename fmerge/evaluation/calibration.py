@@ -1,6 +1,7 @@
 """Calibrates a merged body on the tasks' examples."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from fmerge.evaluation.batch_size import in_memory
 from fmerge.evaluation.evaluator import Evaluator, silent
@@ -10,21 +11,29 @@ from fmerge.modules import Bodies, CalibrationPass, TaskModule
 from fmerge.params import Params
 
 
+@dataclass(frozen=True)
+class Calibration:
+    """What is fitted, and on which examples.
+
+    Attributes:
+        method: How layers are fitted; None computes the running statistics of batch norms alone.
+        settings: Which examples; the rest of it is of Fishers alone. Labels are not used.
+        tasks: Expert's name to the task on whose examples it is asked.
+    """
+
+    method: Calibrated | None
+    settings: FisherSettings
+    tasks: Mapping[str, str]
+
+
 def calibrate(
-    evaluator: Evaluator,
-    method: Calibrated,
-    settings: FisherSettings,
-    tasks: Mapping[str, str],
-    bodies: Bodies,
-    solving: bool = True,
+    evaluator: Evaluator, calibration: Calibration, bodies: Bodies, solving: bool = True
 ) -> Params:
     """Fits a merged body's layers, in forward order, to those of its experts.
 
     Args:
         evaluator: Runs the pass; its module gets the fitted body.
-        method: How layers are fitted.
-        settings: Which examples; the rest of it is of Fishers alone. Labels are not used.
-        tasks: Expert's name to the task on whose examples it is asked.
+        calibration: What is fitted, and on which examples.
         bodies: The experts', the start's and the base's.
         solving: Whether layers are fitted; False only measures what the examples cost.
 
@@ -37,11 +46,12 @@ def calibrate(
     module = evaluator.module
     if not isinstance(module, TaskModule):
         raise TypeError(f"{type(module).__name__} is no TaskModule: it shares no body")
+    settings, tasks = calibration.settings, calibration.tasks
     names = list(dict.fromkeys(tasks.values()))
 
     def whole() -> Params:
         evaluator.write_body(bodies.start)  # also where a pass is made again with smaller batches
-        one = CalibrationPass(module, method, tasks, bodies, solving)
+        one = CalibrationPass(module, calibration.method, tasks, bodies, solving)
         loaders = evaluator.data.loaders(settings.split, names, settings.examples, settings.seed)
         with silent(evaluator.trainer):
             evaluator.trainer.predict(

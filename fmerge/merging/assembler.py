@@ -181,7 +181,10 @@ class Assembler:
         Returns:
             New tensors, in ``dtypes``.
         """
-        return self.in_dtypes(Average().merge(None, list(self._inputs.values()), []))
+        merged = Average().merge(None, list(self._inputs.values()), [])
+        if self._finish is not None and not self.method.calibrates:  # whose own it is else
+            merged = self._finish(merged)
+        return self.in_dtypes(merged)
 
     def in_dtypes(self, merged: Params) -> Params:
         """Rounds a body's tensors to ``dtypes``."""

@@ -13,6 +13,7 @@ from fmerge.modules.calibration_pass import CalibrationPass
 from fmerge.modules.classification import TextClassifier
 from fmerge.modules.feature_pass import FeaturePass
 from fmerge.modules.fisher_pass import FisherPass, Saving
+from fmerge.modules.fitted_layers import batch_norms
 from fmerge.modules.gram_pass import GramPass, linear_weights
 from fmerge.modules.heads import HeadedModule
 from fmerge.modules.level_fits import Bodies
@@ -38,6 +39,7 @@ __all__ = [
     "TaskModule",
     "TextClassifier",
     "TokenizedModule",
+    "batch_norms",
     "fit_linear",
     "linear_weights",
     "record_predictions",

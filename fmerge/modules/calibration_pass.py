@@ -16,10 +16,16 @@ from fmerge.errors import UserError
 from fmerge.fisher.batches import batch_size
 from fmerge.methods.calibrated import Calibrated
 from fmerge.modules.base import TaskModule
-from fmerge.modules.fitted_layers import borrowing, fitted_layers, rows_of, state_of
+from fmerge.modules.fitted_layers import (
+    batch_norms,
+    borrowing,
+    fitted_layers,
+    rows_of,
+    state_of,
+)
 from fmerge.modules.layer_inputs import Progress, run_up_to, tapped
 from fmerge.modules.layer_order import Level, levels_of
-from fmerge.modules.level_fits import Bodies, LinearLevel, NormLevel
+from fmerge.modules.level_fits import BatchNormLevel, Bodies, LinearLevel, NormLevel
 from fmerge.modules.level_sums import ChannelSums, InputSums, Rows
 from fmerge.modules.token_masks import token_masks, with_distinct_lengths
 from fmerge.params import Params, write_params
@@ -54,7 +60,7 @@ class CalibrationPass(LightningModule):
 
     Args:
         module: The task module; its networks must have the start's body.
-        method: How layers are fitted.
+        method: How layers are fitted; None computes the running statistics of batch norms alone.
         tasks: Expert's name to the task on whose examples it is asked.
         bodies: The experts', the start's and the base's.
         solving: Whether layers are fitted; False only measures what the examples cost.
@@ -69,7 +75,7 @@ class CalibrationPass(LightningModule):
     def __init__(
         self,
         module: TaskModule,
-        method: Calibrated,
+        method: Calibrated | None,
         tasks: Mapping[str, str],
         bodies: Bodies,
         solving: bool = True,
@@ -79,6 +85,7 @@ class CalibrationPass(LightningModule):
         super().__init__()
         self.module = module
         self.method = method
+        self.share = 0.0 if method is None else method.a
         self.tasks = tasks
         self.bodies = bodies
         self.solving = solving
@@ -130,13 +137,17 @@ class CalibrationPass(LightningModule):
     def _calibrate(self) -> Params:
         task = next(iter(self.tasks.values()))
         network = self._network(task)
-        layers, left = fitted_layers(network, self.bodies.start, self.method.norms)
+        left: list[str] = []
+        layers = batch_norms(network, self.bodies.start)
+        if self.method is not None:
+            fitted, left = fitted_layers(network, self.bodies.start, self.method.norms)
+            layers = [*fitted, *layers]
         plan: tuple[list[Level], list[str]] = ([], [])
         if self.trainer.is_global_zero:
             plan = levels_of(network, layers, partial(self._run, self._batches[task][0]))
         levels, uncalled = self.trainer.strategy.broadcast(plan)
         left += uncalled
-        fitted: Params = {}
+        solved: Params = {}
         for level in levels:
             found = self._fit(level)
             if found is None:
@@ -144,22 +155,24 @@ class CalibrationPass(LightningModule):
                 continue
             for one in dict.fromkeys(self.tasks.values()):
                 write_params(self._network(one), found)
-            fitted |= found
-        self._tell(left, len(fitted))
-        return fitted
+            solved |= found
+        self._tell(left, len(solved))
+        return solved
 
     def _fit(self, level: Level) -> Params | None:
         """Fits one level: the new tensors, or None where positions of its inputs are unknown."""
-        norm = level.layers[0].kind == "norm"
-        kind: Any = NormLevel if norm else LinearLevel
-        fit = kind(level, self.method, self.bodies, self.device)
-        for name, task in self.tasks.items():
+        norm = level.layers[0].kind in {"norm", "batch norm"}
+        fit = self._level_fit(level)
+        experts = self.tasks
+        if level.layers[0].kind == "batch norm":  # of each task once, whoever is asked about it
+            experts = {task: task for task in self.tasks.values()}
+        for name, task in experts.items():
             sums = self._norm_sums(level) if norm else self._input_sums(level)
-            with self._expert(name, task) as run_expert:
+            with self._expert(name, task, norm) as run_expert:
                 for index, batch in enumerate(self._batches[task]):
                     rows = self._rows(level, (name, False, index), batch)
                     targets = {}
-                    if self.method.a and not norm:
+                    if self.share and not norm:
                         with run_expert():
                             targets = self._rows(level, (name, True, index), batch)
                     # autocast would multiply in half precision, whatever the dtype of the sums
@@ -176,27 +189,38 @@ class CalibrationPass(LightningModule):
         solved: Params = fit.solve() if self.trainer.is_global_zero else {}
         return self.trainer.strategy.broadcast(solved)
 
+    def _level_fit(self, level: Level) -> Any:
+        if level.layers[0].kind == "batch norm":
+            return BatchNormLevel(level)
+        assert self.method is not None  # else there are no other levels
+        kind = NormLevel if level.layers[0].kind == "norm" else LinearLevel
+        return kind(level, self.method, self.bodies, self.device)
+
     def _input_sums(self, level: Level) -> InputSums:
         first = level.layers[0]
         inputs = first.matrix(self.bodies.start[first.weight]).shape[1]
-        return InputSums(first.paths, inputs, self.method.a, self._like(first.weight))
+        return InputSums(first.paths, inputs, self.share, self._like(first.weight))
 
     def _norm_sums(self, level: Level) -> ChannelSums:
         (layer,) = level.layers
         (path,) = layer.paths
         network = self._network(next(iter(self.tasks.values())))
         channels = len(self.bodies.start[layer.weight])
-        return ChannelSums(path, network.get_submodule(path), channels, self._like(layer.weight))
+        batch = layer.kind == "batch norm"
+        # a variance is a difference of large sums
+        like = self._like(layer.weight, batch and self.device.type != "mps")
+        return ChannelSums(path, None if batch else network.get_submodule(path), channels, like)
 
-    def _like(self, name: str) -> Tensor:
-        wide = torch.float64 if self.method.double else torch.float32
+    def _like(self, name: str, double: bool = False) -> Tensor:
+        double = double or (self.method is not None and self.method.double)
+        wide = torch.float64 if double else torch.float32
         dtype = torch.promote_types(self.bodies.start[name].dtype, wide)
         return torch.zeros(0, dtype=dtype, device=self.device)
 
     @contextmanager
-    def _expert(self, name: str, task: str) -> Iterator[Callable[[], Any]]:
+    def _expert(self, name: str, task: str, norm: bool) -> Iterator[Callable[[], Any]]:
         """An expert's body on the device; what is yielded lets the task's network run with it."""
-        if not self.method.a:
+        if norm or not self.share:
             yield nullcontext
             return
         own = state_of(self._network(task))
@@ -240,9 +264,10 @@ class CalibrationPass(LightningModule):
         return total
 
     def _tell(self, left: Sequence[str], fitted: int) -> None:
-        if not fitted:
+        name = "batch norm" if self.method is None else type(self.method).__name__
+        if not fitted and self.method is not None:
             raise UserError(
-                f"{type(self.method).__name__}: found no layer whose inputs have the shape of the "
+                f"{name}: found no layer whose inputs have the shape of the "
                 "batch's tokens; merge this architecture by another --method"
             )
         if left:
@@ -250,7 +275,7 @@ class CalibrationPass(LightningModule):
                 "%s leaves %d weights as the start merged them, such as '%s': they are not called, "
                 "or their inputs do not have the shape of the batch's tokens, or they are no "
                 "plain 2D convolutions",
-                type(self.method).__name__, len(left), left[0],
+                name, len(left), left[0],
             )  # fmt: skip
 
 

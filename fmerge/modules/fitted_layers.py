@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from fmerge.modules.gram_pass import linear_weights
 from fmerge.modules.token_masks import mask_of
 
-Kind = Literal["linear", "convolution", "norm"]
+Kind = Literal["linear", "convolution", "norm", "batch norm"]
 
 
 @dataclass(frozen=True)
@@ -20,10 +20,11 @@ class FittedLayer:
     """A weight that is fitted, with the layers that use it.
 
     Attributes:
-        weight: The weight's name in the network.
+        weight: The weight's name in the network; of a batch norm its running mean's.
         kind: What its layers are.
         paths: Where its layers are in the network: several where they share the weight.
         biases: The name of each layer's bias; None where it has none, or one that others use too.
+            Of a batch norm the running variance's.
         inputs_first: Whether the weight is (in, out), as of GPT-2's Conv1D.
     """
 
@@ -105,6 +106,25 @@ def fitted_layers(
     return fitted, left
 
 
+def batch_norms(network: nn.Module, among: Collection[str]) -> list[FittedLayer]:
+    """Finds the batch norms whose running statistics are computed anew.
+
+    Args:
+        network: A task's network.
+        among: Names of the parameters and buffers that a merge changes.
+
+    Returns:
+        The layers.
+    """
+    return [
+        FittedLayer(f"{path}.running_mean", "batch norm", (path,), (f"{path}.running_var",))
+        for path, module in network.named_modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm)
+        and f"{path}.running_mean" in among
+        and f"{path}.running_var" in among
+    ]
+
+
 def _is_plain(module: nn.Module) -> bool:
     return (
         type(module) is nn.Conv2d
@@ -129,7 +149,7 @@ def rows_of(layer: nn.Module, x: Tensor, masks: Sequence[Tensor] | None, n: int)
 
     Args:
         layer: The layer.
-        x: Its input: (r, …, i), or images (n, c, h, w) of a convolution.
+        x: Its input: (r, …, i), images (n, c, h, w) of a convolution, or (n, c, …) of a batch norm.
         masks: What ``token_masks`` returned; None where the batch has no text, so that every
             position of its n examples counts.
         n: How many examples the batch has.
@@ -143,6 +163,9 @@ def rows_of(layer: nn.Module, x: Tensor, masks: Sequence[Tensor] | None, n: int)
             return None
         patches = F.unfold(x, layer.kernel_size, layer.dilation, layer.padding, layer.stride)
         return patches.transpose(1, 2).flatten(0, 1)
+    if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+        known = masks is None and x.ndim > 1 and len(x) == n
+        return x.movedim(1, -1).flatten(0, -2).clone() if known else None
     if masks is None:
         return x.flatten(0, -2).clone() if x.ndim > 1 and len(x) == n else None
     mask = mask_of(x, masks)

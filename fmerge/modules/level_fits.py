@@ -118,6 +118,43 @@ class LinearLevel:
         return torch.cat([one.matrix(body[one.weight]).to(self.device) for one in self.layers])
 
 
+class BatchNormLevel:
+    """Computes the running statistics of a batch norm, over all tasks alike.
+
+    The mean is that of the tasks' means, and the variance that of such a mixture of the tasks.
+
+    Args:
+        level: The level.
+    """
+
+    def __init__(self, level: Level) -> None:
+        (self.layer,) = level.layers
+        self._moments: list[ChannelMoments] = []
+
+    def add(self, name: str, sums: ChannelMoments) -> None:
+        """Adds an expert's task.
+
+        Args:
+            name: The expert's name.
+            sums: What its examples gave.
+        """
+        self._moments.append(sums)
+
+    def solve(self) -> Params:
+        """Computes them.
+
+        Returns:
+            Their names to new values.
+        """
+        mean = torch.stack([one.first for one in self._moments]).mean(0)
+        square = torch.stack([one.second for one in self._moments]).mean(0)
+        (variance,) = self.layer.biases
+        assert variance is not None  # as batch_norms makes it
+        # rounding must not leave a constant channel below zero
+        found = (square - mean.square()).clamp_min(0)
+        return {self.layer.weight: mean.cpu(), variance: found.cpu()}
+
+
 class NormLevel:
     """Fits the gain and the shift of a normalisation.
 

@@ -81,16 +81,16 @@ class InputSums:
 
 
 class ChannelSums:
-    """Σ z and Σ z² of what a normalisation multiplies by its gain.
+    """Σ z and Σ z² of what a normalisation multiplies by its gain, or of a batch norm's inputs.
 
     Args:
         path: The normalisation.
-        layer: The normalisation itself.
+        layer: The normalisation itself; None of a batch norm.
         channels: How many channels it has.
         like: A tensor of the sums' dtype and device.
     """
 
-    def __init__(self, path: str, layer: nn.Module, channels: int, like: Tensor) -> None:
+    def __init__(self, path: str, layer: nn.Module | None, channels: int, like: Tensor) -> None:
         self.path = path
         self.layer = layer
         self.sums = like.new_zeros(2, channels)
@@ -105,7 +105,7 @@ class ChannelSums:
             targets: Not used.
         """
         for x in rows[self.path]:
-            z = None if x is None else normalised(self.layer, x)
+            z = x if x is None or self.layer is None else normalised(self.layer, x)
             if z is None:
                 self.unknown += 1
                 continue

@@ -21,6 +21,7 @@ from fmerge.report.pareto_front import Front
 from fmerge.report.parts import Provenance, SearchOutcome, TestOutcome, Trials
 from fmerge.report.scores import AVERAGE, BASE, EXPERTS, REFITTED, RUNNER_UP, Row
 from fmerge.runs.data_provenance import split_facts
+from fmerge.runs.finish import calibration_facts
 from fmerge.runs.pass_plan import TestedRow, tested_rows
 from fmerge.runs.stages import Candidate
 from fmerge.search import Search, Trial, non_dominated_trials
@@ -182,9 +183,10 @@ class Conclusion:
             return []
         ensemble = self.run.ensemble
         origins = ensemble.fisher_origins
-        return split_facts(
+        facts = split_facts(
             self.run.data, self.run.method, self.run.settings, origins, ensemble.tasks
         )
+        return [*facts, *calibration_facts(self.run)]
 
     def _test_baselines(
         self, chosen: Chosen, assembler: Assembler

@@ -16,6 +16,7 @@ from fmerge.evaluation.passes import Cost, Pass, Passes
 from fmerge.evaluation.statistics import statistic_of
 from fmerge.modules import TaskModule
 from fmerge.params import params_of
+from fmerge.runs.finish import calibration_of
 from fmerge.runs.pass_plan import PassPlan
 from fmerge.runs.timing import (
     adopt_random,
@@ -121,8 +122,8 @@ def _time_of_merge(run: "MergeRun", data: MultiTask, plan: PassPlan) -> str:
             adopt_random(run.module, task, model, run.ensemble.tokenizers[task])
             adopted[:] = [task]
         own = run.settings if cost == "Fisher" else None
-        fitted = run.method if cost == "calibration" else None
-        seconds = seconds_of_pass(run.trainer, run.module, data, task, own, calibrated=fitted)
+        fitted = calibration_of(run) if cost == "calibration" else None
+        seconds = seconds_of_pass(run.trainer, run.module, data, task, own, calibration=fitted)
         # the backward pass of a training step takes twice the time of the forward pass
         return 3 * seconds if cost == "step" else seconds
 

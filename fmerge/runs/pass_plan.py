@@ -7,6 +7,7 @@ from fmerge.data import MultiTask, Split
 from fmerge.evaluation.passes import Pass, Passes
 from fmerge.evaluation.statistics import Fisher, statistic_of
 from fmerge.report.scores import AVERAGE, BASE, EXPERTS, MERGE, RUNNER_UP
+from fmerge.runs.finish import calibration_of
 
 if TYPE_CHECKING:
     from fmerge.runs.merge import MergeRun
@@ -125,14 +126,16 @@ class PassPlan:
             passes[one] += statistic.passes(settings, merges)
 
     def _add_calibrations(self, passes: Passes, data: MultiTask) -> None:
-        run, settings = self.run, self.run.settings
-        if not run.method.calibrates:
+        run, calibration = self.run, calibration_of(self.run)
+        if calibration is None:
             return
-        rows = tested_rows(run, self.has_rival)
+        settings, rows = calibration.settings, tested_rows(run, self.has_rival)
         merges = self.trials + sum(row.assembled for row in rows)
         # a single trial is the merge, which is assembled again only to look at its Fishers
         fishers = isinstance(statistic_of(run.method), Fisher)
         merges -= not self.has_rival and not fishers
-        for task in dict.fromkeys(map(run.task_of, run.ensemble.names)):
+        if calibration.method is None:  # the plain average has its statistics computed as well
+            merges += sum(row.name == AVERAGE and not row.assembled for row in rows)
+        for task in dict.fromkeys(calibration.tasks.values()):
             examples = data.size(task, settings.split, settings.examples)
             passes[Pass("calibration", task, settings.split, examples)] += merges

@@ -10,11 +10,9 @@ from torch import nn
 
 from fmerge.data import MultiTask
 from fmerge.data.excerpts import typical
-from fmerge.evaluation.calibration import calibrate
+from fmerge.evaluation.calibration import Calibration, calibrate
 from fmerge.evaluation.evaluator import Evaluator
 from fmerge.fisher import FisherSettings
-from fmerge.methods import MergeMethod
-from fmerge.methods.calibrated import Calibrated
 from fmerge.modules import Bodies, TaskModule
 from fmerge.params import params_of
 
@@ -30,7 +28,7 @@ def seconds_of_pass(
     data: MultiTask,
     task: str,
     settings: FisherSettings | None = None,
-    calibrated: MergeMethod | None = None,
+    calibration: Calibration | None = None,
     clock: Clock = time.perf_counter,
 ) -> float:
     """Measures a pass over one batch of examples of middling length, after one that warms up.
@@ -41,7 +39,7 @@ def seconds_of_pass(
         data: The tasks.
         task: The task.
         settings: How a Fisher is estimated; None scores on the validation split instead.
-        calibrated: How a merge is calibrated, which is then measured instead, but for its solves.
+        calibration: How a merge is calibrated, which is then measured instead, but for its solves.
         clock: Tells the time in seconds.
 
     Returns:
@@ -52,11 +50,12 @@ def seconds_of_pass(
     evaluator = Evaluator(trainer, module, batch)
 
     def once() -> None:
-        if isinstance(calibrated, Calibrated) and isinstance(module, TaskModule):
-            body = params_of(module.task_model(task))
-            bodies = Bodies(body, body, {task: body})
+        if calibration is not None and isinstance(module, TaskModule):
+            network = module.task_model(task)
+            body = params_of(network) | dict(network.named_buffers())
             whole = FisherSettings(split="validation")
-            calibrate(evaluator, calibrated, whole, {task: task}, bodies, solving=False)
+            one = Calibration(calibration.method, whole, {task: task})
+            calibrate(evaluator, one, Bodies(body, body, {task: body}), solving=False)
         elif settings is not None:
             evaluator.fisher(task, settings)
         elif isinstance(module, TaskModule):

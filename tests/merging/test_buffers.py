@@ -269,15 +269,12 @@ def examples(n, classes, seed):
     return [{"text": " ".join(map(str, row)), "label": i % classes} for i, row in enumerate(rows)]
 
 
-def tasks():
+def tasks(train=False):
     kinds = {"x": ["a", "b"], "y": ["a", "b", "c"]}
+    splits = ["validation", "test", *(["train"] if train else [])]
     return {
         name: Given(
-            labels,
-            **{
-                s: examples(200, len(labels), i)
-                for i, s in enumerate(("train", "validation", "test"))
-            },
+            labels, **{s: examples(200, len(labels), i) for i, s in enumerate(splits, start=1)}
         )
         for name, labels in kinds.items()
     }
@@ -289,8 +286,10 @@ def accuracy(network, examples):
         return float((network(batch["x"]).argmax(1) == batch["labels"]).float().mean())
 
 
-def test_a_whole_merge_scores_saves_and_builds_them(module, tmp_path):
-    found, data = dict(module.known), tasks()
+@pytest.mark.parametrize("train", [False, True])
+def test_a_whole_merge_scores_saves_and_builds_them(module, tmp_path, train):
+    """Running statistics are averaged, or computed where there are training examples."""
+    found, data = dict(module.known), tasks(train)
     search = fmerge.search.Grid(points=3)
 
     def run(**options):
@@ -304,7 +303,7 @@ def test_a_whole_merge_scores_saves_and_builds_them(module, tmp_path):
         trainer.resolved_config = "method: Isotropic\n"
         return trainer.merge(
             Own(**found),
-            MultiTask(tasks(), batch_size=100),
+            MultiTask(tasks(train), batch_size=100),
             experts={"x": "one", "y": "two"},
             method=Isotropic(),
             output=tmp_path / "run",
@@ -319,20 +318,27 @@ def test_a_whole_merge_scores_saves_and_builds_them(module, tmp_path):
     swapped = copy.deepcopy(found["two"])
     swapped.body[1].load_state_dict(found["one"].body[1].state_dict())
     assert accuracy(swapped, data["y"].examples("test")) != pytest.approx(rows["experts"]["y"])
+
+    def expected(coefficients):
+        return by_hand(found, coefficients, data if train else {})
+
     for trial in report.trials:
-        merged = by_hand(found, trial.coefficients)
+        merged = expected(trial.coefficients)
         for task, network in merged.items():
             score = accuracy(network, data[task].examples("validation"))
             assert trial.metrics[task] == pytest.approx(score)
-    check_saved(tmp_path / "run" / "merged", by_hand(found, report.best.coefficients))
+    check_saved(tmp_path / "run" / "merged", expected(report.best.coefficients))
     other = next(t for t in report.trials if t.coefficients != report.best.coefficients)
     run(build=other.index)
     folder = tmp_path / "run" / "points" / str(other.index) / "merged"
-    check_saved(folder, by_hand(found, other.coefficients))
+    check_saved(folder, expected(other.coefficients))
 
 
-def by_hand(networks, coefficients):
-    """Weights and moving buffers by their coefficients; all else of the first, heads their own."""
+def by_hand(networks, coefficients, data):
+    """Weights and moving buffers by their coefficients; all else of the first, heads their own.
+
+    Where there are data, the running statistics are those of the training examples of both tasks.
+    """
     one, two = (copy.deepcopy(networks[name]) for name in ("one", "two"))
     share = coefficients["x"] / sum(coefficients.values())
     first, second = one.state_dict(), two.state_dict()
@@ -342,6 +348,13 @@ def by_hand(networks, coefficients):
             first[name].copy_(merged), second[name].copy_(merged)
         elif name.startswith("body."):
             second[name].copy_(first[name])
+    if data:
+        texts = [example for task in data.values() for example in task.examples("train")]
+        with torch.no_grad():
+            seen = one.body[0](Own().collate(texts, "")["x"])
+        for network in (one, two):
+            network.body[1].running_mean.copy_(seen.mean(0))
+            network.body[1].running_var.copy_(seen.var(0, correction=0))
     return {"x": one, "y": two}
 
 

@@ -20,6 +20,8 @@ class Read:
         x = inputs[0].detach()
         if isinstance(layer, nn.Conv2d):
             x = patches(x, layer)
+        if isinstance(layer, nn.BatchNorm2d):
+            x = x.permute(0, 2, 3, 1)
         self.rows += list(x.reshape(-1, x.shape[-1]))
 
 
@@ -62,6 +64,11 @@ def calibrated(merged, experts, base, order, runs, a=0.0, rho=1.0, r=0.0, tied=N
             start, origin = merged.get_submodule(path), base.get_submodule(path)
             others = [one.get_submodule(path) for one in experts]
             x = [torch.cat(list(rows(model, paths, some).values())) for some in runs]
+            if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
+                layer.running_mean.copy_(sum(some.mean(0) for some in x) / len(x))
+                apart = [(some - layer.running_mean).square().mean(0) for some in x]
+                layer.running_var.copy_(sum(apart) / len(apart))
+                continue
             if not isinstance(layer, nn.Linear | nn.Conv2d | Conv1D):
                 if options.get("norms"):
                     norm(layer, start, origin, others, x, rho, r)

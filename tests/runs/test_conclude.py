@@ -126,7 +126,7 @@ class Case:
             ensemble=SimpleNamespace(
                 bodies=BODIES, base=base, tasks=list(HEADS), names=list(BODIES),
                 sources={name: f"made/{name}" for name in BODIES},
-                base_source="made/base", fisher_origins=None, heads_merged=False,
+                base_source="made/base", fisher_origins=None, heads_merged=False, moving=(),
             ),
         )  # fmt: skip
         noted = {"expert": {"x": "12"}, "base": "34", "data": {"x": "56"}}
