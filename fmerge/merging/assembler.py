@@ -93,7 +93,7 @@ class Assembler:
         """Computes the merged body.
 
         Args:
-            coefficients: λ by expert, or by ``expert/group``.
+            coefficients: λ by expert, or by ``expert/group``, and the method's numbers.
             look: Called with the statistics of the merge, if there are any; the merge is then
                 computed anew, even if it was the last.
 
@@ -175,6 +175,24 @@ class Assembler:
             for group, names in self.parts.items()
         }
 
+    def facts(self, coefficients: Mapping[str, float]) -> list[str]:
+        """Asks the method what the report should tell of a merge.
+
+        Args:
+            coefficients: What it was assembled from.
+
+        Returns:
+            The method's sentences, group by group; none where its statistics move, which are not
+            kept.
+        """
+        if self._moves:
+            return []
+        method, found = self.method.with_numbers(coefficients), []
+        for group, names in self.parts.items():
+            one = self._group_inputs(group, names, coefficients, self.statistics)
+            found += [f"{group}: {fact}" if group else fact for fact in method.facts(one)]
+        return found
+
     def average(self) -> Params:
         """Computes the plain average of the experts, which does not end the validity of a merge.
 
@@ -202,7 +220,7 @@ class Assembler:
         scales = None if statistics is None else one.scales
         # over the last merge: to map the pages of new tensors would cost more than the sums
         out = _only(self._merged, names) if self.method.writes_into_out else None
-        self._merged |= self.method.merge(
+        self._merged |= self.method.with_numbers(coefficients).merge(
             one.base, one.experts, one.coefficients, given,  # type: ignore[arg-type]
             scales=scales, places=self.places, out=out,
         )  # fmt: skip

@@ -166,10 +166,15 @@ class MergeOptimizer(Callback):
             tensors: The names of the body's tensors, in the order of the model.
 
         Returns:
-            Experts × groups.
+            Experts × groups, and the method's numbers.
         """
         return SearchSpace.of(
-            experts, tensors, self.groups, method.scale_invariant, bounds=self.bounds
+            experts,
+            tensors,
+            self.groups,
+            method.scale_invariant,
+            bounds=self.bounds,
+            numbers=method.numbers,
         )
 
     @property

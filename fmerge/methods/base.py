@@ -63,6 +63,25 @@ class MergeMethod(Recorded, ABC):
         """Whether a λₘ may be negative. Weights of a mean may not: their sum divides it."""
         return not self.scale_invariant
 
+    @property
+    def numbers(self) -> Mapping[str, tuple[float, float, float]]:
+        """What a search may try beside λ: by name this method's own value, the least, the greatest.
+
+        The names begin with the class's: they are written to the log of trials as they are.
+        """
+        return {}
+
+    def with_numbers(self, values: Mapping[str, float]) -> "MergeMethod":
+        """Makes the method that has these ``numbers``, or gives this one where it has none.
+
+        Args:
+            values: Numbers by name, and others; the method's own where a name is left out.
+
+        Returns:
+            The method.
+        """
+        return self
+
     def check_count(self, count: int) -> None:  # noqa: B027  # most take any number
         """Checks that the formula takes that many experts.
 

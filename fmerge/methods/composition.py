@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from copy import copy
 from typing import Any
 
 from torch import Tensor
@@ -70,6 +71,27 @@ class Transformed(MergeMethod):
         self.uses_coefficients = method.uses_coefficients
         self.scale_invariant = method.scale_invariant
         self.writes_into_out = method.writes_into_out
+
+    @property
+    def numbers(self) -> Mapping[str, tuple[float, float, float]]:
+        """What a search may try beside λ: the inner method's."""
+        return self.method.numbers
+
+    def with_numbers(self, values: Mapping[str, float]) -> MergeMethod:
+        """Gives the inner method other numbers.
+
+        Args:
+            values: Numbers by name.
+
+        Returns:
+            The composition with that method.
+        """
+        inner = self.method.with_numbers(values)
+        if inner is self.method:
+            return self
+        made = copy(self)
+        made.method = inner
+        return made
 
     def check_count(self, count: int) -> None:
         """Checks that the inner method takes that many experts.

@@ -1,5 +1,7 @@
 """LiNeS: task vectors scaled by the depth of their layer, before any other method."""
 
+from collections.abc import Mapping
+
 from torch import Tensor
 
 from fmerge.errors import UserError, check_within
@@ -49,7 +51,8 @@ class LiNeS(Transformed):
 
     The task vectors go through ``ScaleByDepth``, τ̂ₘ = (a + b · l/(L − 1)) τₘ, and a method merges
     them: first layers, which tasks share, move less than last ones. The paper's α is a, its β
-    is b. With b = 0 and a = 1 it is the method alone.
+    is b. With b = 0 and a = 1 it is the method alone. A search tries a and b from 0 to 1 along with
+    the coefficients, under the names ``LiNeS.a`` and ``LiNeS.b``.
 
     Args:
         method: The method; ``TaskArithmetic`` when left out.
@@ -62,7 +65,25 @@ class LiNeS(Transformed):
 
     def __init__(self, method: MergeMethod | None = None, a: float = 0.5, b: float = 0.5) -> None:
         super().__init__(ScaleByDepth(a, b), TaskArithmetic() if method is None else method)
-        if isinstance(method, LiNeS):
-            raise UserError("LiNeS: method is LiNeS itself; one scaling by depth is enough")
+        if self.method.numbers:
+            raise UserError("LiNeS: method is scaled by LiNeS itself; one scaling is enough")
         self.a = a
         self.b = b
+
+    @property
+    def numbers(self) -> Mapping[str, tuple[float, float, float]]:
+        """What a search may try beside λ: a and b, in [0, 1] or up to what they are."""
+        own = {"LiNeS.a": self.a, "LiNeS.b": self.b}
+        return {name: (value, 0.0, max(1.0, value)) for name, value in own.items()}
+
+    def with_numbers(self, values: Mapping[str, float]) -> MergeMethod:
+        """Makes a scaling with other numbers.
+
+        Args:
+            values: a and b by the names of ``numbers``.
+
+        Returns:
+            The same method, scaled by them.
+        """
+        a, b = values.get("LiNeS.a", self.a), values.get("LiNeS.b", self.b)
+        return LiNeS(self.method, a, b)

@@ -93,11 +93,12 @@ class Conclusion:
         """
         # a merge lasts until the assembler makes the next one: baselines come first
         table, runner_up = self._test_baselines(chosen, assembler)
-        doubts = [] if table is None else self._doubts(table)
+        facts = [] if table is None else self._doubts(table)
         fishers: list[FisherSummary] = []
         body = chosen.candidate.body
         if body is None:
             body = assembler.assemble(chosen.best.coefficients, self._summarise(fishers))
+            facts = [*assembler.facts(chosen.best.coefficients), *facts]
         wanted, refitter = self.run.refitting.wanted, self.refitter
         refitted = self._rounded(refitter.fit(body)) if wanted and refitter is not None else {}
         # tested as they are saved; the baselines had the experts' own
@@ -116,7 +117,7 @@ class Conclusion:
                 refit_heads=self.run.refitting.when,
                 refit_examples=self.run.refitting.most,
             ),
-            provenance=self._provenance(chosen, folder, fishers[0] if fishers else None, doubts),
+            provenance=self._provenance(chosen, folder, fishers[0] if fishers else None, facts),
         )
         place = folder.point(chosen.best.index) if chosen.built else folder.path
         self._save(body, own, refitted, place / "merged", report)
@@ -151,7 +152,7 @@ class Conclusion:
         chosen: Chosen,
         folder: RunFolder,
         fishers: FisherSummary | None,
-        doubts: Sequence[str],
+        facts: Sequence[str],
     ) -> Provenance:
         ensemble, first = self.run.ensemble, self.run.trainer.is_global_zero
         vectors = ""
@@ -165,7 +166,7 @@ class Conclusion:
             base=ensemble.base_source,
             hashes={what: folder.noted(what) for what in ("expert", "base")} if first else {},
             tasks=task_facts(self.run.data, folder.noted("data")) if self._tells else {},
-            facts=[*self._facts(), *chosen.notes, *_FACTS[ensemble.heads_merged], *doubts],
+            facts=[*self._facts(), *chosen.notes, *_FACTS[ensemble.heads_merged], *facts],
             parameters=parameters_of(self.run.method),
             vectors=vectors,
             fishers=fishers,

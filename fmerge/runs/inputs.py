@@ -189,7 +189,8 @@ def _check_together(run: "MergeRun", search: Search, grouped: bool) -> None:
         )
     given = search.coefficients if isinstance(search, Fixed) else None
     reach = search.space.box if given is None else {name: (x, x) for name, x in given.items()}
-    outside = [name for name, (low, high) in reach.items() if low < 0 or high > 1]
+    coefficients = {name: one for name, one in reach.items() if name not in search.space.numbers}
+    outside = [name for name, (low, high) in coefficients.items() if low < 0 or high > 1]
     statistic = statistic_of(run.method)
     if run.settings.curve and statistic is not None and statistic.moves and outside:
         raise UserError(

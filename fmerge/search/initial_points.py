@@ -29,7 +29,8 @@ def initial_points(space: SearchSpace) -> list[dict[str, float]]:
             continue
         largest = max(point) if space.scale_invariant else 1.0
         distinct.setdefault(tuple(value / largest for value in point), point)
-    return [space.spread(dict(zip(experts, point, strict=True))) for point in distinct.values()]
+    found = (dict(zip(experts, point, strict=True)) for point in distinct.values())
+    return [space.spread(point) | space.own for point in found]
 
 
 def _within(value: float, bounds: Range) -> float:

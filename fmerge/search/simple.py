@@ -52,16 +52,18 @@ class Fixed(_Listed):
         self.coefficients = coefficients
 
     def _list(self) -> list[list[float]]:
+        own, experts = self.space.own, self.space.experts
         if self.coefficients is None:
-            return [[1 / len(self.space.experts)] * len(self.names)]
-        given = dict(self.coefficients)
+            return [[1 / len(experts)] * len(self.space.coefficients) + list(own.values())]
+        numbers = {name: self.coefficients.get(name, value) for name, value in own.items()}
+        given = {name: one for name, one in self.coefficients.items() if name not in own}
         # coefficients of an expert as a whole stand for all its groups
-        for expert in self.space.experts:
+        for expert in experts:
             if expert in given and expert not in self.names:  # one number for all its groups
                 value = given.pop(expert)
                 for name in coefficient_names([expert], list(self.space.groups)):
                     given.setdefault(name, value)
-        return [check_coefficients(given, self.names)]
+        return [check_coefficients(given, self.space.coefficients) + list(numbers.values())]
 
 
 class Grid(_Listed):
@@ -80,7 +82,7 @@ class Grid(_Listed):
         self.points = points
 
     def _list(self) -> list[list[float]]:
-        names = self.names
+        names, own = self.space.coefficients, list(self.space.own.values())
         if len(names) != 2:
             what = "experts" if names == tuple(self.space.experts) else "coefficients"
             raise UserError(
@@ -89,7 +91,7 @@ class Grid(_Listed):
             )
         _check_unit(self)
         ratios = [i / (self.points - 1) for i in range(self.points)]
-        return [[ratio, 1 - ratio] for ratio in ratios]
+        return [[ratio, 1 - ratio, *own] for ratio in ratios]
 
 
 class Dirichlet(_Listed):
@@ -119,7 +121,13 @@ class Dirichlet(_Listed):
         draws.exponential_(generator=generator)
         shares = draws / draws.sum(dim=2, keepdim=True)
         proposals: list[list[float]] = shares.transpose(1, 2).flatten(1).tolist()
-        return proposals
+        numbers = torch.rand(
+            self.draws, len(self.space.numbers), generator=generator, dtype=torch.float64
+        ).tolist()
+        ranges = [(low, high) for _, low, high in self.space.numbers.values()]
+        return [
+            shares + scaled(drawn, ranges) for shares, drawn in zip(proposals, numbers, strict=True)
+        ]
 
 
 class RandomSearch(_Listed):

@@ -17,6 +17,9 @@ Range = tuple[float, float]
 UNIT: Range = (0.0, 1.0)
 """The bounds of a coefficient for which none are given."""
 
+Numbers = Mapping[str, tuple[float, float, float]]
+"""Numbers of a method that are searched too: by name its own value, the least, the greatest."""
+
 WHOLE: Mapping[str, Sequence[str]] = {"": ()}
 """The one group of a model whose tensors share a coefficient; its name is empty."""
 
@@ -31,12 +34,14 @@ class SearchSpace:
             coefficient. A search needs the names of the groups alone.
         scale_invariant: Whether c·λ is the same merge as λ.
         bounds: The least and the greatest λ by expert; 0 and 1 of those that are not among them.
+        numbers: Numbers of the method that are searched like coefficients; they have no groups.
     """
 
     experts: Sequence[str]
     groups: Mapping[str, Sequence[str]] = field(default_factory=lambda: WHOLE)
     scale_invariant: bool = False
     bounds: Mapping[str, Range] = field(default_factory=dict)
+    numbers: Numbers = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -46,6 +51,7 @@ class SearchSpace:
         groups: Groups = "whole",
         scale_invariant: bool = False,
         bounds: Bounds | None = None,
+        numbers: Numbers | None = None,
     ) -> "SearchSpace":
         """Divides a body's tensors into groups.
 
@@ -55,22 +61,38 @@ class SearchSpace:
             groups: How they are divided.
             scale_invariant: Whether c·λ is the same merge as λ.
             bounds: The bounds of λ; 0 and 1 when left out.
+            numbers: Numbers of the method that are searched too.
 
         Returns:
             The space; every tensor is in exactly one group.
         """
         ranges = check_bounds(bounds, experts)
-        return cls(tuple(experts), partition(tensors, groups), scale_invariant, ranges)
+        # numbers have no ratios: what is searched is then a box, whatever c·λ is
+        ratios, numbers = scale_invariant and not numbers, numbers or {}
+        return cls(
+            tuple(experts), partition(tensors, groups), ratios, bounds=ranges, numbers=numbers
+        )
 
     @property
-    def names(self) -> tuple[str, ...]:
+    def coefficients(self) -> tuple[str, ...]:
         """The coefficients' names: ``expert``, or ``expert/group``, expert by expert."""
         return tuple(coefficient_names(self.experts, list(self.groups)))
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """All names of a point: the coefficients', and those of the method's numbers."""
+        return (*self.coefficients, *self.numbers)
+
+    @property
+    def own(self) -> dict[str, float]:
+        """The method's own numbers, by name."""
+        return {name: value for name, (value, _, _) in self.numbers.items()}
+
+    @property
     def box(self) -> dict[str, Range]:
-        """The bounds of each coefficient, by its name."""
-        return self.spread({expert: self.bounds.get(expert, UNIT) for expert in self.experts})
+        """The bounds of each coefficient and number, by its name."""
+        found = self.spread({expert: self.bounds.get(expert, UNIT) for expert in self.experts})
+        return found | {name: (low, high) for name, (_, low, high) in self.numbers.items()}
 
     def spread(self, by_expert: Mapping[str, _Value]) -> dict[str, _Value]:
         """Gives all groups of an expert the same value.

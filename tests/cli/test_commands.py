@@ -373,7 +373,7 @@ slow = partial(pytest.param, marks=pytest.mark.slow)
         (FisherMedian(), [], False),
         slow(IsoCTS(share=0.5), ["share=0.5"], True),
         slow(WUDI(scale=1.5), ["scale=1.5"], True),
-        (FisherTSV(atoms=3), ["atoms=3"], True),
+        slow(FisherTSV(atoms=3), ["atoms=3"], True),
         (LiNeS(TIES(density=0.3), b=0.2), ["method=TIES", "method.density=0.3", "b=0.2"], True),
         slow(ModelStock(filter_wise=True), ["filter_wise=true"], True),
         slow(NuSLERP("rows", True), ["along=rows", "task_vectors=true"], True),
@@ -400,6 +400,28 @@ def test_each_method_merges_what_it_says(zoo, tmp_path, method, options, of_base
     expected = method.merge(body(zoo.base), models, list(coefficients.values()), fishers)
     for task in tasks:
         assert_same(body(tmp_path / "merge/merged" / task), expected, rtol=0, atol=0)
+
+
+@pytest.mark.slow
+def test_the_numbers_of_a_method_are_searched_and_its_facts_reported(zoo, tmp_path):
+    tasks, output = list(zoo.experts), tmp_path / "merge"
+    run(
+        *["merge", "--config", data_config(zoo, tmp_path), "--base", zoo.base, "--output", output],
+        *[with_squares_as_fisher(zoo, task, tmp_path) for task in tasks],
+        *["--method", "LiNeS", "--method.method", "FisherTSV", "--method.a", "0.4"],
+        *["--optimizer.search", "Sobol", "--optimizer.search.trials", "2"],
+    )
+    found = trials(output)
+    assert all(list(trial["coefficients"]) == [*tasks, "LiNeS.a", "LiNeS.b"] for trial in found)
+    assert len({trial["coefficients"]["LiNeS.a"] for trial in found}) == 2
+    best = max(found, key=lambda trial: (trial["objective"], -trial["trial"]))["coefficients"]
+    models = [body(zoo.experts[task]) for task in tasks]
+    fishers = [{key: value**2 for key, value in model.items()} for model in models]
+    method = LiNeS(FisherTSV(), best["LiNeS.a"], best["LiNeS.b"])
+    expected = method.merge(body(zoo.base), models, [best[task] for task in tasks], fishers)
+    assert_same(body(output / "merged" / tasks[0]), expected, rtol=0, atol=0)
+    page = (output / "report.md").read_text()
+    assert "curvature in the singular subspace: η =" in " ".join(page.split())
 
 
 def with_squares_as_fisher(zoo, task, folder):

@@ -5,7 +5,7 @@ import torch
 
 from fmerge.errors import UserError
 from fmerge.merging.assembler import Assembler
-from fmerge.methods import DFMerge, FisherMerge, RegMean, TaskArithmetic
+from fmerge.methods import DFMerge, FisherMerge, FisherTSV, LiNeS, RegMean, TaskArithmetic
 from fmerge.methods.averages import Isotropic
 from fmerge.methods.base import Tensorwise
 from tests.compare import assert_same
@@ -274,3 +274,39 @@ def test_a_curves_scale_is_interpolated_as_its_entries_are():
     scale = (sums["a", 0.0] * sums["a", 1.0]) ** 0.5
     expected = {k: 0.5 * EXPERTS["a"][k] / scale + EXPERTS["b"][k] / sums["b", 1.0] for k in BASE}
     assert_same(found, expected)
+
+
+def test_a_methods_numbers_come_with_the_coefficients():
+    assembler = Assembler(LiNeS(a=0.5, b=0.25), BASE, EXPERTS, never)
+    given = {"a": 0.5, "b": 0.5, "LiNeS.a": 0.75, "LiNeS.b": 0.1}
+    expected = LiNeS(a=0.75, b=0.1).merge(BASE, list(EXPERTS.values()), [0.5, 0.5])
+    assert_same(assembler.assemble(given), expected)
+    # as the method has them, where they are left out
+    expected = LiNeS(a=0.5, b=0.25).merge(BASE, list(EXPERTS.values()), [0.5, 0.5])
+    assert_same(assembler.assemble({"a": 0.5, "b": 0.5}), expected)
+
+
+def test_the_method_states_its_facts_group_by_group():
+    generator = torch.Generator().manual_seed(0)
+    base, *models = [
+        {name: torch.randn(6, 5, generator=generator) for name in ("x.weight", "y.weight")}
+        for _ in range(5)
+    ]
+    experts = dict(zip("ab", models[:2], strict=True))
+    fishers = {name: {k: v**2 for k, v in one.items()} for name, one in experts.items()}
+    parts = {"first": ["x.weight"], "last": ["y.weight"]}
+    assembler = Assembler(FisherTSV(), base, experts, never, fishers, parts)
+    coefficients = {"a/first": 1.0, "b/first": 0.5, "a/last": 0.2, "b/last": 0.3}
+    found = assembler.facts(coefficients)
+    assert [fact.partition(": ")[0] for fact in found] == ["first", "last"]
+    one = Assembler(
+        FisherTSV(),
+        {"y.weight": base["y.weight"]},
+        {name: {"y.weight": expert["y.weight"]} for name, expert in experts.items()},
+        never,
+        fishers,
+    )
+    assert found[1] == f"last: {one.facts({'a': 0.2, 'b': 0.3})[0]}"
+    assert Assembler(TaskArithmetic(), BASE, EXPERTS, never).facts({"a": 1.0, "b": 1.0}) == []
+    # statistics that move are not taken again to tell of them
+    assert Assembler(DFMerge(), BASE, EXPERTS, never).facts({"a": 1.0, "b": 1.0}) == []

@@ -5,6 +5,8 @@ import torch
 
 from fmerge.errors import UserError
 from fmerge.methods import TIES, TSVM, DFMerge, FisherMerge, LiNeS, TaskArithmetic
+from fmerge.methods.composition import Transformed
+from fmerge.methods.transforms import Trim
 from tests.compare import assert_same
 
 
@@ -71,10 +73,27 @@ def test_declares_what_its_method_does():
     [
         ({"a": -0.1}, "a: is -0.1, but must lie in [0, inf)"),
         ({"b": float("nan")}, "b: is nan, but must lie in [0, inf)"),
-        ({"method": LiNeS()}, "LiNeS: method is LiNeS itself; one scaling by depth is enough"),
+        ({"method": LiNeS()}, "LiNeS: method is scaled by LiNeS itself; one scaling is enough"),
     ],
 )
 def test_refusals(arguments, message):
     with pytest.raises(UserError) as raised:
         LiNeS(**arguments)
     assert str(raised.value) == message
+
+
+def test_its_two_numbers_can_be_searched():
+    method = LiNeS(TIES(density=0.4), a=0.3, b=1.5)
+    assert method.numbers == {"LiNeS.a": (0.3, 0.0, 1.0), "LiNeS.b": (1.5, 0.0, 1.5)}
+    other = method.with_numbers({"LiNeS.b": 0.7, "x": 1.0})
+    assert (other.a, other.b, other.method) == (0.3, 0.7, method.method)
+    base, *experts = (model(seed) for seed in range(3))
+    expected = LiNeS(TIES(density=0.4), a=0.3, b=0.7).merge(base, experts, [1.0, 0.5])
+    assert_same(other.merge(base, experts, [1.0, 0.5]), expected)
+    # inside of a composition
+    outer = Transformed(Trim(0.5, per_tensor=True), method)
+    assert outer.numbers == method.numbers
+    made = outer.with_numbers({"LiNeS.a": 0.1})
+    assert (made.method.a, outer.method.a, made.transform) == (0.1, 0.3, outer.transform)
+    plain = TIES()
+    assert plain.numbers == {} and plain.with_numbers({"a": 1.0}) is plain
