@@ -79,6 +79,9 @@ def coefficients(search: SearchOutcome, provenance: Provenance) -> list[str]:
             middle, ends = sum(own.values()) / len(own), (min(own.values()), max(own.values()))
             listed = f"{len(own)} from {ends[0]:.4f} to {ends[1]:.4f}, mean {middle:.4f}"
         lines.append(f"coefficients of {expert}: {listed}")
+    known = {coefficient_name(expert, group) for expert in provenance.experts for group in groups}
+    if numbers := [f"{name} {value:.4f}" for name, value in values.items() if name not in known]:
+        lines.append(f"numbers of the method: {', '.join(numbers)}")
     return lines
 
 
