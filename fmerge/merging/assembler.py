@@ -9,6 +9,7 @@ from torch import Tensor
 from fmerge.evaluation.statistics import statistic_of
 from fmerge.fisher.curve import FisherCurves
 from fmerge.merging.buffers import nearest
+from fmerge.merging.stored import only, stored
 from fmerge.methods import Average, MergeMethod
 from fmerge.methods.inputs import MergeInputs
 from fmerge.methods.roles import places_of
@@ -80,7 +81,7 @@ class Assembler:
         self._scales: dict[tuple[str, str], float] = {}
         self._dtypes = dtypes or {}
         self._finish = finish
-        self._inputs = _stored(experts, self._dtypes)
+        self._inputs = stored(experts, self._dtypes)
         self._merged: Params = {}
         self._rounded: Params = {}
         self._merged_at: dict[str, float] | None = None
@@ -129,12 +130,15 @@ class Assembler:
         self._merged_at = dict(coefficients)
         return self._rounded
 
-    def regrouped(self, parts: Mapping[str, Sequence[str]], device: torch.device) -> "Assembler":
+    def regrouped(
+        self, parts: Mapping[str, Sequence[str]], device: torch.device, numbers: Mapping[str, float]
+    ) -> "Assembler":
         """Makes an assembler of the same experts with other groups.
 
         Args:
             parts: Group name to the names of its tensors.
             device: Where it merges: the tensors are moved there, if they are elsewhere.
+            numbers: The method's numbers; its own of those that are left out.
 
         Returns:
             The assembler; on the same device it shares all tensors but the merged ones.
@@ -145,7 +149,7 @@ class Assembler:
 
         statistics = self.statistics
         return Assembler(
-            self.method,
+            self.method.with_numbers(numbers),
             None if self.base is None else there(self.base),
             {name: there(one) for name, one in self.experts.items()},
             self.fisher_of,
@@ -170,7 +174,7 @@ class Assembler:
         return {
             group: self.method.pull_back(
                 self._group_inputs(group, names, coefficients, self.statistics),
-                _only(gradient, names),
+                only(gradient, names),
             )
             for group, names in self.parts.items()
         }
@@ -219,7 +223,7 @@ class Assembler:
         given = None if statistics is None else one.statistics
         scales = None if statistics is None else one.scales
         # over the last merge: to map the pages of new tensors would cost more than the sums
-        out = _only(self._merged, names) if self.method.writes_into_out else None
+        out = only(self._merged, names) if self.method.writes_into_out else None
         self._merged |= self.method.with_numbers(coefficients).merge(
             one.base, one.experts, one.coefficients, given,  # type: ignore[arg-type]
             scales=scales, places=self.places, out=out,
@@ -234,8 +238,8 @@ class Assembler:
     ) -> MergeInputs:
         known = {} if statistics is None else statistics
         return MergeInputs(
-            base=None if self.base is None else _only(self.base, names),
-            experts=[_only(expert, names) for expert in self._inputs.values()],
+            base=None if self.base is None else only(self.base, names),
+            experts=[only(expert, names) for expert in self._inputs.values()],
             coefficients=[coefficients[coefficient_name(name, group)] for name in self.experts],
             statistics=[known[name] for name in known and self.experts],
             scales=[
@@ -246,8 +250,8 @@ class Assembler:
 
     def _merge_buffers(self, group: str, coefficients: Mapping[str, float]) -> None:
         if names := self._buffers[group]:
-            base = None if self.base is None else _only(self.base, names)
-            experts = [_only(expert, names) for expert in self.experts.values()]
+            base = None if self.base is None else only(self.base, names)
+            experts = [only(expert, names) for expert in self.experts.values()]
             weights = [coefficients[coefficient_name(name, group)] for name in self.experts]
             self._merged |= self.method.merge_buffers(base, experts, weights)
 
@@ -274,7 +278,7 @@ class Assembler:
             return self._curves.at(name, coefficients[name])[1]
         key = name, group
         if self._moves or key not in self._scales:
-            part = _only(statistics[name], self.parts[group])
+            part = only(statistics[name], self.parts[group])
             self._scales[key] = self.method.statistic_scale(part)
         return self._scales[key]
 
@@ -293,26 +297,3 @@ class Assembler:
             for group, names in self.parts.items()
             for key in [*names, *self._buffers[group]]
         }
-
-
-def _stored(
-    experts: Mapping[str, Params], dtypes: Mapping[str, torch.dtype]
-) -> Mapping[str, Params]:
-    """Experts in the dtypes of their merge where these hold their numbers: to round once."""
-
-    def converted(name: str, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
-        dtype = dtypes.get(name, tensors[0].dtype)
-        if all(tensor.dtype == dtype for tensor in tensors):
-            return tensors
-        found = [tensor.to(dtype) for tensor in tensors]
-        exact = all(map(torch.equal, tensors, (t.to(tensors[0].dtype) for t in found)))
-        return found if exact else tensors
-
-    names = list(next(iter(experts.values())))
-    by_name = {name: converted(name, [one[name] for one in experts.values()]) for name in names}
-    return {expert: {name: by_name[name][m] for name in names} for m, expert in enumerate(experts)}
-
-
-def _only(tensors: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    """A group's part; of linear layers' Grams, those that are there."""
-    return {name: tensors[name] for name in names if name in tensors}

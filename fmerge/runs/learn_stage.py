@@ -87,10 +87,12 @@ class LearnStage(TrainingStage):
         """
         run = context.run
         groups = learned_groups(run.ensemble.tensors, self.groups)
-        assembler = context.assembler.regrouped(groups, run.trainer.strategy.root_device)
         heads = live_heads(run) if self.with_heads else {}
         # a stage before this one may have left the coefficients behind
         trial = start.trial if start.body is None else context.search.best()
+        names, where = context.search.space.numbers, run.trainer.strategy.root_device
+        numbers = {name: trial.coefficients[name] for name in names}  # as they were searched
+        assembler = context.assembler.regrouped(groups, where, numbers)
         learnable = Coefficients(
             assembler,
             self._spread(run, trial.coefficients),
@@ -107,7 +109,7 @@ class LearnStage(TrainingStage):
             merged = assembler.assemble(learnable.named)
             return {name: one.to(device, copy=True) for name, one in merged.items()}
 
-        return Trained(course, body, lambda: learnable.named)
+        return Trained(course, body, lambda: learnable.named | numbers)
 
     def _spread(self, run: "MergeRun", found: Mapping[str, float]) -> dict[str, float]:
         """Gives each learned group the coefficients of the searched group that it is in."""
