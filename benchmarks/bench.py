@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import made_up
-from families import BASE, FAMILIES, FOLDER, expert, lower_half, quiet_trainer
+from families import BASE, FAMILIES, FOLDER, HalfClassifier, expert, quiet_trainer
 from halves import TOKENS
 from lightning.pytorch import seed_everything
 
@@ -121,9 +121,8 @@ class Bench(Subject):
         self.folder = FOLDER / name / str(seed)
         experts = {task: expert(name, task, seed) for task in family.tasks}
         seed_everything(seed, verbose=False)
-        data = MultiTask({task: family.make(task, seed) for task in family.tasks}, batch_size=32)
-        super().__init__(TextClassifier(max_length=2 * TOKENS), data, experts, str(BASE))
-        self.module.tokenizer = lower_half()  # type: ignore[assignment]  # makes vectors
+        data = MultiTask({task: make(seed) for task, make in family.tasks.items()}, batch_size=32)
+        super().__init__(HalfClassifier(max_length=2 * TOKENS), data, experts, str(BASE))
 
     def once(self, name: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """Reads a cached row, or computes and caches it.

@@ -3,12 +3,13 @@
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+from derived import KINDS, Derived
 from fields import FIELDS, FieldSentences
-from halves import TOKENS, LowerHalf, write_upper_half
+from halves import TOKENS, LowerHalf, padding_alone, write_upper_half
 from lightning.pytorch import seed_everything
 
 from fmerge.data import DocsTopics, MultiTask, TaskData
@@ -30,13 +31,14 @@ class Topics(DocsTopics):
     Args:
         library: sklearn, sympy or torch.
         seed: Seed of the split.
+        train: Training sentences of each class.
     """
 
-    def __init__(self, library: str, seed: int) -> None:
-        super().__init__(library, train=160, validation=16, test=60, seed=seed)
+    def __init__(self, library: str, seed: int, train: int = 200) -> None:
+        super().__init__(library, train=train, validation=60, test=120, seed=seed)
 
     def _pools(self) -> dict[str, list[str]]:
-        return _short_topics(self.library)
+        return short_topics(self.library)
 
 
 class Fields(FieldSentences):
@@ -51,7 +53,15 @@ class Fields(FieldSentences):
         return _short_fields(self.domain)
 
 
-def _short_topics(library: str) -> dict[str, list[str]]:
+def short_topics(library: str) -> dict[str, list[str]]:
+    """Reads the sentences of one library.
+
+    Args:
+        library: sklearn, sympy or torch.
+
+    Returns:
+        Topic to sentences of at most ``WORDS`` words.
+    """
     pools: dict[str, list[str]] = _cached(library, lambda: DocsTopics(library)._pools())
     return {topic: _short(pool) for topic, pool in pools.items()}
 
@@ -80,28 +90,38 @@ class Family:
 
     Attributes:
         about: What the tasks ask.
-        tasks: Their names.
-        make: A function from a name and a seed to the data.
+        tasks: Their names, each with a function from a seed to its data.
         epochs: Passes over the training split that an expert takes.
+        rate: Its learning rate.
     """
 
     about: str
-    tasks: Sequence[str]
-    make: Callable[[str, int], TaskData]
+    tasks: Mapping[str, Callable[[int], TaskData]]
     epochs: int
+    rate: float = 4e-4
 
+
+_LIBRARIES = ("sympy", "sklearn", "torch")
+_TOPICS = {library: partial(Topics, library) for library in _LIBRARIES}
+_ABOUT = "which part of a library a sentence of its documentation describes"
 
 FAMILIES: Mapping[str, Family] = {
-    "topics": Family(
-        "which part of a library a sentence of its documentation describes",
-        ("sympy", "sklearn", "torch"),
-        Topics,
-        2,
-    ),
+    "topics": Family(_ABOUT, _TOPICS, 2),
     "fields": Family(
         "which field of mathematics a sentence speaks of, in the documentation of three libraries",
-        tuple(FIELDS),
-        Fields,
+        {domain: partial(Fields, domain) for domain in FIELDS},
+        3,
+    ),
+    "near": Family(_ABOUT + "; experts near to their base", _TOPICS, 1, 2e-4),
+    "far": Family(_ABOUT + "; experts far from their base", _TOPICS, 6, 8e-4),
+    "eight": Family(
+        "the topics of three libraries, the fields of two domains, which library a sentence is "
+        "from, whether its words are in order, and whether it is whole",
+        {
+            **{f"{one}-topics": partial(Topics, one, train=100) for one in _LIBRARIES},
+            **{f"{one}-fields": partial(Fields, one) for one in ("scipy", "sympy")},
+            **{kind: partial(Derived, kind, short_topics) for kind in KINDS},
+        },
         3,
     ),
 }
@@ -111,6 +131,30 @@ FAMILIES: Mapping[str, Family] = {
 def lower_half() -> LowerHalf:
     """Returns the lower half that the whole process shares."""
     return LowerHalf()
+
+
+class HalfClassifier(TextClassifier):  # type: ignore[misc]  # final, but for other inputs
+    """A classifier by the upper half of MiniLM, which reads what the lower half makes of texts."""
+
+    def encode(
+        self,
+        texts: Sequence[Sequence[str]],
+        limit: int,
+        task: str,
+        truncation: bool | str = True,
+    ) -> Any:
+        """Runs the lower half on the texts that are new.
+
+        Args:
+            texts: One text for each example (n,).
+            limit: Has no effect here.
+            task: Has no effect here.
+            truncation: Has no effect here.
+
+        Returns:
+            ``inputs_embeds`` (n, t, i) and ``attention_mask`` (n, t).
+        """
+        return lower_half()([text for (text,) in texts])
 
 
 def expert(family: str, task: str, seed: int) -> Path:
@@ -129,15 +173,15 @@ def expert(family: str, task: str, seed: int) -> Path:
         return output
     seed_everything(seed, verbose=False)
     write_upper_half(BASE)
-    module = TextClassifier(learning_rate=4e-4, max_length=2 * TOKENS)
-    data = MultiTask({task: one.make(task, seed)}, batch_size=BATCH)
+    module = HalfClassifier(learning_rate=one.rate, max_length=2 * TOKENS)
+    data = MultiTask({task: one.tasks[task](seed)}, batch_size=BATCH)
     model = module.read(str(BASE), task, data.labels[task], fresh_head=True)
     model.base_model.embeddings.requires_grad_(False)
-    module.adopt({task: model}, lower_half())  # type: ignore[arg-type]  # makes vectors
+    module.adopt({task: model}, padding_alone())
     trainer = quiet_trainer(max_epochs=one.epochs, gradient_clip_val=1.0, limit_val_batches=0)
     trainer.fit(module, datamodule=data)
     output.parent.mkdir(parents=True, exist_ok=True)
-    save_models(output, {"": module.task_model(task)}, lower_half().tokenizer)
+    save_models(output, {"": module.task_model(task)}, padding_alone())
     return output
 
 

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 from torch import Tensor, nn
-from transformers import AutoModel, BertModel
+from transformers import AutoModel, BertModel, PreTrainedTokenizerFast
 
 from fmerge.store import load_tokenizer, save_models
 from fmerge.store.sources import local_folder
@@ -100,4 +102,10 @@ def write_upper_half(folder: Path) -> None:
     for i, layer in enumerate(half.encoder.layer):
         layer.load_state_dict(whole.encoder.layer[LAYERS + i].state_dict())
     half.pooler.load_state_dict(whole.pooler.state_dict())  # type: ignore[union-attr]
-    save_models(folder, {"": half}, load_tokenizer(MINILM))
+    save_models(folder, {"": half}, padding_alone())
+
+
+def padding_alone() -> PreTrainedTokenizerFast:
+    """Makes the tokenizer of the upper half, which reads no tokens but has one embedding."""
+    tokenizer = Tokenizer(WordLevel({"[PAD]": 0}, unk_token="[PAD]"))
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]")

@@ -141,10 +141,10 @@ def describe(name: str, runs: Sequence[Mapping[str, Mapping[str, Any]]]) -> str:
         Markdown.
     """
     family, few = FAMILIES[name], entries(0)[PAPER].settings
-    one = family.make(family.tasks[0], 0)
+    one = next(iter(family.tasks.values()))(0)
     sizes = {split: len(one.examples(split)) for split in ("train", "validation", "test")}
     return (
-        f"Three tasks of {len(one.labels)} classes: {family.about} ({', '.join(family.tasks)}). "
+        f"{len(family.tasks)} tasks: {family.about} ({', '.join(family.tasks)}). "
         f"Sentences of at most {WORDS} words; {sizes['train']}, {sizes['validation']} and "
         f"{sizes['test']} to train, validate and test on. An expert is MiniLM with its "
         f"upper half (3 layers) trained for {family.epochs * sizes['train'] // BATCH} steps of "

@@ -68,6 +68,7 @@ SIZES: dict[str, int] = {
         "head_dim d_kv kv_lora_rank qk_nope_head_dim v_head_dim attention_head_size".split(), 8
     ),
     **dict.fromkeys("n_group topk_group first_k_dense_replace".split(), 1),
+    **dict.fromkeys("chunk_size mamba_chunk_size".split(), 8),
     "qk_rope_head_dim": 4,
     "qk_head_dim": 12,
 }
