@@ -122,6 +122,11 @@ class MultiSLERP(_Arcs):
         self.normalize_weights = normalize_weights
         self.scale_invariant = normalize_weights
 
+    @property
+    def allows_negative(self) -> bool:
+        """No: the λₘ are weights of a mean, whether they are normalized or not."""
+        return False
+
     def tensor_formula(self, inputs: MergeInputs) -> TensorFormula:
         """Prepares θ = Σₘ wₘ‖vₘ‖ · u/‖u‖.
 

@@ -62,7 +62,7 @@ class FisherTSV(LayerMethod):
 
     statistic = "fisher"
 
-    def __init__(self, atoms: int = 32, scale: float = 1.0) -> None:
+    def __init__(self, atoms: int = 16, scale: float = 1.0) -> None:
         super().__init__(scale)
         check_within("atoms", atoms, "[1, inf)")
         self.atoms = atoms

@@ -7,8 +7,10 @@ import torch
 from torch import Tensor
 
 from fmerge.errors import check_within
+from fmerge.methods.inputs import MergeInputs
 from fmerge.methods.layers import Layer, LayerMethod, mean, scaled
 from fmerge.methods.task_vectors import TaskVectorMethod
+from fmerge.params import Params
 
 
 class SpectralMethod(TaskVectorMethod):
@@ -141,12 +143,26 @@ class IsoCTS(LayerMethod):
         total = torch.stack(matrices).sum(dim=0)
         common = _significant(total, size - own * count)
         parts = [common]
-        for matrix in matrices:
+        for matrix in matrices if own else ():
             parts.append(_significant(matrix - common[0] @ (common[0].T @ matrix), own, matrix))
         left, values, right = (torch.cat(part, dim=-1) for part in zip(*parts, strict=True))
         if not values.numel():
             return torch.zeros_like(total)
         return values.sum() / size * (orthonormal(left) @ orthonormal(right).T)
+
+    def pull_back(self, inputs: MergeInputs, gradient: Params) -> Tensor:
+        """Refuses to compute ∂L/∂λₘ; see the base class.
+
+        Args:
+            inputs: The inputs of the merge.
+            gradient: ∂L/∂θ by tensor.
+
+        Raises:
+            NotImplementedError: Always.
+        """
+        # what is left outside of the common space has several singular values of zero, at which
+        # the gradient of its singular vectors is not finite
+        raise NotImplementedError("singular vectors of equal values have no gradient")
 
 
 Atoms = tuple[tuple[Tensor, ...], tuple[Tensor, ...], tuple[Tensor, ...]]

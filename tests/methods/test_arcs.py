@@ -72,6 +72,11 @@ def test_refusals():
             method.merge(None, experts[:2], [0.0, 0.0])
 
 
+@pytest.mark.parametrize("method", [NuSLERP(), MultiSLERP(), MultiSLERP(False)])
+def test_weights_of_a_mean_are_not_negative(method):
+    assert not method.allows_negative
+
+
 def test_multislerp_by_hand():
     # directions x, y with weights 3/4, 1/4: (3, 1)/√10, of length 3/4 · 2 + 1/4 · 4
     experts = [{"w": X}, {"w": 2 * Y}]

@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from fmerge.errors import UserError
+from fmerge.merging.check_gradient import check_gradient
 from fmerge.methods import TSVM, IsoC, IsoCTS, TaskArithmetic
 from tests.compare import assert_same
 
@@ -193,3 +195,8 @@ def test_turning_inputs_and_outputs_turns_the_merge(method):
     turned = [{"w": first @ one["w"] @ last} for one in (base, *experts)]
     found = method.merge(turned[0], turned[1:], [0.7, 0.4])
     assert_same(found, {"w": first @ merged @ last})
+
+
+def test_iso_cts_has_no_gradient():
+    with pytest.raises(UserError, match="IsoCTS cannot be learned .singular vectors of equal"):
+        check_gradient(IsoCTS(), "--optimizer.learn")
