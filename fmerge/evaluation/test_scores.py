@@ -24,10 +24,12 @@ from fmerge.report.resamples import (
 )
 from fmerge.report.scores import (
     AVERAGE,
+    BASE,
     BASELINES,
     EXPERTS,
     REFITTED,
     RUNNER_UP,
+    TRAINED,
     Comparison,
     Row,
     TaskFacts,
@@ -109,7 +111,8 @@ class TestTable:
     def comparisons(self, name: str) -> list[Comparison]:
         """Compares a row with the plain average, the runner-up and the experts.
 
-        Rows with refitted heads are compared with each other and with the experts.
+        Rows with refitted heads are compared with each other and with the experts. Where the table
+        has rows that were trained, it is compared with these and with the refitted base.
 
         Args:
             name: The row.
@@ -120,10 +123,12 @@ class TestTable:
         """
         if not self.evaluator.trainer.is_global_zero:
             return []
+        trained = [row for row in TRAINED if row in self._tested]
+        honest = [BASE + REFITTED, *trained] if trained else []
         return [
             self._compare(name + heads, against)
             for heads in ("", REFITTED)
-            for against in (AVERAGE + heads, RUNNER_UP + heads, EXPERTS)
+            for against in (AVERAGE + heads, RUNNER_UP + heads, EXPERTS, *honest)
             if {name + heads, against} <= self._tested.keys() and name + heads != against
         ]
 

@@ -7,7 +7,7 @@ from typing import Any
 from fmerge.report import sentences
 from fmerge.report.markdown import code, plain, sentence
 from fmerge.report.parts import Provenance, SearchOutcome, TestOutcome, Trials
-from fmerge.report.scores import AVERAGE, MERGE, Comparison, Row
+from fmerge.report.scores import AVERAGE, MERGE, REFITTED, Comparison, Row
 from fmerge.report.sections import (
     coefficient_table,
     comparison_table,
@@ -70,7 +70,7 @@ class MergeReport:
         """
         # an average that was asked for is the merge, and has no other row
         own = MERGE if any(row.name == MERGE for row in self.rows) else AVERAGE
-        names = [row.name for row in self.rows if row.name.startswith(own)]
+        names = [row.name for row in self.rows if row.name in {own, own + REFITTED}]
         notes = [found] if (found := sentences.refitted(self.tests)) else []
         return score_table(self.rows, f"Test {self.tests.measure}, %{title}", names, notes)
 
@@ -144,7 +144,10 @@ class MergeReport:
         Returns:
             Sentences, of which only backticks are Markdown.
         """
-        return sentences.made(self.search, self.provenance)
+        return [
+            *sentences.verdict(self.tests),
+            *sentences.made(self.search, self.provenance),
+        ]
 
     def choice(self) -> list[str]:
         """Says what was chosen and why.

@@ -11,7 +11,15 @@ RUNNER_UP, MERGE = "runner-up", "this merge"
 REFITTED = ", heads refitted"
 """The end of a row's name if its model has refitted heads."""
 
-BASELINES = (BASE, BASE + REFITTED, EXPERTS, AVERAGE, AVERAGE + REFITTED)
+BASE_TUNED, BASE_DISTILLED = "base, fine-tuned", "base, distilled"
+AVERAGE_TUNED = "plain average, fine-tuned"
+TRAINED = (BASE_TUNED, BASE_DISTILLED, AVERAGE_TUNED)
+"""Rows that are trained as long as the merge: on the labels, or towards the experts' answers."""
+
+BASELINES = (
+    *(BASE, BASE + REFITTED, BASE_TUNED, BASE_DISTILLED),
+    *(EXPERTS, AVERAGE, AVERAGE + REFITTED, AVERAGE_TUNED),
+)
 """The rows that a merge is compared with, in order."""
 
 

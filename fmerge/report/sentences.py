@@ -2,13 +2,38 @@
 
 from collections import Counter
 
+from fmerge.report.markdown import points
 from fmerge.report.parts import Provenance, SearchOutcome, TestOutcome
-from fmerge.report.scores import REFITTED
+from fmerge.report.scores import BASE, REFITTED, TRAINED
 from fmerge.search.objective import shortfalls
 from fmerge.search.parameter_groups import coefficient_name
 
 _MOST_GROUPS = 40
 """Coefficients of an expert that are listed one by one."""
+
+
+def verdict(tests: TestOutcome) -> list[str]:
+    """Says whether a trained merge beats what was trained, or refitted, on the same examples.
+
+    Args:
+        tests: The test scores.
+
+    Returns:
+        A sentence; none where nothing was trained.
+    """
+    honest = (*TRAINED, BASE + REFITTED)
+    found = [one for one in tests.comparisons if one.against in honest]
+    if not any(one.against in TRAINED for one in found):
+        return []
+    said = []
+    for one in found:
+        verb = "differs by an unknown number of points from"
+        if one.mean is not None:
+            verb = "beats" if one.mean.low > 0 else "does not beat"
+            if one.mean.high < 0:
+                verb = "IS BEATEN by"
+        said.append(f"{verb} '{one.against}', {points(one.mean)} points")
+    return [f"on the test examples, with 95% intervals, {found[0].name} {'; it '.join(said)}"]
 
 
 def made(search: SearchOutcome, provenance: Provenance) -> list[str]:

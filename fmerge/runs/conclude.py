@@ -1,13 +1,15 @@
 """The end of a merge: it is tested beside its baselines, reported and saved."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from torch import Tensor
+
 from fmerge.evaluation.chance import below_chance
 from fmerge.evaluation.evaluator import Evaluator, by_accuracy
-from fmerge.evaluation.head_refit import Heads, Refitter
+from fmerge.evaluation.head_refit import Heads, Refitter, using_heads
 from fmerge.evaluation.statistics import Fisher, statistic_of
 from fmerge.evaluation.test_scores import TestTable, task_facts
 from fmerge.fisher.summary import FisherSummary, summarise_fishers
@@ -19,11 +21,12 @@ from fmerge.report.merge_report import MergeReport
 from fmerge.report.model_card import loader_of, model_card, parameters_of
 from fmerge.report.pareto_front import Front
 from fmerge.report.parts import Provenance, SearchOutcome, TestOutcome, Trials
-from fmerge.report.scores import AVERAGE, BASE, EXPERTS, REFITTED, RUNNER_UP, Row
+from fmerge.report.scores import AVERAGE, AVERAGE_TUNED, BASE, EXPERTS, REFITTED, RUNNER_UP, Row
 from fmerge.runs.data_provenance import split_facts
 from fmerge.runs.finish import calibration_facts
 from fmerge.runs.pass_plan import TestedRow, tested_rows
 from fmerge.runs.stages import Candidate
+from fmerge.runs.trained_rows import TrainedRows
 from fmerge.search import Search, Trial, non_dominated_trials
 from fmerge.search.objective import Objective
 from fmerge.store import RunFolder
@@ -46,6 +49,7 @@ class Chosen:
         trials: All trials of the run.
         built: Whether the trial is built by its index, apart from a search.
         notes: Sentences on racing and on stages, if there were any.
+        targets: What the experts say of their training examples, where it is known already.
     """
 
     search: Search
@@ -54,6 +58,7 @@ class Chosen:
     trials: Sequence[Trial]
     built: bool = False
     notes: Sequence[str] = ()
+    targets: dict[tuple[Any, ...], Tensor] = field(default_factory=dict)
 
     @property
     def best(self) -> Trial:
@@ -209,10 +214,21 @@ class Conclusion:
                 self._test(table, row, ensemble.base)
             elif row.name == AVERAGE:
                 self._test(table, row, assembler.average())
+            elif row.trained:
+                body = assembler.average() if row.name == AVERAGE_TUNED else ensemble.base
+                assert body is not None  # else there were no such row
+                self._test_trained(table, row.name, body, chosen)
             elif runner_up is not None:
                 self._test(table, row, assembler.assemble(runner_up.coefficients))
         tested = any(row.name == RUNNER_UP for row in baselines)
         return table, runner_up if tested else None
+
+    def _test_trained(self, table: TestTable, name: str, body: Params, chosen: Chosen) -> None:
+        """Trains a row as long as the merge was, and tests it under its own heads."""
+        rows = TrainedRows(self.run)
+        body, heads = rows.train(name, body, chosen.search, chosen.goal, chosen.targets)
+        with using_heads(self.run.module, heads):
+            table.add(name, body, self.run.ensemble.tasks)
 
     def _doubts(self, table: TestTable) -> list[str]:
         """Sentences on experts that are worse than guessing."""

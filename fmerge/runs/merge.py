@@ -112,8 +112,9 @@ class MergeRun:
         context.notes += raced
         final = context.run_stages(Candidate(best), staged, stop)
         chosen = Chosen(
-            search=search, goal=goal, candidate=final, trials=context.trials, notes=context.notes
-        )
+            search=search, goal=goal, candidate=final, trials=context.trials,
+            notes=context.notes, targets=context.targets,
+        )  # fmt: skip
         report = self._conclusion().conclude(chosen, assembler, folder)
         context.forget()
         return report
@@ -196,7 +197,7 @@ class MergeRun:
     @property
     def is_average(self) -> bool:
         """Whether the merge is the plain average, which then needs no row of its own."""
-        return isinstance(self.method, Average)
+        return isinstance(self.method, Average) and not self.stages
 
     @property
     def can_refit(self) -> bool:

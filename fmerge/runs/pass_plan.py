@@ -8,6 +8,7 @@ from fmerge.evaluation.passes import Pass, Passes
 from fmerge.evaluation.statistics import Fisher, statistic_of
 from fmerge.report.scores import AVERAGE, BASE, EXPERTS, MERGE, RUNNER_UP
 from fmerge.runs.finish import calibration_of
+from fmerge.runs.trained_rows import TrainedRows
 
 if TYPE_CHECKING:
     from fmerge.runs.merge import MergeRun
@@ -24,6 +25,7 @@ class TestedRow:
         name: What it is.
         refitted: Whether the model is tested a second time, with refitted heads.
         assembled: Whether it is a merge by the run's method, whose statistics it needs.
+        trained: Whether it is trained as long as the merge, on the same examples.
     """
 
     __test__ = False  # to pytest
@@ -31,6 +33,7 @@ class TestedRow:
     name: str
     refitted: bool = False
     assembled: bool = False
+    trained: bool = False
 
 
 def tested_rows(run: "MergeRun", rival: bool) -> list[TestedRow]:
@@ -51,6 +54,7 @@ def tested_rows(run: "MergeRun", rival: bool) -> list[TestedRow]:
         rows.append(TestedRow(AVERAGE, refitted=wanted))
     if every and rival:
         rows.append(TestedRow(RUNNER_UP, refitted=wanted, assembled=True))
+    rows += [TestedRow(name, trained=True) for name in TrainedRows(run).losses]
     own = AVERAGE if run.is_average else MERGE
     return [*rows, TestedRow(own, refitted=wanted, assembled=True)]
 
@@ -89,6 +93,7 @@ class PassPlan:
         self._add_calibrations(passes, data)
         for stage in self.run.stages:
             passes += stage.passes(self.run)
+        passes += TrainedRows(self.run).passes()
         return +passes
 
     @property

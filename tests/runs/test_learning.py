@@ -9,6 +9,10 @@ import fmerge
 from fmerge.data import MultiTask, TextFiles
 from fmerge.errors import UserError
 from fmerge.merging.optimizer import MergeOptimizer
+from fmerge.report.confidence import Estimate
+from fmerge.report.parts import TestOutcome
+from fmerge.report.scores import Comparison
+from fmerge.report.sentences import verdict
 from fmerge.runs import training
 from fmerge.runs.merge import MergeRun
 from fmerge.runs.pass_plan import PassPlan
@@ -127,7 +131,8 @@ def test_what_diverges_is_stopped_and_the_last_good_trial_kept(zoo, tmp_path, ca
     assert report.best.index == 0 and len(records(tmp_path)) == 1
 
 
-def test_the_plan_is_what_is_done(zoo, tmp_path, monkeypatch):
+@pytest.mark.slow
+def test_the_plan_is_what_is_done(zoo, tmp_path, monkeypatch, last_wins):
     plans, made = [], []
     whole = MergeRun.run
 
@@ -139,9 +144,53 @@ def test_the_plan_is_what_is_done(zoo, tmp_path, monkeypatch):
 
     monkeypatch.setattr(MergeRun, "run", spying)
     options = {"learn": "layers", "steps": 10, "polish_steps": 10, "polish_anchor": 0.1}
+    options |= {"baselines": "all", "loss": "labels"}
     merge(zoo, tmp_path, **options)
     differing = {key: (plans[0][key], made[0][key]) for key in plans[0] | made[0]}
     assert {key: pair for key, pair in differing.items() if pair[0] != pair[1]} == {}
+
+
+@pytest.mark.parametrize(
+    ("loss", "rows"),
+    [
+        ("experts", ["base, distilled"]),
+        pytest.param(
+            "labels", ["base, fine-tuned", "plain average, fine-tuned"], marks=pytest.mark.slow
+        ),
+    ],
+)
+def test_a_trained_merge_stands_beside_what_was_trained_as_long(zoo, tmp_path, loss, rows):
+    report = merge(zoo, tmp_path, polish_steps=10, polish_loss=loss, baselines="all")
+    names = [row.name for row in report.rows]
+    assert [name for name in names if "tuned" in name or "distilled" in name] == rows
+    compared = [one.against for one in report.comparisons if one.name == "this merge"]
+    assert compared[-len(rows) - 1 :] == ["base, heads refitted", *rows]
+    said = report.markdown().splitlines()[2]
+    assert said.startswith("- on the test examples, with 95% intervals, this merge ")
+    by_name = {row.name: row.scores for row in report.rows}
+    for name in rows:
+        difference = sum(by_name["this merge"][t] - by_name[name][t] for t in TASKS) / len(TASKS)
+        assert f"'{name}', {100 * difference:+.1f} (" in said
+    base = by_name["base"]
+    assert any(by_name[name] != base for name in rows)  # they have learned
+
+
+def test_a_verdict_says_who_is_better_in_words():
+    def against(name, low, high):
+        return Comparison("this merge", name, {}, Estimate((low + high) / 2, low, high, 0.01))
+
+    found = [
+        against("plain average", 0.01, 0.03),
+        against("base, heads refitted", 0.01, 0.03),
+        against("base, fine-tuned", -0.01, 0.02),
+        against("plain average, fine-tuned", -0.04, -0.02),
+    ]
+    assert verdict(TestOutcome(comparisons=found)) == [
+        "on the test examples, with 95% intervals, this merge beats 'base, heads refitted', +2.0 "
+        "(+1.0 to +3.0) points; it does not beat 'base, fine-tuned', +0.5 (-1.0 to +2.0) points; "
+        "it IS BEATEN by 'plain average, fine-tuned', -3.0 (-4.0 to -2.0) points"
+    ]
+    assert verdict(TestOutcome(comparisons=found[:2])) == []
 
 
 @pytest.mark.parametrize(
