@@ -13,6 +13,7 @@ from halves import TOKENS
 from lightning.pytorch import seed_everything
 
 from fmerge.data import MultiTask, Prompted, TaskData
+from fmerge.evaluation.calibration import Calibration, calibrate
 from fmerge.evaluation.evaluator import Evaluator, mean
 from fmerge.evaluation.head_refit import Refitter, Refitting
 from fmerge.fisher import FisherSettings
@@ -20,7 +21,8 @@ from fmerge.merging.assembler import Assembler
 from fmerge.merging.expert_fishers import Expert
 from fmerge.merging.experts import Ensemble, load_ensemble
 from fmerge.methods import Average, MergeMethod
-from fmerge.modules import RankChoice, TaskModule, TextClassifier
+from fmerge.methods.calibrated import Calibrated
+from fmerge.modules import Bodies, RankChoice, TaskModule, TextClassifier
 from fmerge.params import Params, fingerprint
 from fmerge.search import Search, SearchSpace, Trial
 from fmerge.store import write_text
@@ -84,7 +86,30 @@ class Subject:
                 name: evaluator.grams(name, settings, body) for name, body in bodies.items()
             }
         curve = settings.curve if method.statistic == "moving fisher" else 0
-        return Assembler(method, self.base, bodies, fisher, statistics, parts, curve)
+        finish = self.finish_of(method, settings)
+        return Assembler(
+            *(method, self.base, bodies, fisher, statistics, parts),
+            curve_nodes=curve,
+            finish=finish,
+        )
+
+    def finish_of(
+        self, method: MergeMethod, settings: FisherSettings
+    ) -> Callable[[Params], Params] | None:
+        """Prepares what follows the formula.
+
+        Args:
+            method: The formula.
+            settings: The examples of a calibration.
+
+        Returns:
+            The calibration of a merged body; None where the method makes none.
+        """
+        if not isinstance(method, Calibrated):
+            return None
+        bodies = self.ensemble.bodies
+        calibration = Calibration(method, settings, {name: name for name in bodies})
+        return lambda body: calibrate(self.evaluator, calibration, Bodies(body, self.base, bodies))
 
     def fisher_of(self, settings: FisherSettings) -> Callable[[str, Params], Params]:
         """Prepares Fishers; methods that need the same Fisher share it.
