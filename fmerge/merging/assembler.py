@@ -273,12 +273,25 @@ class Assembler:
         coefficients: Mapping[str, float],
         statistics: Mapping[str, Mapping[str, Any]],
     ) -> float:
-        """A group's scale of a statistic: measured once where the statistic does not move."""
         if self._curves is not None:
             return self._curves.at(name, coefficients[name])[1]
-        key = name, group
-        if self._moves or key not in self._scales:
-            part = only(statistics[name], self.parts[group])
+        if self._moves:
+            return self.method.statistic_scale(only(statistics[name], self.parts[group]))
+        return self.scale(name, group)
+
+    def scale(self, name: str, group: str) -> float:
+        """Measures a group's scale of a statistic that does not move: once.
+
+        Args:
+            name: The expert.
+            group: The group.
+
+        Returns:
+            ``MergeMethod.statistic_scale`` of it; there must be statistics.
+        """
+        assert self.statistics is not None
+        if (key := (name, group)) not in self._scales:
+            part = only(self.statistics[name], self.parts[group])
             self._scales[key] = self.method.statistic_scale(part)
         return self._scales[key]
 

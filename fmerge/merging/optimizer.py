@@ -46,6 +46,9 @@ class MergeOptimizer(Callback):
         bounds: The least and the greatest coefficient, such as [0, 1.5], or both by expert, such as
             {a: [-1, 0], b: [0, 1]}, where what a can do is to be unlearned; [0, 1] of those that
             are left out.
+        search_patience: End the search after this many trials in a row that are not better than
+            the best before them, the initial ones not counted; all trials are made when left out.
+            A search also ends where every score that counts is 1, which no trial can beat.
         racing: Score a trial on growing parts of the validation split, and stop it where it is
             all but sure to fall behind the best one so far; for tasks scored by accuracy. What
             is saved was scored on the whole split, to the score it has without racing.
@@ -90,6 +93,7 @@ class MergeOptimizer(Callback):
         keep: float | dict[str, float] | None = None,
         groups: Groups = "whole",
         bounds: Bounds | None = None,
+        search_patience: int | None = None,
         racing: bool = False,
         learn: LearnedGroups | None = None,
         loss: Loss = "experts",
@@ -107,6 +111,7 @@ class MergeOptimizer(Callback):
         self.keep = keep
         self.groups = groups
         self.bounds = bounds
+        self.search_patience = search_patience
         self.racing = racing
         self.learn: LearnedGroups | None = learn
         self.loss: Loss = loss
@@ -144,6 +149,7 @@ class MergeOptimizer(Callback):
         if search is None:
             search = self.default_search() if method.uses_coefficients and scored else Fixed()
         check_search(self, search, method, scored)
+        search.patience = self.search_patience
         if self.racing and objective.parts:
             raise UserError(
                 "--optimizer.racing: stops what cannot be best by one objective, but there are "
@@ -236,13 +242,14 @@ class MergeOptimizer(Callback):
         """
         begun = len(search.history)
         with progress(trainer, search) as show:
-            while not search.finished:
+            while len(search.history) < search.budget:
                 if number := stop():
                     raise SystemExit(128 + number)
                 # one process asks: Ax differs in the last digits between processes
-                proposal = search.ask() if trainer.is_global_zero else {}
-                coefficients = trainer.strategy.broadcast(proposal)
-                trial = attempt(len(search.history), coefficients, assembler.assemble, score)
+                asks = trainer.is_global_zero and not search.ended
+                if not (point := trainer.strategy.broadcast(search.ask() if asks else {})):
+                    break
+                trial = attempt(len(search.history), point, assembler.assemble, score)
                 if trainer.is_global_zero:
                     search.tell(trial)
                     log(trial.as_record())
@@ -253,6 +260,5 @@ class MergeOptimizer(Callback):
         try:
             return search.best()
         except ValueError as error:
-            raise UserError(
-                f"{error}; the first failed with: {search.history[0].reason}"
-            ) from error
+            reason = search.history[0].reason
+            raise UserError(f"{error}; the first failed with: {reason}") from error

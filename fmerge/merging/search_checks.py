@@ -6,6 +6,7 @@ from fmerge.errors import UserError
 from fmerge.methods import MergeMethod
 from fmerge.methods.signs import check_signs
 from fmerge.search import Fixed, Search
+from fmerge.search.stopping import check_patience
 
 if TYPE_CHECKING:
     from fmerge.merging.optimizer import MergeOptimizer
@@ -26,6 +27,7 @@ def check_search(
         UserError: If it has nothing to search, no scores, or coefficients that the method cannot
             merge with.
     """
+    check_patience(optimizer.search_patience)
     if not method.uses_coefficients:
         _check_without_coefficients(optimizer, search, method)
     if not scored:

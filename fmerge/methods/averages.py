@@ -42,6 +42,7 @@ class Isotropic(Elementwise):
     """
 
     scale_invariant = True
+    holds_average = True
 
     def formula(self, coefficients: Sequence[float], scales: Sequence[float]) -> Formula:
         """Prepares θ = Σₘ λₘθₘ / Σₘ λₘ.

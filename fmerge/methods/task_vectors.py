@@ -109,6 +109,7 @@ class TaskArithmetic(Elementwise):
     """Sum of scaled task vectors: θ = θ₀ + Σₘ λₘτₘ (Ilharco et al. 2023, section 2)."""
 
     needs_base = True
+    holds_average = True
 
     def formula(self, coefficients: Sequence[float], scales: Sequence[float]) -> Formula:
         """Prepares θ = θ₀ + Σₘ λₘ(θₘ − θ₀).

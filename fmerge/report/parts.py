@@ -64,6 +64,8 @@ class SearchOutcome:
             first.
         runner_up: The second best trial, if it was tested.
         built: Whether ``best`` is a trial built by its index, not the choice of the search.
+        ended: Why the search ended before its budget was spent; empty if it did not.
+        warning: That the merge is below the plain average on validation; empty where it is not.
     """
 
     method: str
@@ -78,6 +80,8 @@ class SearchOutcome:
     non_dominated: Sequence[Trial] = ()
     runner_up: Trial | None = None
     built: bool = False
+    ended: str = ""
+    warning: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

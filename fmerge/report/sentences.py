@@ -54,6 +54,7 @@ def made(search: SearchOutcome, provenance: Provenance) -> list[str]:
     given = ", ".join(f"{name} {value}" for name, value in provenance.parameters.items())
     return [
         f"search: {counted}; {found}",
+        *([f"search ended before its budget: {search.ended}"] if search.ended else []),
         *([f"parameters of {search.method}: {given}"] if given else []),
     ]
 
@@ -75,7 +76,8 @@ def choice(search: SearchOutcome, provenance: Provenance) -> list[str]:
     )
     if search.built:
         chosen = f"{search.goal} is {objective} on the validation split; scored on the test split"
-    return [chosen, *bounds_met(search), *_picked(search), *provenance.facts]
+    warned = [search.warning] if search.warning else []
+    return [chosen, *warned, *bounds_met(search), *_picked(search), *provenance.facts]
 
 
 def coefficients(search: SearchOutcome, provenance: Provenance) -> list[str]:

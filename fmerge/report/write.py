@@ -35,7 +35,9 @@ def show(report: MergeReport, output: Path) -> None:
         for one in report.comparisons:
             found = f"{one.name} minus {one.against}: {points(one.mean)} points"
             console.print(found, soft_wrap=True, highlight=False, markup=False)
-        for fact in bounds_met(search):
+        ended = [f"search ended before its budget: {search.ended}"] if search.ended else []
+        warned = [search.warning] if search.warning else []
+        for fact in (*ended, *bounds_met(search), *warned):
             said = fact[0].upper() + fact[1:]
             console.print(said, soft_wrap=True, highlight=False, markup=False)
     if (front := search.front) is not None:

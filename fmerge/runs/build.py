@@ -6,6 +6,7 @@ from typing import Any
 
 from fmerge.errors import UserError
 from fmerge.report.pareto_front import FRONT
+from fmerge.runs.stages import PLAIN_AVERAGE
 from fmerge.store import RunFolder, candidate_trial
 
 
@@ -48,7 +49,7 @@ def find_trial(
 def _can_be_built(record: Mapping[str, Any], folder: RunFolder) -> bool:
     """Whether a trial has coefficients to be assembled from, or its weights were kept."""
     kept = record["trial"]
-    if stage := record.get("stage"):
+    if (stage := record.get("stage", "")) not in {"", PLAIN_AVERAGE}:
         kept = candidate_trial(folder.candidate(stage))
     return bool(record["status"] == "ok" and kept == record["trial"])
 

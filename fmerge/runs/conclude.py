@@ -24,6 +24,7 @@ from fmerge.report.parts import Provenance, SearchOutcome, TestOutcome, Trials
 from fmerge.report.scores import AVERAGE, AVERAGE_TUNED, BASE, EXPERTS, REFITTED, RUNNER_UP, Row
 from fmerge.runs.data_provenance import split_facts
 from fmerge.runs.finish import calibration_facts
+from fmerge.runs.guards import below_average
 from fmerge.runs.pass_plan import TestedRow, tested_rows
 from fmerge.runs.stages import Candidate
 from fmerge.runs.trained_rows import TrainedRows
@@ -150,6 +151,8 @@ class Conclusion:
             non_dominated=sorted(trials, key=search.rank, reverse=True),
             runner_up=runner_up,
             built=chosen.built,
+            ended="" if chosen.built or not self._tells else search.ended,
+            warning=below_average(self.run, search, chosen.best, chosen.trials),
         )
 
     def _provenance(

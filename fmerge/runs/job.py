@@ -23,7 +23,7 @@ from fmerge.merging.experts import load_ensemble, target_first
 from fmerge.merging.merged_heads import HeadMode, check_mode
 from fmerge.merging.optimizer import MergeOptimizer
 from fmerge.merging.saved_forms import saved_forms
-from fmerge.methods import MergeMethod
+from fmerge.methods import Average, MergeMethod
 from fmerge.modules import TaskModule
 from fmerge.params import params_of
 from fmerge.report.merge_report import MergeReport
@@ -31,13 +31,14 @@ from fmerge.report.write import show
 from fmerge.runs.build import find_trial
 from fmerge.runs.described import merge_config
 from fmerge.runs.dry_run import show_merge_plan
+from fmerge.runs.guards import AverageBaseline
 from fmerge.runs.inputs import check_merge, fingerprints, task_module, tasks_of
 from fmerge.runs.learning import training_stages
 from fmerge.runs.merge import MergeRun
 from fmerge.runs.pass_plan import Baselines, PassPlan
 from fmerge.runs.polish_stage import Polishing
 from fmerge.runs.stages import Stage
-from fmerge.search import Search
+from fmerge.search import Fixed, Search
 from fmerge.store import Dtype, RunFolder, check_dtype, lock_of, only_run, parse_size
 from fmerge.system.signals import catch_signals
 from fmerge.system.slurm import is_requeued
@@ -122,8 +123,13 @@ class MergeJob:
 
     @cached_property
     def stages(self) -> Sequence[Stage]:
-        """What improves the search's best, in order."""
-        return training_stages(self.optimizer, self.polishing, self.heads)
+        """What follows the search, in order."""
+        given = self.coefficients is not None or isinstance(self.optimizer.search, Fixed)
+        searched = not (given and self.method.uses_coefficients)
+        scored = self._data() is not None and self.baselines == "all"
+        held = isinstance(self.method, Average)
+        compared = [AverageBaseline()] if scored and searched and not held else []
+        return [*compared, *training_stages(self.optimizer, self.polishing, self.heads)]
 
     def _look_into(self, folder: RunFolder) -> tuple[bool, Sequence[Mapping[str, Any]]]:
         """Whether a run is resumed; or the records of the trials, one of which is built."""

@@ -23,10 +23,11 @@ from fmerge.methods import Average, MergeMethod
 from fmerge.modules import TaskModule
 from fmerge.params import Params
 from fmerge.report.merge_report import MergeReport
+from fmerge.runs.balance import with_balance
 from fmerge.runs.conclude import Chosen, Conclusion
 from fmerge.runs.finish import finish_of
 from fmerge.runs.pass_plan import Baselines
-from fmerge.runs.stage_context import StageContext, check_order
+from fmerge.runs.stage_context import StageContext, staged_so_far
 from fmerge.runs.stages import Candidate, Stage
 from fmerge.search import Search, Trial
 from fmerge.search.objective import Objective, Scores
@@ -98,13 +99,14 @@ class MergeRun:
             self.evaluator.sizes.note = partial(folder.note, _SIZES)
         goal, assembler = self._begin(optimizer, search, folder)
         # started again: the bounds are shares of the experts' scores, known only now
-        search.start(search.space, goal)
+        search.start(with_balance(search.space, assembler, self.trainer, folder), goal)
         # every process replays, as each decides for itself whether the search is finished
         known = [Trial.from_record(one) for one in self.trainer.strategy.broadcast(list(done))]
         staged = [trial for trial in known if trial.stage]
         for trial in known[: len(known) - len(staged)]:
             search.replay(trial)
-        check_order(search, staged)
+        forget = folder.forget if self.trainer.is_global_zero else lambda _: None
+        staged = list(staged_so_far(search, staged, forget))
         score = self._scoring(optimizer, search, goal, assembler)
         best = optimizer.optimize(self.trainer, search, assembler, score, folder.append, stop)
         raced = [race_facts(search.history)] if optimizer.racing else []

@@ -99,7 +99,7 @@ class PassPlan:
     @property
     def has_rival(self) -> bool:
         """Whether there will be a runner-up, at most."""
-        return self.trials > 1 or bool(self.run.stages)
+        return self.trials > 1 or any(stage.improves for stage in self.run.stages)
 
     def _add_scores(self, passes: Passes, data: MultiTask, task: str) -> None:
         rows, refitting = tested_rows(self.run, self.has_rival), self.run.refitting

@@ -14,7 +14,7 @@ from fmerge.evaluation.head_refit import Heads
 from fmerge.merging.assembler import Assembler
 from fmerge.merging.trials import attempt
 from fmerge.params import Params
-from fmerge.runs.stages import Candidate
+from fmerge.runs.stages import PLAIN_AVERAGE, Candidate
 from fmerge.search import Search, Trial
 from fmerge.search.objective import Objective
 from fmerge.store import RunFolder, read_candidate, remove_partial, write_candidate
@@ -211,21 +211,34 @@ class StageContext:
                 remove_partial(self.folder.state(stage.name))
 
 
-def check_order(search: Search, staged: Sequence[Trial]) -> None:
-    """Refuses more trials of a search after those of stages.
+def staged_so_far(
+    search: Search, staged: Sequence[Trial], forget: Callable[[int], None]
+) -> Sequence[Trial]:
+    """Checks that the trials of stages follow the last of the search.
 
     Args:
         search: The search, with its trials replayed.
         staged: The stages' trials of an interrupted run.
+        forget: Shortens the log to so many trials.
+
+    Returns:
+        The stages' trials; without that of the plain average, which is scored again, where the
+        search is to make more.
 
     Raises:
-        UserError: If the search is not finished although a stage has begun.
+        UserError: If the search is not finished although another stage has begun.
     """
-    if staged and not search.finished:
+    if search.finished:
+        return staged
+    if staged and all(trial.stage == PLAIN_AVERAGE for trial in staged):
+        forget(len(search.history))
+        return []
+    if staged:
         raise UserError(
             f"trials.jsonl: trial {staged[0].index} is of stage {staged[0].stage}, after which the "
             "search cannot make more; name another --output, or add --overwrite true"
         )
+    return staged
 
 
 def _misplaced(trial: Trial, due: str) -> str:

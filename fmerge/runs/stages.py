@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from fmerge.runs.stage_context import StageContext
 
 
+PLAIN_AVERAGE = "average"
+"""The stage of the trial that is the plain average; it follows the search."""
+
+
 @dataclass(frozen=True)
 class Candidate:
     """A merge that may be saved.
@@ -34,9 +38,11 @@ class Stage(ABC):
 
     Attributes:
         name: What its trials are called in the log; also the name of its files.
+        improves: Whether it may find a merge that is saved instead of the search's best.
     """
 
     name: ClassVar[str]
+    improves: ClassVar[bool] = True
 
     def check(self, run: "MergeRun") -> None:  # noqa: B027  # a stage may need nothing
         """Checks that the stage can run, before any long work.

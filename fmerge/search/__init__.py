@@ -13,7 +13,8 @@ Examples:
 """
 
 from fmerge.search.ax_search import AxSearch
-from fmerge.search.base import Pick, Search, Trial, non_dominated_trials
+from fmerge.search.base import Pick, Search, Trial
+from fmerge.search.pareto import non_dominated_trials
 from fmerge.search.simple import Dirichlet, Fixed, Grid, RandomSearch, Sobol
 from fmerge.search.space import SearchSpace
 

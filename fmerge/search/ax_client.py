@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from fmerge.search.acquisitions import Acquisition, acquisition_class
-from fmerge.search.space import Range
+from fmerge.search.charts import Chart
 
 Value = float | tuple[float, float]
 """A mean whose noise the model infers, or (mean, standard error)."""
@@ -17,13 +17,13 @@ _SENSITIVITY_POINTS = 2000
 
 
 class AxClient:
-    """A box of coefficients, objectives and bounded metrics, under names that Ax can read.
+    """A box, objectives and bounded metrics, under names that Ax can read.
 
     Ax reads a minus in a name as a subtraction, so that it gets names of its own: c0, c1, … for
-    the coefficients, t0, t1, … for the bounded tasks, o0, o1, … for several objectives.
+    the numbers of a point, t0, t1, … for the bounded tasks, o0, o1, … for several objectives.
 
     Args:
-        box: The least and the greatest value of each coefficient, by its name.
+        chart: The box, and how many digits its numbers have.
         bounds: Least score by task.
         acquisition: The acquisition function.
         options: Its options.
@@ -33,7 +33,7 @@ class AxClient:
 
     def __init__(
         self,
-        box: Mapping[str, Range],
+        chart: Chart,
         bounds: Mapping[str, float],
         acquisition: Acquisition,
         options: Mapping[str, float],
@@ -43,7 +43,7 @@ class AxClient:
         from ax.api.client import Client
         from ax.api.configs import RangeParameterConfig
 
-        self._parameters = {name: f"c{i}" for i, name in enumerate(box)}
+        self._parameters = {name: f"c{i}" for i, name in enumerate(chart.box)}
         self._bounds = {f"t{i}": bound for i, bound in enumerate(bounds.values())}
         self._tasks = {task: f"t{i}" for i, task in enumerate(bounds)}
         self._objectives = {name: f"o{i}" for i, name in enumerate(objectives)}
@@ -52,10 +52,13 @@ class AxClient:
         self._client.configure_experiment(
             name="fmerge",
             parameters=[
-                RangeParameterConfig(name=own, bounds=box[name], parameter_type="float")
+                RangeParameterConfig(name=own, bounds=chart.box[name], parameter_type="float")
                 for name, own in self._parameters.items()
             ],
         )
+        if chart.digits is not None:
+            for parameter in self._client._experiment.search_space.parameters.values():
+                parameter.set_digits(chart.digits)
         # absolute bounds: Ax's relative ones know one baseline alone
         bounded = [f"{metric} >= {bound:.12f}" for metric, bound in self._bounds.items()]
         self._client.configure_optimization(
@@ -66,17 +69,17 @@ class AxClient:
         self._strategy = _generation_strategy(chosen, options)
         self._client.set_generation_strategy(self._strategy)
 
-    def attach(self, coefficients: Mapping[str, float]) -> int:
+    def attach(self, point: Mapping[str, float]) -> int:
         """Begins a trial at a point of ours.
 
         Args:
-            coefficients: λ by name.
+            point: By name.
 
         Returns:
             Ax's number of the trial.
         """
         trial: int = self._client.attach_trial({
-            self._parameters[name]: value for name, value in coefficients.items()
+            self._parameters[name]: value for name, value in point.items()
         })
         return trial
 
@@ -84,7 +87,7 @@ class AxClient:
         """Begins a trial where the acquisition function is highest.
 
         Returns:
-            Ax's number of the trial, and λ by name.
+            Ax's number of the trial, and the point by name.
         """
         ((trial, point),) = self._client.get_next_trials(max_trials=1).items()
         return trial, {name: float(point[own]) for name, own in self._parameters.items()}
@@ -123,7 +126,7 @@ class AxClient:
         """Fits the model to all finished trials and asks it about points.
 
         Args:
-            points: λ by name.
+            points: Numbers by name.
 
         Returns:
             Of each point the predicted objective, the first of several, its standard error, and

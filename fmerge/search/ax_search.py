@@ -9,6 +9,7 @@ from fmerge.errors import UserError
 from fmerge.search.acquisitions import Acquisition
 from fmerge.search.ax_client import AxClient, Value, quiet
 from fmerge.search.base import Pick, Search, Trial
+from fmerge.search.charts import Chart, Linear, LogRatios
 from fmerge.search.coordinate_search import coordinate_point
 from fmerge.search.initial_points import initial_points
 from fmerge.search.objective import Objective, Partial
@@ -16,6 +17,7 @@ from fmerge.search.simple import scaled, sobol_points
 from fmerge.search.space import SearchSpace
 
 Noise = Literal["infer", "binomial", "none"]
+Coordinates = Literal["ratios", "linear"]
 
 _LOG = logging.getLogger(__name__)
 
@@ -52,6 +54,10 @@ class AxSearch(Search):
             open, and ``binomial`` has that added; ``infer`` takes its estimate as a score.
         polish: So many of the trials come last and go from the best one along one coefficient
             at a time, by a step of 0.1 of its range that is halved when no direction is better.
+        coordinates: What is searched where only the ratios of coefficients matter and no bounds are
+            given. ``ratios``: their logarithms, up to a factor of a thousand, and among the first
+            trials weights that balance the experts' Fishers or Grams; ``linear``: the box of
+            coefficients, as in the papers and as for all other methods.
     """
 
     def __init__(
@@ -65,6 +71,7 @@ class AxSearch(Search):
         starts: bool = True,
         noise: Noise = "infer",
         polish: int = 0,
+        coordinates: Coordinates = "ratios",
     ) -> None:
         super().__init__()
         if not 1 <= initial_trials <= trials:
@@ -86,9 +93,11 @@ class AxSearch(Search):
         self.starts = starts
         self.noise: Noise = noise
         self.polish = polish
+        self.coordinates: Coordinates = coordinates
         self.needs_errors = noise == "binomial"
         self._made: AxClient | None = None
         self._starts: list[dict[str, float]] = []
+        self._chart: Chart = Linear(self.space)
         self._pending: int | None = None
 
     @property
@@ -96,11 +105,18 @@ class AxSearch(Search):
     def budget(self) -> int:
         return self.trials
 
+    @property
+    @override
+    def initial(self) -> int:
+        return max(self.initial_trials, len(self._starts))
+
     @override
     def start(self, space: SearchSpace, objective: Objective | None = None) -> None:
         super().start(space, objective)
         self._check_objectives()
-        self._starts = initial_points(space) if self.starts else []
+        ratios = self.coordinates == "ratios" and space.has_ratios
+        self._chart = LogRatios(space) if ratios else Linear(space)
+        self._starts = initial_points(space, balanced=ratios) if self.starts else []
         self._made = None  # Ax takes names and bounds when it begins
 
     def _check_objectives(self) -> None:
@@ -122,15 +138,16 @@ class AxSearch(Search):
         index, scored = len(self.history), [t.index for t in self.history if t.status == "ok"]
         with quiet():
             # the model needs one score to start from: more Sobol points until there is one
-            if index < max(self.initial_trials, len(self._starts)) or not scored:
+            if index < self.initial or not scored:
                 return self._attach(self._initial(index))
             begin = max(self.trials - self.polish, scored[0] + 1)
             if self.polish and index >= begin:
-                point = coordinate_point(self.history, begin, self.rank, self.space.box)
+                chart = self._chart
+                point = coordinate_point(self.history, begin, self.rank, chart.box, chart.point)
                 if point is not None:
-                    return self._attach(point)
+                    return self._attach(chart.coefficients(point))
             self._pending, point = self._client.propose()
-        return point
+        return self._chart.coefficients(point)
 
     @override
     def tell(self, trial: Trial) -> None:
@@ -155,6 +172,12 @@ class AxSearch(Search):
 
     @override
     def replay(self, trial: Trial) -> None:
+        if trial.index >= len(self._starts) and not self._chart.made(trial.coefficients):
+            raise UserError(
+                f"trials.jsonl: trial {trial.index} is of a search over a box of coefficients, but "
+                "this one is over their ratios; add --optimizer.search.coordinates linear, or "
+                "begin anew with --overwrite true"
+            )
         # attached in order, Ax's state is that of the interrupted run; its own snapshot is not
         with quiet():
             self._attach(dict(trial.coefficients))
@@ -167,7 +190,8 @@ class AxSearch(Search):
             return None
         try:
             with quiet():
-                predicted = self._client.predict([trial.coefficients for trial in scored])
+                points = [self._chart.point(trial.coefficients) for trial in scored]
+                predicted = self._client.predict(points)
         except Exception as failure:  # a line of the report: the search must be saved
             _LOG.warning("the search's model has no pick: %s", failure)
             return None
@@ -177,7 +201,8 @@ class AxSearch(Search):
 
     @override
     def sensitivity(self) -> dict[str, float]:
-        if not self._has_model:
+        # a ratio is of several coefficients, none of which can be told its share
+        if not self._has_model or not isinstance(self._chart, Linear):
             return {}
         try:
             with quiet():
@@ -189,7 +214,7 @@ class AxSearch(Search):
     @property
     def _has_model(self) -> bool:
         scored = any(trial.status == "ok" for trial in self.history)
-        return scored and len(self.history) > max(self.initial_trials, len(self._starts))
+        return scored and len(self.history) > self.initial
 
     @property
     def _client(self) -> AxClient:
@@ -199,7 +224,12 @@ class AxSearch(Search):
             if self.objectives:
                 chosen = {"objectives": len(self.objectives), "seed": self.seed}
             self._made = AxClient(
-                self.space.box, self.bounds, self.acquisition, chosen, self.seed, self.objectives
+                self._chart,
+                self.bounds,
+                self.acquisition,
+                chosen,
+                seed=self.seed,
+                objectives=self.objectives,
             )
         return self._made
 
@@ -207,12 +237,12 @@ class AxSearch(Search):
         if index < len(self._starts):
             return self._starts[index]
         index -= len(self._starts)
-        point = sobol_points(len(self.names), index + 1, self.seed)[index]
-        box = self.space.box
-        return dict(zip(box, scaled(point, list(box.values())), strict=True))
+        box = self._chart.box
+        point = scaled(sobol_points(len(box), index + 1, self.seed)[index], list(box.values()))
+        return self._chart.coefficients(dict(zip(box, point, strict=True)))
 
     def _attach(self, coefficients: dict[str, float]) -> dict[str, float]:
-        self._pending = self._client.attach(coefficients)
+        self._pending = self._client.attach(self._chart.point(coefficients))
         return coefficients
 
     def _objectives_of(self, trial: Trial, unseen: float) -> Value | dict[str, Value]:

@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -10,6 +10,7 @@ from fmerge.errors import UserError
 from fmerge.search.objective import Objective, Partial, shortfalls
 from fmerge.search.pareto import non_dominated
 from fmerge.search.space import SearchSpace
+from fmerge.search.stopping import reason_to_stop
 from fmerge.system.recorded import Recorded
 
 Status = Literal["ok", "failed", "stopped"]
@@ -113,7 +114,11 @@ class Pick:
 
 
 class Search(Recorded, ABC):
-    """Proposes coefficients and is told what they scored. Deterministic for a seed."""
+    """Proposes coefficients and is told what they scored. Deterministic for a seed.
+
+    Attributes:
+        patience: After how many trials without an improvement it ends; never if None.
+    """
 
     needs_errors = False
     """Whether it must be told the standard errors of the scores."""
@@ -123,6 +128,8 @@ class Search(Recorded, ABC):
         self.bounds: dict[str, float] = {}
         self.objectives: tuple[str, ...] = ()
         self.history: list[Trial] = []
+        self.goal = Objective()
+        self.patience: int | None = None
 
     def start(self, space: SearchSpace, objective: Objective | None = None) -> None:
         """Begins anew.
@@ -137,7 +144,8 @@ class Search(Recorded, ABC):
         """  # noqa: DOC502 - subclasses raise it
         self.space = space
         self.objectives = () if objective is None else tuple(objective.parts)
-        self.bounds = {} if objective is None else dict(objective.bounds)
+        self.goal = objective or Objective()
+        self.bounds = dict(self.goal.bounds)
         self.history = []
 
     @property
@@ -148,7 +156,17 @@ class Search(Recorded, ABC):
     @property
     @abstractmethod
     def budget(self) -> int:
-        """How many trials the search will ask for."""
+        """How many trials the search will ask for, at most."""
+
+    @property
+    def initial(self) -> int:
+        """How many of them come first whatever they score; patience begins after them."""
+        return 0
+
+    @property
+    def ended(self) -> str:
+        """Why it ends before its budget is spent; empty while it does not."""
+        return "" if len(self.history) >= self.budget else reason_to_stop(self)
 
     @abstractmethod
     def ask(self) -> dict[str, float]:
@@ -186,8 +204,8 @@ class Search(Recorded, ABC):
 
     @property
     def finished(self) -> bool:
-        """Whether the budget is spent."""
-        return len(self.history) >= self.budget
+        """Whether the budget is spent, or a further trial is not worth its time."""
+        return len(self.history) >= self.budget or bool(self.ended)
 
     def rank(self, trial: Trial) -> tuple[float, ...]:
         """Orders trials that have scores: those within the bounds first, then by the objective.
@@ -267,18 +285,3 @@ class Search(Recorded, ABC):
             The trial that the model predicts to be best; None without a model.
         """
         return None
-
-
-def non_dominated_trials(trials: Sequence[Trial]) -> list[Trial]:
-    """Finds the trials whose scores by task no other trial dominates.
-
-    Args:
-        trials: Any trials.
-
-    Returns:
-        Those that were scored on as many tasks as any, the first of several with the same scores.
-    """
-    most = max((len(trial.metrics) for trial in trials), default=0)
-    scored = [t for t in trials if t.status == "ok" and len(t.metrics) == most > 0]
-    found = non_dominated([tuple(trial.metrics.values()) for trial in scored])
-    return [scored[i] for i in found]

@@ -6,12 +6,14 @@ _SCALES = (0.3, 0.5, 1.0)
 """λ of all experts: what task arithmetic is tried at by hand, and whole task vectors."""
 
 
-def initial_points(space: SearchSpace) -> list[dict[str, float]]:
+def initial_points(space: SearchSpace, balanced: bool = False) -> list[dict[str, float]]:
     """Lists the points that are tried before any model, the most promising first.
 
     Args:
         space: M experts, and groups whose coefficients are alike in all these points. Where it
             is scale-invariant, multiples of a point are the same merge.
+        balanced: Whether the weights that balance the experts' statistics come second, if there
+            are any.
 
     Returns:
         λ by the names of the coefficients, no merge twice: 1/M each, which is the plain average;
@@ -29,8 +31,11 @@ def initial_points(space: SearchSpace) -> list[dict[str, float]]:
             continue
         largest = max(point) if space.scale_invariant else 1.0
         distinct.setdefault(tuple(value / largest for value in point), point)
-    found = (dict(zip(experts, point, strict=True)) for point in distinct.values())
-    return [space.spread(point) | space.own for point in found]
+    both = (dict(zip(experts, point, strict=True)) for point in distinct.values())
+    found = [space.spread(point) | space.own for point in both]
+    if balanced and space.balanced:
+        found.insert(1, dict(space.balanced))
+    return found
 
 
 def _within(value: float, bounds: Range) -> float:

@@ -1,6 +1,10 @@
-"""Pareto fronts: a pure function."""
+"""Pareto fronts: pure functions."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fmerge.search.base import Trial
 
 
 def non_dominated(points: Sequence[Sequence[float]]) -> list[int]:
@@ -24,6 +28,21 @@ def non_dominated(points: Sequence[Sequence[float]]) -> list[int]:
         if not dominated:
             found.append(i)
     return found
+
+
+def non_dominated_trials(trials: Sequence["Trial"]) -> list["Trial"]:
+    """Finds the trials whose scores by task no other trial dominates.
+
+    Args:
+        trials: Any trials.
+
+    Returns:
+        Those that were scored on as many tasks as any, the first of several with the same scores.
+    """
+    most = max((len(trial.metrics) for trial in trials), default=0)
+    scored = [t for t in trials if t.status == "ok" and len(t.metrics) == most > 0]
+    found = non_dominated([tuple(trial.metrics.values()) for trial in scored])
+    return [scored[i] for i in found]
 
 
 def _at_least(one: Sequence[float], other: Sequence[float]) -> bool:

@@ -35,6 +35,8 @@ class SearchSpace:
         scale_invariant: Whether c·λ is the same merge as λ.
         bounds: The least and the greatest λ by expert; 0 and 1 of those that are not among them.
         numbers: Numbers of the method that are searched like coefficients; they have no groups.
+        balanced: λ by name, at which no expert's statistics outweigh another's by their scale;
+            empty where the experts have none.
     """
 
     experts: Sequence[str]
@@ -42,6 +44,7 @@ class SearchSpace:
     scale_invariant: bool = False
     bounds: Mapping[str, Range] = field(default_factory=dict)
     numbers: Numbers = field(default_factory=dict)
+    balanced: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -87,6 +90,11 @@ class SearchSpace:
     def own(self) -> dict[str, float]:
         """The method's own numbers, by name."""
         return {name: value for name, (value, _, _) in self.numbers.items()}
+
+    @property
+    def has_ratios(self) -> bool:
+        """Whether the ratios of coefficients are all that matters, and nothing bounds these."""
+        return self.scale_invariant and len(self.experts) > 1 and not self.bounds
 
     @property
     def box(self) -> dict[str, Range]:

@@ -4,7 +4,15 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 _IGNORED = (
-    *("output", "overwrite", "dry_run", "config", "build", "max_shard_size"),
+    *(
+        "output",
+        "overwrite",
+        "dry_run",
+        "config",
+        "build",
+        "max_shard_size",
+        "optimizer.search_patience",
+    ),
     *("trainer.callbacks", "trainer.enable_progress_bar"),
 )
 """Options that may differ when a run is resumed: they change no trial."""
@@ -24,6 +32,9 @@ _ADDED = {
     "polish_learning_rate": 1e-4,
 }
 """Options that an older run's config.yaml lacks, and their defaults: it went without them."""
+
+_NEW = ("optimizer.search.init_args.coordinates",)
+"""Options that older versions lacked, and whose runs say themselves whether they fit them."""
 
 TRIALS = "optimizer.search.init_args.trials"
 """The option that may grow: a run with more trials begins with those of the run with fewer."""
@@ -57,8 +68,10 @@ def first_difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     """
     for key in sorted(old.keys() | new.keys()):
         # prefixes: "trainer.callbacks" stands for all options of all callbacks
+        if key.startswith(_IGNORED) or (key in _NEW and key not in old):
+            continue
         before, now = (one.get(key, _ADDED.get(key)) for one in (old, new))
-        if not key.startswith(_IGNORED) and before != now:
+        if before != now:
             return f"{key} was {before} and is {now}"
     return ""
 

@@ -224,6 +224,15 @@ class RunFolder:
         """
         append_line(self._log, json.dumps(record))
 
+    def forget(self, count: int) -> None:
+        """Shortens the log.
+
+        Args:
+            count: How many trials stay, the first ones.
+        """
+        records = read_trials(self._log)[:count]
+        write_text(self._log, "".join(json.dumps(record) + "\n" for record in records))
+
     def noted(self, key: str) -> Any:
         """Reads back what was noted of this run's inputs.
 

@@ -16,7 +16,7 @@ from fmerge.methods import Average, DFMerge, RegMean
 from fmerge.modules import TextClassifier
 from fmerge.runs import inputs
 from fmerge.runs.inputs import check_data, check_merge, fingerprints, task_module, tasks_of
-from fmerge.search import AxSearch, Sobol
+from fmerge.search import AxSearch, Fixed, SearchSpace, Sobol
 from tests.evaluation.tiny_tasks import Given
 
 
@@ -207,3 +207,12 @@ def test_training_examples_count_where_every_trial_refits_heads():
     after = given(when="trials", tasks={"x": task(train=[example(0)])})
     assert [what for what in before if before[what] != after[what]] == ["training data"]
     assert "training data" not in given(when="end")
+
+
+def test_a_curve_ends_at_its_nodes():
+    search = Sobol()
+    search.start(SearchSpace.of(["x", "y"], [], bounds={"y": [0, 1.5]}))
+    line = refusal(run(DFMerge(), curve=3), search)
+    assert line.startswith("--fisher.curve: its nodes lie in [0, 1], but the coefficient of 'y'")
+    assert "of 'x' may" in refusal(run(DFMerge(), curve=3), Fixed({"x": -0.1, "y": 1.0}))
+    check(run(DFMerge()), search)

@@ -73,9 +73,10 @@ def test_the_plan_by_value(zoo, tmp_path, monkeypatch):
         "--optimizer.objective", "retained", "--output", str(tmp_path / "out"), "--dry_run", "true",
     ])  # fmt: skip
     passes = plans[0].passes()
-    # 4 trials and the experts' own scores; base, experts, average, runner-up and merge, and the
-    # base's refitted heads once more; a Fisher for every trial, the runner-up and the merge
-    assert passes[Pass("score", "colour", "validation", 13)] == 4 + 1
+    # 4 trials, the plain average and the experts' own scores; base, experts, average, runner-up
+    # and merge, and the base's refitted heads once more; a Fisher for every trial, the runner-up
+    # and the merge
+    assert passes[Pass("score", "colour", "validation", 13)] == 4 + 1 + 1
     assert passes[Pass("score", "colour", "test", 11)] == 5 + 1
     assert passes[Pass("score", "animal", "train", 20)] == 1
     assert passes[Pass("Fisher", "animal", "validation", 5)] == 4 + 2
