@@ -63,8 +63,7 @@ class Assembler:
         self.experts = experts
         self.fisher_of = fisher_of
         self.statistics = statistics
-        needed = statistic_of(method)
-        self._moves = needed is not None and needed.moves
+        self._moves = (needed := statistic_of(method)) is not None and needed.moves
         first = next(iter(experts.values()))
         self.order = list(first)
         weights = {name: tensor for name, tensor in first.items() if name not in buffers}
@@ -78,6 +77,7 @@ class Assembler:
         self._curves = None
         if curve_nodes:
             self._curves = FisherCurves(curve_nodes, self._fisher_at, method.statistic_scale, keep)
+        self.others: Callable[[str], Assembler] | None = None
         self._scales: dict[tuple[str, str], float] = {}
         self._dtypes = dtypes or {}
         self._finish = finish
@@ -85,6 +85,10 @@ class Assembler:
         self._merged: Params = {}
         self._rounded: Params = {}
         self._merged_at: dict[str, float] | None = None
+
+    def of(self, method: str) -> "Assembler":
+        """Finds the assembler of a trial's method: this one, unless it is one of a portfolio's."""
+        return self if self.others is None or not method else self.others(method)
 
     def assemble(
         self,
@@ -95,8 +99,7 @@ class Assembler:
 
         Args:
             coefficients: λ by expert, or by ``expert/group``, and the method's numbers.
-            look: Called with the statistics of the merge, if there are any; the merge is then
-                computed anew, even if it was the last.
+            look: Called with the statistics, if there are any; the merge is then computed anew.
 
         Returns:
             The merged tensors, in ``dtypes``: only to be read, and valid until the next call.
@@ -107,8 +110,7 @@ class Assembler:
         """
         if self._merged_at == coefficients and look is None:
             return self._rounded
-        self._merged_at = None
-        self._rounded = {}
+        self._merged_at, self._rounded = None, {}
         if not self.method.writes_into_out:
             self._merged = {}  # frees the last merge before the next is allocated
         elif not self._merged:
@@ -186,8 +188,7 @@ class Assembler:
             coefficients: What it was assembled from.
 
         Returns:
-            The method's sentences, group by group; none where its statistics move, which are not
-            kept.
+            The method's sentences by group; none where its statistics move, and are not kept.
         """
         if self._moves:
             return []
@@ -273,25 +274,12 @@ class Assembler:
         coefficients: Mapping[str, float],
         statistics: Mapping[str, Mapping[str, Any]],
     ) -> float:
+        """A group's scale of a statistic: measured once where the statistic does not move."""
         if self._curves is not None:
             return self._curves.at(name, coefficients[name])[1]
-        if self._moves:
-            return self.method.statistic_scale(only(statistics[name], self.parts[group]))
-        return self.scale(name, group)
-
-    def scale(self, name: str, group: str) -> float:
-        """Measures a group's scale of a statistic that does not move: once.
-
-        Args:
-            name: The expert.
-            group: The group.
-
-        Returns:
-            ``MergeMethod.statistic_scale`` of it; there must be statistics.
-        """
-        assert self.statistics is not None
-        if (key := (name, group)) not in self._scales:
-            part = only(self.statistics[name], self.parts[group])
+        key = name, group
+        if self._moves or key not in self._scales:
+            part = only(statistics[name], self.parts[group])
             self._scales[key] = self.method.statistic_scale(part)
         return self._scales[key]
 

@@ -8,10 +8,10 @@ from lightning.pytorch import Callback, Trainer
 
 from fmerge import search as searches
 from fmerge.errors import UserError, object_of
-from fmerge.merging.assembler import Assembler
+from fmerge.merging.assemblers import Assemblers
 from fmerge.merging.learnable import LearnedGroups
 from fmerge.merging.search_checks import check_search, fixed
-from fmerge.merging.trials import Score, attempt, progress
+from fmerge.merging.trials import Score, attempt, progress, proposed
 from fmerge.methods import MergeMethod
 from fmerge.modules import Loss
 from fmerge.search import AxSearch, Fixed, Search, SearchSpace, Trial
@@ -127,6 +127,7 @@ class MergeOptimizer(Callback):
         tasks: Sequence[str],
         scored: bool,
         given: dict[str, float] | None = None,
+        portfolio: Search | None = None,
     ) -> Search:
         """Checks that method, search and objectives fit together, before any weights are read.
 
@@ -136,6 +137,7 @@ class MergeOptimizer(Callback):
             tasks: The experts that have a task.
             scored: Whether there are data to score trials on.
             given: The coefficients, where they are given instead of a search.
+            portfolio: The search over methods, where the method is a portfolio.
 
         Returns:
             The search that will be used.
@@ -145,7 +147,7 @@ class MergeOptimizer(Callback):
         """
         objective = self.goal(tasks)
         check_bounds(self.bounds, experts)
-        search = self.search if given is None else fixed(given, self, method)
+        search = portfolio or (self.search if given is None else fixed(given, self, method))
         if search is None:
             search = self.default_search() if method.uses_coefficients and scored else Fixed()
         check_search(self, search, method, scored)
@@ -216,7 +218,7 @@ class MergeOptimizer(Callback):
         self,
         trainer: Trainer,
         search: Search,
-        assembler: Assembler,
+        assembler: Assemblers,
         score: Score,
         log: Callable[[dict[str, Any]], None],
         stop: Callable[[], int] = lambda: 0,
@@ -245,11 +247,11 @@ class MergeOptimizer(Callback):
             while len(search.history) < search.budget:
                 if number := stop():
                     raise SystemExit(128 + number)
-                # one process asks: Ax differs in the last digits between processes
-                asks = trainer.is_global_zero and not search.ended
-                if not (point := trainer.strategy.broadcast(search.ask() if asks else {})):
+                point, method = proposed(trainer, search)
+                if not point:
                     break
-                trial = attempt(len(search.history), point, assembler.assemble, score)
+                merge = assembler.of(method).assemble
+                trial = attempt(len(search.history), point, merge, score, method=method)
                 if trainer.is_global_zero:
                     search.tell(trial)
                     log(trial.as_record())

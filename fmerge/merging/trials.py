@@ -13,6 +13,7 @@ from fmerge.errors import UserError
 from fmerge.params import Params
 from fmerge.search import Search, Trial
 from fmerge.search.objective import Scores
+from fmerge.search.portfolio import PortfolioSearch
 
 Score = Callable[[Params], Scores]
 """From merged body tensors to what they scored."""
@@ -24,6 +25,7 @@ def attempt(
     merge: Callable[[Mapping[str, float]], Params],
     score: Score,
     stage: str = "",
+    method: str = "",
 ) -> Trial:
     """Makes a merge and scores it.
 
@@ -33,12 +35,13 @@ def attempt(
         merge: Makes the body of the coefficients.
         score: Scores it, on all processes.
         stage: The stage that makes the trial; empty for the search.
+        method: The method, where a search chooses among several.
 
     Returns:
         The trial; it has failed where the body cannot be made or scored, or an objective is not
         finite.
     """
-    made = partial(Trial, index, coefficients, stage=stage)
+    made = partial(Trial, index, coefficients, stage=stage, method=method)
     try:
         scores = score(merge(coefficients))
     # these coefficients cannot be merged or scored; others may well be
@@ -91,3 +94,21 @@ def _best_so_far(search: Search) -> str:
     best = search.best()
     short = ", short of the bounds" if search.rank(best)[0] else ""
     return f"best {best.objective:.4f}{short}"
+
+
+def proposed(trainer: Trainer, search: Search) -> tuple[Mapping[str, float], str]:
+    """Asks a search in the first process: Ax differs in the last digits between processes.
+
+    Args:
+        trainer: The Trainer, whose strategy broadcasts.
+        search: The search.
+
+    Returns:
+        Coefficients, and their method where the search chooses among several; no coefficients
+        where it has ended.
+    """
+    asks = trainer.is_global_zero and not search.ended
+    point = trainer.strategy.broadcast(search.ask() if asks else {})
+    if isinstance(search, PortfolioSearch):
+        search.method = trainer.strategy.broadcast(search.method)
+    return point, search.method

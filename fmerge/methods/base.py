@@ -43,6 +43,7 @@ class MergeMethod(Recorded, ABC):
         needs_base: Whether the formula uses θ₀.
         uses_coefficients: Whether λ changes the result, so that a search makes sense.
         scale_invariant: Whether only the ratios of the λₘ matter, so that c·λ is the same merge.
+        usual_coefficient: The λₘ of all experts that is usual; 1/M where None.
         holds_average: Whether equal λₘ give the plain average; 1/M, if their scale matters.
         writes_into_out: Whether ``merge`` fills the tensors given as ``out``, so that a caller
             can allocate them once for many merges.
@@ -53,6 +54,7 @@ class MergeMethod(Recorded, ABC):
     needs_base: bool = False
     uses_coefficients: bool = True
     scale_invariant: bool = False
+    usual_coefficient: float | None = None
     holds_average: bool = False
     writes_into_out: bool = False
     calibrates: bool = False

@@ -21,6 +21,8 @@ class SpectralMethod(TaskVectorMethod):
     papers' merge with that α.
     """
 
+    usual_coefficient = 1.0  # whole task vectors
+
     @abstractmethod
     def combine(self, matrices: Sequence[Tensor]) -> Tensor:
         """Merges the task matrices of one tensor.

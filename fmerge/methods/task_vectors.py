@@ -110,6 +110,7 @@ class TaskArithmetic(Elementwise):
 
     needs_base = True
     holds_average = True
+    usual_coefficient = 0.3  # Ilharco et al. 2023, for several tasks
 
     def formula(self, coefficients: Sequence[float], scales: Sequence[float]) -> Formula:
         """Prepares θ = θ₀ + Σₘ λₘ(θₘ − θ₀).

@@ -7,6 +7,8 @@ from typing import Any
 from lightning.pytorch import Trainer
 
 from fmerge.merging.assembler import Assembler
+from fmerge.merging.assemblers import Assemblers
+from fmerge.merging.stored import only
 from fmerge.methods import Gram
 from fmerge.search import SearchSpace
 from fmerge.search.parameter_groups import coefficient_name
@@ -16,7 +18,7 @@ _NOTE = "balanced weights"
 
 
 def with_balance(
-    space: SearchSpace, assembler: Assembler, trainer: Trainer, folder: RunFolder
+    space: SearchSpace, assembler: Assemblers, trainer: Trainer, folder: RunFolder
 ) -> SearchSpace:
     """Adds the balanced weights to a space; a resumed run has the very same.
 
@@ -29,6 +31,8 @@ def with_balance(
     Returns:
         The space; unchanged where the method uses no statistics, or more than ratios matter.
     """
+    if not isinstance(assembler, Assembler):  # methods share their coefficients
+        return space
     if assembler.statistics is None or not space.has_ratios:
         return space
     found: Mapping[str, float] = {}
@@ -67,4 +71,5 @@ def _weight(assembler: Assembler, expert: str, group: str) -> float:
         if (one := statistics.get(name)) is not None:
             values = one.matrix.diagonal() if isinstance(one, Gram) else one
             total, entries = total + float(values.double().sum()), entries + values.numel()
-    return assembler.scale(expert, group) * entries / total if total > 0 else 0.0
+    part = only(statistics, assembler.parts[group])
+    return assembler.method.statistic_scale(part) * entries / total if total > 0 else 0.0

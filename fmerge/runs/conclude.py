@@ -156,11 +156,7 @@ class Conclusion:
         )
 
     def _provenance(
-        self,
-        chosen: Chosen,
-        folder: RunFolder,
-        fishers: FisherSummary | None,
-        facts: Sequence[str],
+        self, chosen: Chosen, folder: RunFolder, fishers: FisherSummary | None, facts: list[str]
     ) -> Provenance:
         ensemble, first = self.run.ensemble, self.run.trainer.is_global_zero
         vectors = ""
@@ -204,10 +200,9 @@ class Conclusion:
         if self.evaluator is None:
             return None, None
         table, ensemble = TestTable(self.evaluator), self.run.ensemble
-        search = chosen.search
-        runner_up = search.runner_up() if search.history else None
-        if chosen.best.stage and search.history:  # what the stages have improved
-            runner_up = search.best()
+        search, runner_up = chosen.search, None
+        if search.history:  # a stage has improved on the search's best
+            runner_up = search.best() if chosen.best.stage else search.runner_up()
         *baselines, _ = tested_rows(self.run, rival=runner_up is not None)
         for row in baselines:
             if row.name == EXPERTS:
@@ -222,7 +217,8 @@ class Conclusion:
                 assert body is not None  # else there were no such row
                 self._test_trained(table, row.name, body, chosen)
             elif runner_up is not None:
-                self._test(table, row, assembler.assemble(runner_up.coefficients))
+                rival = assembler.of(runner_up.method)
+                self._test(table, row, rival.assemble(runner_up.coefficients))
         tested = any(row.name == RUNNER_UP for row in baselines)
         return table, runner_up if tested else None
 

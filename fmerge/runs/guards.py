@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from fmerge.evaluation.passes import Pass, Passes
 from fmerge.methods import MergeMethod
 from fmerge.report.model_card import parameters_of
+from fmerge.runs.finish import calibration_of
 from fmerge.runs.stage_context import StageContext
 from fmerge.runs.stages import PLAIN_AVERAGE, Candidate, Stage
 from fmerge.search import Search, Trial
@@ -50,6 +51,12 @@ class AverageBaseline(Stage):
             if run.refitting.when == "trials":
                 most = data.size(task, "train", run.refitting.most)
                 passes[Pass("score", task, "train", most)] += 1
+        calibration = calibration_of(run)
+        if calibration is not None and calibration.method is None:  # statistics of buffers
+            settings = calibration.settings
+            for task in dict.fromkeys(calibration.tasks.values()):
+                examples = data.size(task, settings.split, settings.examples)
+                passes[Pass("calibration", task, settings.split, examples)] += 1
         return passes
 
     def run(self, context: StageContext, start: Candidate) -> Candidate:

@@ -24,6 +24,7 @@ from fmerge.merging.merged_heads import HeadMode, check_mode
 from fmerge.merging.optimizer import MergeOptimizer
 from fmerge.merging.saved_forms import saved_forms
 from fmerge.methods import Average, MergeMethod
+from fmerge.methods.auto import Auto
 from fmerge.modules import TaskModule
 from fmerge.params import params_of
 from fmerge.report.merge_report import MergeReport
@@ -37,6 +38,7 @@ from fmerge.runs.learning import training_stages
 from fmerge.runs.merge import MergeRun
 from fmerge.runs.pass_plan import Baselines, PassPlan
 from fmerge.runs.polish_stage import Polishing
+from fmerge.runs.portfolio import search_of
 from fmerge.runs.stages import Stage
 from fmerge.search import Fixed, Search
 from fmerge.store import Dtype, RunFolder, check_dtype, lock_of, only_run, parse_size
@@ -127,7 +129,7 @@ class MergeJob:
         given = self.coefficients is not None or isinstance(self.optimizer.search, Fixed)
         searched = not (given and self.method.uses_coefficients)
         scored = self._data() is not None and self.baselines == "all"
-        held = isinstance(self.method, Average)
+        held = isinstance(self.method, Average | Auto)  # which try the average themselves
         compared = [AverageBaseline()] if scored and searched and not held else []
         return [*compared, *training_stages(self.optimizer, self.polishing, self.heads)]
 
@@ -156,7 +158,7 @@ class MergeJob:
         ordered = target_first(self.experts, self.optimizer.target)
         tasks = [name for name, one in ordered.items() if not one.donor]
         scored, names = data is not None, list(self.experts)
-        search = self.optimizer.check(self.method, names, tasks, scored, given=self.coefficients)
+        search = self._checked_search(names, tasks, scored)
         labels = None if data is None else data.labels
         ensemble = load_ensemble(
             *(ordered, self.base, self.method, module, labels),
@@ -181,10 +183,20 @@ class MergeJob:
         )
         space = self.optimizer.space(self.method, names, ensemble.tensors)
         search.start(space, self.optimizer.goal(tasks))
-        check_merge(run, search, self.optimizer.groups != "whole", self.optimizer.racing)
+        for one in run.members.values():
+            check_merge(one, search, self.optimizer.groups != "whole", self.optimizer.racing)
         for stage in run.stages:
             stage.check(run)
         return run, search
+
+    def _checked_search(self, names: Sequence[str], tasks: Sequence[str], scored: bool) -> Search:
+        if isinstance(self.method, Auto):
+            self.method.with_base(self.base is not None)
+        return self.optimizer.check(
+            *(self.method, names, tasks, scored),
+            given=self.coefficients,
+            portfolio=search_of(self.method, self.optimizer),
+        )
 
     def _data(self) -> MultiTask | None:
         given = self.datamodule

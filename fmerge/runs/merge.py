@@ -15,6 +15,7 @@ from fmerge.evaluation.head_refit import Heads, Refitter, Refitting, obstacle, u
 from fmerge.evaluation.statistics import Statistic, statistic_of
 from fmerge.fisher import FisherSettings
 from fmerge.merging.assembler import Assembler
+from fmerge.merging.assemblers import Assemblers
 from fmerge.merging.experts import Ensemble
 from fmerge.merging.optimizer import MergeOptimizer
 from fmerge.merging.racing import Race, race_facts
@@ -25,15 +26,15 @@ from fmerge.params import Params
 from fmerge.report.merge_report import MergeReport
 from fmerge.runs.balance import with_balance
 from fmerge.runs.conclude import Chosen, Conclusion
-from fmerge.runs.finish import finish_of
+from fmerge.runs.own_scores import own_scores
 from fmerge.runs.pass_plan import Baselines
+from fmerge.runs.portfolio import Portfolio, assembler_of, members_of, portfolio_facts
 from fmerge.runs.stage_context import StageContext, staged_so_far
 from fmerge.runs.stages import Candidate, Stage
 from fmerge.search import Search, Trial
 from fmerge.search.objective import Objective, Scores
-from fmerge.store import FisherCache, RunFolder, SavedForm
+from fmerge.store import RunFolder, SavedForm
 
-_OWN = "experts' validation scores"
 _SIZES = "batch sizes"
 
 
@@ -109,15 +110,16 @@ class MergeRun:
         staged = list(staged_so_far(search, staged, forget))
         score = self._scoring(optimizer, search, goal, assembler)
         best = optimizer.optimize(self.trainer, search, assembler, score, folder.append, stop)
-        raced = [race_facts(search.history)] if optimizer.racing else []
-        context = self._context(search, goal, assembler, folder, search.history)
+        own, assembler = self.members[best.method], assembler.of(best.method)
+        context = own._context(search, goal, assembler, folder, search.history)
+        raced = [race_facts(search.history)] if optimizer.racing else portfolio_facts(search)
         context.notes += raced
         final = context.run_stages(Candidate(best), staged, stop)
         chosen = Chosen(
             search=search, goal=goal, candidate=final, trials=context.trials,
             notes=context.notes, targets=context.targets,
         )  # fmt: skip
-        report = self._conclusion().conclude(chosen, assembler, folder)
+        report = own._conclusion().conclude(chosen, assembler, folder)
         context.forget()
         return report
 
@@ -145,43 +147,33 @@ class MergeRun:
         known = self.trainer.strategy.broadcast(list(records))
         trials = [Trial.from_record(record) for record in known]
         goal, assembler = self._begin(optimizer, search, folder)
-        context = self._context(search, goal, assembler, folder, trials)
+        method = trials[index].method
+        own, assembler = self.members[method], assembler.of(method)
+        context = own._context(search, goal, assembler, folder, trials)
         built = context.rebuild(trials[index])
         chosen = Chosen(search=search, goal=goal, candidate=built, trials=trials, built=True)
-        return self._conclusion().conclude(chosen, assembler, folder)
+        return own._conclusion().conclude(chosen, assembler, folder)
 
     def _scoring(
-        self, optimizer: MergeOptimizer, search: Search, goal: Objective, assembler: Assembler
+        self, optimizer: MergeOptimizer, search: Search, goal: Objective, assembler: Assemblers
     ) -> Score:
         if not optimizer.racing:
             return lambda body: self.validate(body, goal)
         tasks = self.ensemble.tasks
         race = Race(self.evaluator, self.module, search, goal, tasks, self._live)
-        race.recall(assembler)
+        race.recall(assembler.of(""))
         return race.score
 
     def _begin(
         self, optimizer: MergeOptimizer, search: Search, folder: RunFolder
-    ) -> tuple[Objective, Assembler]:
+    ) -> tuple[Objective, Assemblers]:
         if self.data is not None and self.data.automatic:
             self.evaluator.sizes.found |= folder.noted(_SIZES) or {}
-        own = self._own_scores(folder) if optimizer.needs_experts else {}
+        own = own_scores(self, folder) if optimizer.needs_experts else {}
         goal = optimizer.goal(self.ensemble.tasks, own)
-        # Fishers are cached where the bodies are, if there is room
-        weight = next(iter(next(iter(self.ensemble.bodies.values())).values()))
-        return goal, Assembler(
-            self.method,
-            self.ensemble.base,
-            self.ensemble.bodies,
-            self._estimate,
-            self._statistics(),
-            parts=search.space.groups,
-            buffers=self.ensemble.moving,
-            curve_nodes=self.settings.curve,
-            keep=FisherCache(folder.path, weight.device).put,
-            dtypes=next(iter(self.forms.values())).dtypes if self.forms else None,
-            finish=finish_of(self),
-        )
+        if len(self.members) > 1:
+            return goal, Portfolio(self.members, search.space, folder)
+        return goal, assembler_of(self, search.space, folder, self.statistics())
 
     def _context(
         self,
@@ -195,6 +187,11 @@ class MergeRun:
             run=self, search=search, goal=goal, assembler=assembler,
             folder=folder, trials=list(trials),
         )  # fmt: skip
+
+    @cached_property
+    def members(self) -> Mapping[str, "MergeRun"]:
+        """Method to the run by it alone, where there is a portfolio."""
+        return members_of(self)
 
     @property
     def is_average(self) -> bool:
@@ -266,17 +263,6 @@ class MergeRun:
                 self.evaluator.write_body(body)
             yield
 
-    def _own_scores(self, folder: RunFolder) -> dict[str, float]:
-        """The experts' validation scores, computed once even if a run is resumed."""
-        noted = (folder.noted(_OWN) or {}) if self.trainer.is_global_zero else {}
-        own: dict[str, float] = self.trainer.strategy.broadcast(noted)
-        if not own:
-            for name in self.ensemble.tasks:
-                own |= self.evaluator.score(self.ensemble.bodies[name], "validation", [name])
-            if self.trainer.is_global_zero:  # a resumed run must divide by the very same scores
-                folder.note(_OWN, own)
-        return own
-
     def task_of(self, name: str) -> str:
         """Names the task whose examples an expert's statistics are estimated on.
 
@@ -288,14 +274,23 @@ class MergeRun:
         """
         return name if name in self.ensemble.models else self.ensemble.tasks[0]
 
-    def _estimate(self, name: str, body: Params) -> Mapping[str, Any]:
+    def estimate(self, name: str, body: Params) -> Mapping[str, Any]:
+        """Estimates the statistic that the method needs.
+
+        Args:
+            name: The expert.
+            body: Where it is taken.
+
+        Returns:
+            The statistic by the names of tensors.
+        """
         statistic = statistic_of(self.method)
         assert statistic is not None  # asked for by methods that need one
         return statistic.estimate(self.evaluator, self.task_of(name), self.settings, body)
 
-    def _statistics(self) -> Mapping[str, Mapping[str, Any]] | None:
+    def statistics(self) -> Mapping[str, Mapping[str, Any]] | None:
         """The statistics that do not move with the coefficients."""
         estimated = self.estimated
         if estimated is None or estimated.moves:
             return self.ensemble.fishers
-        return {name: self._estimate(name, body) for name, body in self.ensemble.bodies.items()}
+        return {name: self.estimate(name, body) for name, body in self.ensemble.bodies.items()}

@@ -8,6 +8,7 @@ from fmerge.evaluation.passes import Pass, Passes
 from fmerge.evaluation.statistics import Fisher, statistic_of
 from fmerge.report.scores import AVERAGE, BASE, EXPERTS, MERGE, RUNNER_UP
 from fmerge.runs.finish import calibration_of
+from fmerge.runs.portfolio import distinct
 from fmerge.runs.trained_rows import TrainedRows
 
 if TYPE_CHECKING:
@@ -117,8 +118,11 @@ class PassPlan:
             passes[Pass("score", task, "train", examples)] += fits
 
     def _add_statistics(self, passes: Passes, data: MultiTask) -> None:
-        run, settings = self.run, self.run.settings
-        statistic = run.estimated
+        for run in distinct(self.run.members):
+            self._add_statistic(passes, data, run)
+
+    def _add_statistic(self, passes: Passes, data: MultiTask, run: "MergeRun") -> None:
+        settings, statistic = run.settings, run.estimated
         if statistic is None:
             return
         rows = tested_rows(run, self.has_rival)
@@ -131,8 +135,11 @@ class PassPlan:
             passes[one] += statistic.passes(settings, merges)
 
     def _add_calibrations(self, passes: Passes, data: MultiTask) -> None:
-        run, calibration = self.run, calibration_of(self.run)
-        if calibration is None:
+        # of a portfolio at most one method is assembled in a trial
+        found = (run for run in self.run.members.values() if calibration_of(run) is not None)
+        run = next(found, None)
+        calibration = None if run is None else calibration_of(run)
+        if run is None or calibration is None:
             return
         settings, rows = calibration.settings, tested_rows(run, self.has_rival)
         merges = self.trials + sum(row.assembled for row in rows)

@@ -101,7 +101,8 @@ class StageContext:
         """
         if candidate.body is not None:
             return candidate.body
-        return self.assembler.assemble(candidate.trial.coefficients)
+        trial = candidate.trial
+        return self.assembler.of(trial.method).assemble(trial.coefficients)
 
     def score(
         self,

@@ -12,6 +12,8 @@ from fmerge.search.charts import Chart
 Value = float | tuple[float, float]
 """A mean whose noise the model infers, or (mean, standard error)."""
 
+_METHOD = "method"
+
 _SENSITIVITY_POINTS = 2000
 """Known to a few hundredths by them, in one or two seconds."""
 
@@ -29,6 +31,7 @@ class AxClient:
         options: Its options.
         seed: Seed of the optimisation.
         objectives: Names of the objectives, where there are several.
+        choices: The methods, one of which is a parameter of every trial, if there are two or more.
     """
 
     def __init__(
@@ -39,14 +42,18 @@ class AxClient:
         options: Mapping[str, float],
         seed: int,
         objectives: Sequence[str] = (),
+        choices: Sequence[str] = (),
     ) -> None:
         from ax.api.client import Client
-        from ax.api.configs import RangeParameterConfig
+        from ax.api.configs import ChoiceParameterConfig, RangeParameterConfig
 
         self._parameters = {name: f"c{i}" for i, name in enumerate(chart.box)}
         self._bounds = {f"t{i}": bound for i, bound in enumerate(bounds.values())}
         self._tasks = {task: f"t{i}" for i, task in enumerate(bounds)}
         self._objectives = {name: f"o{i}" for i, name in enumerate(objectives)}
+        self._methods = {f"m{i}": name for i, name in enumerate(choices)}
+        self.choice = choices[0] if choices else ""
+        """The method of the last proposal."""
         self._first = "o0" if objectives else "objective"
         self._client = Client(random_seed=seed)
         self._client.configure_experiment(
@@ -54,6 +61,12 @@ class AxClient:
             parameters=[
                 RangeParameterConfig(name=own, bounds=chart.box[name], parameter_type="float")
                 for name, own in self._parameters.items()
+            ]
+            + [
+                ChoiceParameterConfig(
+                    name=_METHOD, values=list(self._methods), parameter_type="str", is_ordered=False
+                )
+                for _ in choices[1:2]  # a choice of one is none
             ],
         )
         if chart.digits is not None:
@@ -69,18 +82,20 @@ class AxClient:
         self._strategy = _generation_strategy(chosen, options)
         self._client.set_generation_strategy(self._strategy)
 
-    def attach(self, point: Mapping[str, float]) -> int:
+    def attach(self, point: Mapping[str, float], choice: str = "") -> int:
         """Begins a trial at a point of ours.
 
         Args:
             point: By name.
+            choice: Its method, where there are several.
 
         Returns:
             Ax's number of the trial.
         """
-        trial: int = self._client.attach_trial({
-            self._parameters[name]: value for name, value in point.items()
-        })
+        own: dict[str, Any] = {self._parameters[name]: value for name, value in point.items()}
+        if len(self._methods) > 1:
+            own[_METHOD] = next(key for key, name in self._methods.items() if name == choice)
+        trial: int = self._client.attach_trial(own)
         return trial
 
     def propose(self) -> tuple[int, dict[str, float]]:
@@ -90,6 +105,8 @@ class AxClient:
             Ax's number of the trial, and the point by name.
         """
         ((trial, point),) = self._client.get_next_trials(max_trials=1).items()
+        if len(self._methods) > 1:
+            self.choice = self._methods[str(point[_METHOD])]
         return trial, {name: float(point[own]) for name, own in self._parameters.items()}
 
     def complete(

@@ -34,6 +34,7 @@ class Trial:
         objectives: The objectives by name, where there are several; ``objective`` is the first.
         objective_errors: Their standard errors, where they are known.
         stage: The stage after the search that made it, such as ``learn``; empty for the search's.
+        method: Its method, where a search chooses among several.
     """
 
     index: int
@@ -48,6 +49,7 @@ class Trial:
     objectives: Mapping[str, float] = field(default_factory=dict)
     objective_errors: Mapping[str, float] = field(default_factory=dict)
     stage: str = ""
+    method: str = ""
 
     def as_record(self) -> dict[str, Any]:
         """Lists what the trial log keeps.
@@ -69,6 +71,7 @@ class Trial:
             "objective_errors": dict(self.objective_errors),
             "reason": self.reason,
             "stage": self.stage,
+            "method": self.method,
         }
         if self.partial is not None:
             optional["partial"] = asdict(self.partial)
@@ -86,7 +89,7 @@ class Trial:
         Returns:
             The trial.
         """
-        names = ("reason", "error", "errors", "objectives", "objective_errors", "stage")
+        names = ("reason", "error", "errors", "objectives", "objective_errors", "stage", "method")
         return cls(
             index=record["trial"],
             coefficients=record["coefficients"],
@@ -117,6 +120,7 @@ class Search(Recorded, ABC):
     """Proposes coefficients and is told what they scored. Deterministic for a seed.
 
     Attributes:
+        method: The method of what ``ask`` proposed last, where it chooses among several.
         patience: After how many trials without an improvement it ends; never if None.
     """
 
@@ -130,6 +134,7 @@ class Search(Recorded, ABC):
         self.history: list[Trial] = []
         self.goal = Objective()
         self.patience: int | None = None
+        self.method = ""
 
     def start(self, space: SearchSpace, objective: Objective | None = None) -> None:
         """Begins anew.
@@ -252,7 +257,8 @@ class Search(Recorded, ABC):
         others = [
             trial
             for trial in self.history
-            if trial.status == "ok" and trial.coefficients != best.coefficients
+            if trial.status == "ok"
+            and (trial.coefficients, trial.method) != (best.coefficients, best.method)
         ]
         return max(others, key=self._order, default=None)
 

@@ -48,7 +48,7 @@ def _is_trial(record: Mapping[str, Any], number: int) -> bool:
         record.get("trial") == number
         and (status in {"ok", "failed"} or (status == "stopped" and _is_partial(record)))
         and (objective is None or _is_number(objective))
-        and isinstance(record.get("stage", ""), str)
+        and all(isinstance(record.get(key, ""), str) for key in ("stage", "method"))
         and all(isinstance(one, dict) and all(map(_is_number, one.values())) for one in numbers)
     )
 

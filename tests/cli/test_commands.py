@@ -172,8 +172,9 @@ def test_the_saved_merge_is_the_formula_and_its_scores(zoo, tmp_path):
         *["--method", "TaskArithmetic", "--optimizer.search", "Dirichlet"],
         *["--optimizer.search.draws", "5", "--output", output],
     )
-    log = trials(output)
+    *log, average = trials(output)
     assert [trial["trial"] for trial in log] == list(range(5))
+    assert (average["trial"], average["stage"], average["coefficients"]) == (5, "average", {})
     best = max(log, key=lambda trial: trial["objective"])
     assert best["objective"] == pytest.approx(sum(best["metrics"].values()) / 2)
     tasks = list(zoo.experts)

@@ -31,6 +31,9 @@ TASKS = ["x", "y"]
 class Assembler:
     """The merge of coefficients is these numbers."""
 
+    def of(self, method):
+        return self
+
     def assemble(self, coefficients):
         return {"w": torch.tensor(list(coefficients.values()), dtype=torch.float64)}
 
