@@ -108,9 +108,9 @@ def test_more_trials_can_be_added_to_a_finished_run(zoo, tmp_path):
     whole, output = tmp_path / "whole", tmp_path / "grown"
     run(*merge(zoo, tmp_path, whole))
     run(*merge(zoo, tmp_path, output, "--optimizer.search.trials", "4"))
-    short = trials(output)
+    short = [line for line in trials(output).splitlines() if '"stage": "average"' not in line]
     run(*merge(zoo, tmp_path, output))
-    assert trials(output) == trials(whole) and trials(whole).startswith(short)
+    assert trials(output) == trials(whole) and trials(whole).splitlines()[:4] == short
     assert (
         yaml.safe_load((output / "config.yaml").read_text())["optimizer"]["search"]["init_args"][
             "trials"
