@@ -150,13 +150,12 @@ def test_the_plan_is_what_is_done(zoo, tmp_path, monkeypatch, last_wins):
     assert {key: pair for key, pair in differing.items() if pair[0] != pair[1]} == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("loss", "rows"),
     [
         ("experts", ["base, distilled"]),
-        pytest.param(
-            "labels", ["base, fine-tuned", "plain average, fine-tuned"], marks=pytest.mark.slow
-        ),
+        ("labels", ["base, fine-tuned", "plain average, fine-tuned"]),
     ],
 )
 def test_a_trained_merge_stands_beside_what_was_trained_as_long(zoo, tmp_path, loss, rows):

@@ -102,6 +102,7 @@ def test_a_stage_s_best_is_tested_reported_saved_and_built(zoo, tmp_path, monkey
         staged(zoo, tmp_path / "out", monkeypatch, build=1)
 
 
+@pytest.mark.slow
 def test_an_interrupted_stage_is_resumed_to_the_same_trials(zoo, tmp_path, monkeypatch):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     expected = staged(zoo, whole, monkeypatch, baselines="experts")
