@@ -8,15 +8,15 @@ from fmerge.methods.inputs import MergeInputs
 from fmerge.params import Params
 
 
-def check_gradient(method: MergeMethod, option: str) -> None:
-    """Checks that a method's coefficients can be learned, on small tensors.
+def check_gradient(method: MergeMethod, option: str, count: int = 3) -> None:
+    """Checks that a method's coefficients can be learned: its gradient on small tensors.
 
-    The gradient of a random linear function of a merge is compared with central differences in
-    float64.
+    That of a random linear function of a merge is compared with central differences in float64.
 
     Args:
         method: The method.
         option: The option that asks for it, for the message.
+        count: How many experts there are, as some methods take two alone.
 
     Raises:
         UserError: If the method has no coefficients, or no such gradient.
@@ -24,7 +24,7 @@ def check_gradient(method: MergeMethod, option: str) -> None:
     name = type(method).__name__
     if not method.uses_coefficients:
         raise UserError(f"{option}: {name} has no coefficients to learn; try TaskArithmetic")
-    if method.statistic is not None:
+    if method.statistic not in {None, "fisher"}:
         raise UserError(
             f"{option}: {name} weighs by a statistic of the experts, through which no coefficients "
             "are learned; try TaskArithmetic"
@@ -34,16 +34,19 @@ def check_gradient(method: MergeMethod, option: str) -> None:
     def draw() -> Params:
         return {"layer.0.weight": torch.randn(6, 5, generator=generator, dtype=torch.float64)}
 
-    base, experts, gradient, h = draw(), [draw(), draw(), draw()], draw(), 1e-5
-    at = [0.5, 0.25, 0.375]
+    base, experts, gradient, h = draw(), [draw() for _ in range(count)], draw(), 1e-5
+    at = [0.5 - 0.25 * m / count for m in range(count)]
+    squares = [{key: one.square() for key, one in draw().items()} for _ in experts]
+    given = squares if method.statistic else None
+    scales = [method.statistic_scale(one) for one in given or ()]
 
     def value(m: int, shift: float) -> float:
         moved = [one + shift * (i == m) for i, one in enumerate(at)]
-        merged = method.merge(base, experts, moved)
+        merged = method.merge(base, experts, moved, given)
         return float(sum((merged[key] * one).sum() for key, one in gradient.items()))
 
     try:
-        found = method.pull_back(MergeInputs(base, experts, at), gradient)
+        found = method.pull_back(MergeInputs(base, experts, at, given or (), scales), gradient)
     except (NotImplementedError, RuntimeError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())[:100]
         raise UserError(

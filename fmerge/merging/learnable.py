@@ -90,7 +90,11 @@ class Coefficients(Learnable):
     @torch.no_grad()
     def write(self) -> None:
         """Assembles the merge at λ and copies it to the live body."""
-        merged = self.assembler.assemble(self.named)
+        try:
+            merged = self.assembler.assemble(self.named)
+        except ValueError:  # such as a sum below zero to divide by: they have left the formula
+            self.values.fill_(torch.nan)  # which ends the training
+            return
         for name, one in self._body.items():
             one.copy_(merged[name])
 

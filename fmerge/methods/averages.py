@@ -8,6 +8,9 @@ from torch import Tensor
 
 from fmerge.methods.base import check_positive_sum
 from fmerge.methods.elementwise import Chunk, Elementwise, Formula
+from fmerge.methods.gradients import inner_products
+from fmerge.methods.inputs import MergeInputs, wide
+from fmerge.params import Params
 
 _SMALL_NORM = 1e-9
 """Norms below this may have lost entries whose squares vanish in float32."""
@@ -60,6 +63,21 @@ class Isotropic(Elementwise):
             _mean(chunk.merged, chunk.experts, coefficients)
 
         return entries
+
+    def pull_back(self, inputs: MergeInputs, gradient: Params) -> Tensor:
+        """Computes ∂L/∂λₘ = ⟨∂L/∂θ, θₘ − θ⟩ / Σₖ λₖ; see the base class.
+
+        Args:
+            inputs: The inputs of the merge, checked.
+            gradient: ∂L/∂θ by tensor.
+
+        Returns:
+            One number for each expert (m,), in float64.
+        """
+        # relative to one origin, by which θ differs as the weighted mean of the θₘ does
+        products, total = inner_products(inputs, gradient), sum(inputs.coefficients)
+        shares = products.new_tensor(inputs.coefficients) / total
+        return (products - shares @ products) / total
 
 
 class FisherMerge(Elementwise):
@@ -141,6 +159,36 @@ class FisherMerge(Elementwise):
             merged.copy_(torch.where(total > 0, merged / total, otherwise))
 
         return entries
+
+    def pull_back(self, inputs: MergeInputs, gradient: Params) -> Tensor:
+        """Computes ∂L/∂λₘ = Σᵢ ∂L/∂θᵢ F̂ₘᵢ(θₘᵢ − θᵢ) / Σₖ λₖF̂ₖᵢ; see the base class.
+
+        Args:
+            inputs: The inputs of the merge, checked.
+            gradient: ∂L/∂θ by tensor.
+
+        Returns:
+            One number for each expert (m,), in float64; entries without information add nothing.
+        """
+        rows = []
+        for name, one in gradient.items():
+            experts = [wide(model[name]) for model in inputs.weights]
+            weights = []
+            for m, (statistic, scale) in enumerate(
+                zip(inputs.statistics, inputs.scales, strict=True)
+            ):
+                fisher = statistic[name].to(experts[0])
+                raised = m == 0 or not self.favor_target
+                weights.append((fisher.clamp_min(self.floor) if raised else fisher) / scale)
+            shares = experts[0].new_tensor(inputs.coefficients)
+            total = torch.einsum("m,m...->...", shares, torch.stack(weights))
+            merged = (
+                sum(c * w * e for c, w, e in zip(shares, weights, experts, strict=True)) / total
+            )
+            slope = torch.where(total > 0, one.to(total) / total, 0.0)
+            away = [w * (e - merged) for w, e in zip(weights, experts, strict=True)]
+            rows.append(torch.stack([torch.where(total > 0, slope * a, 0.0).sum() for a in away]))
+        return torch.stack(rows).double().sum(dim=0)
 
 
 def _norm(tensors: Iterable[Tensor]) -> float:

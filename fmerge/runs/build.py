@@ -42,7 +42,7 @@ def find_trial(
         what = "failed"
         if records[index]["status"] == "ok":
             stage = records[index]["stage"]
-            what = f"is not the best trial of stage {stage}, which alone was kept,"
+            what = f"was not kept, as of stage {stage} only what was best so far is,"
     raise UserError(f"--build {index}: {what} in {folder.path}; {_choices(folder, good)}")
 
 

@@ -70,7 +70,7 @@ class LearnStage(TrainingStage):
         if self.groups not in {"layers", "tensors"}:
             raise UserError(f"{self.option}: is {self.groups!r}, but must be layers or tensors")
         check_training(run, self.settings, self.option)
-        check_gradient(run.method, self.option)
+        check_gradient(run.method, self.option, len(run.ensemble.names))
         self._spread(run, {})
         if self.with_heads:
             check_heads(run)

@@ -9,7 +9,16 @@ from fmerge.errors import UserError
 from fmerge.merging.assembler import Assembler
 from fmerge.merging.check_gradient import check_gradient
 from fmerge.merging.learnable import Coefficients, Weights, learned_groups
-from fmerge.methods import DARE, TIES, Average, FisherMerge, MergeMethod, TaskArithmetic
+from fmerge.methods import (
+    DARE,
+    TIES,
+    Average,
+    DFMerge,
+    FisherMerge,
+    Isotropic,
+    MergeMethod,
+    TaskArithmetic,
+)
 from fmerge.modules import TextClassifier
 from fmerge.modules.learner import Learner
 from fmerge.modules.losses import TARGETS, example_losses, expert_targets
@@ -201,7 +210,7 @@ class Rounded(MergeMethod):
     ("method", "line"),
     [
         (Average(), "--optimizer.learn: Average has no coefficients to learn; try TaskArithmetic"),
-        (FisherMerge(), "--optimizer.learn: FisherMerge weighs by a statistic of the experts, "),
+        (DFMerge(), "--optimizer.learn: DFMerge weighs by a statistic of the experts, "),
         (Rounded(), "--optimizer.learn: the coefficients of Rounded cannot be learned: its gradi"),
     ],
 )
@@ -211,6 +220,12 @@ def test_what_cannot_be_learned_is_refused_by_name(method, line):
     assert str(refused.value).startswith(line)
 
 
-@pytest.mark.parametrize("method", [TaskArithmetic(), TIES(), DARE()])
+@pytest.mark.parametrize(
+    "method",
+    [
+        *(TaskArithmetic(), TIES(), DARE(), Isotropic(), FisherMerge()),
+        FisherMerge(favor_target=False, normalize=False),
+    ],
+)
 def test_what_can_be_learned_is_not(method):
     check_gradient(method, "--optimizer.learn")

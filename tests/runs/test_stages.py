@@ -98,7 +98,10 @@ def test_a_stage_s_best_is_tested_reported_saved_and_built(zoo, tmp_path, monkey
     expected = fmerge.load_params(tmp_path / "out" / "merged" / "animal")
     assert all(again[name].equal(one) for name, one in expected.items())
     assert built.rows[-1].scores == report.rows[-1].scores
-    with pytest.raises(UserError, match="--build 1: is not the best trial of stage nudge"):
+    with pytest.raises(
+        UserError,
+        match="--build 1: was not kept, as of stage nudge only what ",
+    ):
         staged(zoo, tmp_path / "out", monkeypatch, build=1)
 
 
