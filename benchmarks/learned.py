@@ -34,11 +34,12 @@ class Step:
 
     def __init__(self, experts: int, batch: int, tokens: int, groups: LearnedGroups) -> None:
         torch.manual_seed(0)
-        config = BertConfig(
+        config = BertConfig(  # type: ignore[call-arg]
             hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536,
             num_labels=CLASSES, vocab_size=30_522,
         )  # fmt: skip
-        self.model = BertForSequenceClassification(config).eval()
+        self.model = BertForSequenceClassification(config)
+        self.model.train(False)
         prefix = "bert."
         self.body = {n: p for n, p in self.model.named_parameters() if n.startswith(prefix)}
         base = {name: one.detach().clone() for name, one in self.body.items()}

@@ -143,8 +143,9 @@ def main() -> None:
             row: [tested(name, seed, row) for seed in arguments.seeds] for row in arguments.rows
         }
         text = (
-            f"{FAMILIES[name].about}. Training: 100 steps of 32 sentences a task, drawn from "
-            "512 of its training split, by Adam at 3e-4; the best check on the validation split is kept. "
+            f"{FAMILIES[name].about}. Training: 100 steps of 32 sentences a task, drawn from 512 "
+            "of its training split, by Adam at 3e-4; the best check on the validation split is "
+            "kept. "
             "Mean test accuracy over the tasks in %, mean and 95% interval (Student's t) over "
             f"{len(arguments.seeds)} seeds; differences are paired by seed.\n\n{table(runs)}"
         )
