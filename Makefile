@@ -75,7 +75,7 @@ clean:
 
 .venv-bare/installed: pyproject.toml .ci/constraints.txt
 	$(ENVIRONMENT)
-	$(@D)/bin/pip install --quiet --constraint .ci/constraints.txt --editable . pytest
+	$(@D)/bin/pip install --quiet --constraint .ci/constraints.txt --editable . pytest hypothesis
 	@touch $@
 
 define ENVIRONMENT

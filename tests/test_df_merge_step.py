@@ -8,7 +8,8 @@ from transformers import AutoModelForSeq2SeqLM
 from fmerge.data import MultiTask, TaskData
 from fmerge.evaluation.evaluator import Evaluator
 from fmerge.fisher import FisherSettings
-from fmerge.merging.optimizer import Assembler, MergeOptimizer
+from fmerge.merging.assembler import Assembler
+from fmerge.merging.optimizer import MergeOptimizer
 from fmerge.methods import DFMerge
 from fmerge.modules import RankChoice
 from fmerge.search import Fixed, SearchSpace

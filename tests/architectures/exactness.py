@@ -59,7 +59,8 @@ def own_log_probs(kind: str, module: Any, example: Mapping[str, Any]) -> torch.T
         else:
             end = [tokenizer.eos_token_id]
             answer = tokenizer(choice, add_special_tokens=False)["input_ids"] + end
-            logits = model(input_ids=torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 :]
+            whole = model(input_ids=torch.tensor([prompt + answer]), use_cache=False)
+            logits = whole.logits[0, len(prompt) - 1 :]
         terms = [logits[t].log_softmax(0)[token] for t, token in enumerate(answer)]
         values.append(torch.stack(terms).mean())
     return torch.stack(values)[None]

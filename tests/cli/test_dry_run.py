@@ -234,7 +234,7 @@ def test_the_estimates_of_both_commands(zoo, tmp_path, capsys, monkeypatch):
     measure = measured.seconds_of_pass
     monkeypatch.setattr(
         "fmerge.runs.dry_run.seconds_of_pass",
-        lambda *args: measure(*args, clock=lambda: next(hours)),
+        lambda *args, **options: measure(*args, **options, clock=lambda: next(hours)),
     )
     config = ["--config", data_config(zoo, tmp_path, "colour"), "--output", tmp_path / "x.h5"]
     fisher = ["fisher", *config, "--expert", zoo.experts["colour"], "--dry_run", "true"]
@@ -242,10 +242,10 @@ def test_the_estimates_of_both_commands(zoo, tmp_path, capsys, monkeypatch):
     assert "about 10.0 h: an estimate from one batch of 2 (60 min)" in capsys.readouterr().out
     run(*fisher, "--examples", "7", "--data.batch_size", "auto")
     assert "about 60 min: an estimate from one batch of 16" in capsys.readouterr().out
-    # 7 trials on two tasks of 4 batches; then base, experts, average, runner-up and merge on 3,
+    # 7 trials and the plain average on two tasks of 4 batches; then base, experts, average, runner-up and merge on 3,
     # and the base with refitted heads on 5 + 3 batches
     run(*merge(zoo, tmp_path, "--method", "Isotropic"))
-    assert f"about {2 * (7 * 4 + 5 * 3 + 8)}.0 h" in capsys.readouterr().out
+    assert f"about {2 * (8 * 4 + 5 * 3 + 8)}.0 h" in capsys.readouterr().out
     run(*merge(zoo, tmp_path, "--method", "Isotropic", "--baselines", "experts"))
     assert f"about {2 * (7 * 4 + 2 * 3)}.0 h" in capsys.readouterr().out
     # the Fishers of 13 examples at each of 7 trials and for the best

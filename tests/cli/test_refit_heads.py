@@ -294,12 +294,13 @@ def test_a_dry_run_counts_the_passes(zoo, tmp_path, capsys, monkeypatch):
     measure = measured.seconds_of_pass
     monkeypatch.setattr(
         "fmerge.runs.dry_run.seconds_of_pass",
-        lambda *args: measure(*args, clock=lambda: next(hours)),
+        lambda *args, **options: measure(*args, **options, clock=lambda: next(hours)),
     )
-    off = 2 * (3 * 4 + 5 * 3 + (5 + 3))  # 3 trials on 13; 5 rows on 11; the base's heads on 20
+    # 3 trials and the plain average on 13; 5 rows on 11; the base's heads on 20
+    off = 2 * (4 * 4 + 5 * 3 + (5 + 3))
     for options, batches in (
         (["end"], off + 2 * 3 * (5 + 3) - 2 * 4 * (5 - 3)),
-        (["trials"], off + 2 * 3 * (5 + 3) - 2 * 4 * (5 - 3) + 2 * 3 * 3),
+        (["trials"], off + 2 * 3 * (5 + 3) - 2 * 4 * (5 - 3) + 2 * 4 * 3),
         (["end", "--baselines", "experts"], 2 * (3 * 4 + 2 * 3 + 3 + 3)),
     ):
         run(

@@ -144,7 +144,8 @@ class TensorUse:
             elif parameter is self.tensor:
                 yield parameter, Summed(values)
             elif self.entries is not None:
-                yield parameter, Scattered(self.entries.flatten(), values.flatten(1))
+                # u may be a single entry, without dimensions
+                yield parameter, Scattered(self.entries.flatten(), values.reshape(n, -1))
             else:
                 yield parameter, Pullback(self.tensor, values, parameter)
 

@@ -133,11 +133,17 @@ def without_graph(model, hidden):
     return hidden + shift
 
 
+def one_entry(model, hidden):
+    """A gate that is a single entry of a parameter, without dimensions."""
+    return model.layer(hidden) * model.layer.bias[2]
+
+
 @pytest.mark.parametrize(
     "inner",
     [
         twice,
         direct,
+        one_entry,
         bypassed,
         read_as_values,
         unused_call,
