@@ -242,8 +242,8 @@ def test_the_estimates_of_both_commands(zoo, tmp_path, capsys, monkeypatch):
     assert "about 10.0 h: an estimate from one batch of 2 (60 min)" in capsys.readouterr().out
     run(*fisher, "--examples", "7", "--data.batch_size", "auto")
     assert "about 60 min: an estimate from one batch of 16" in capsys.readouterr().out
-    # 7 trials and the plain average on two tasks of 4 batches; then base, experts, average, runner-up and merge on 3,
-    # and the base with refitted heads on 5 + 3 batches
+    # 7 trials and the plain average on two tasks of 4 batches; then base, experts, average,
+    # runner-up and merge on 3, and the base with refitted heads on 5 + 3 batches
     run(*merge(zoo, tmp_path, "--method", "Isotropic"))
     assert f"about {2 * (8 * 4 + 5 * 3 + 8)}.0 h" in capsys.readouterr().out
     run(*merge(zoo, tmp_path, "--method", "Isotropic", "--baselines", "experts"))
