@@ -20,13 +20,13 @@ class Auto(MergeMethod):
 
     First every method of the portfolio is scored with its usual coefficients, the plain average
     before all others. Then a Bayesian search over the coefficients, in which the method is a
-    categorical parameter, goes on with the best of them. Every trial names its method.
+    categorical parameter, searches the best of them. Every trial names its method.
 
     Args:
         portfolio: Names or class paths of the methods, each with its defaults. When left out:
             task arithmetic, TIES, Iso-C and TSV-M where there is a base, Fisher merging and
             RegMean.
-        leaders: How many of them the search goes on with.
+        leaders: How many of them are searched after the race.
     """
 
     def __init__(self, portfolio: list[str] | None = None, leaders: int = 2) -> None:

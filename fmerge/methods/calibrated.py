@@ -1,19 +1,20 @@
 """Merges that are calibrated layer by layer on unlabelled examples of the experts' tasks."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any, final
+from collections.abc import Sequence
+from typing import final
 
 import torch
 
 from fmerge.errors import UserError, check_within
 from fmerge.methods.averages import Average
 from fmerge.methods.base import MergeMethod
+from fmerge.methods.composition import Wrapper, check_kind
 from fmerge.methods.inputs import MergeInputs
 from fmerge.methods.layer_fits import Moments
 from fmerge.params import Params
 
 
-class Calibrated(MergeMethod):
+class Calibrated(Wrapper):
     """A start, whose layers are then fitted to the experts' one after the other.
 
     As a formula it is its start. The fits need what enters the layers of the merged network, whose
@@ -45,15 +46,11 @@ class Calibrated(MergeMethod):
         self, start: MergeMethod | None, a: float, rho: float, r: float, double: bool
     ) -> None:
         start = Average() if start is None else start
-        name = type(self).__name__
-        if not isinstance(start, MergeMethod):
-            raise UserError(
-                f"{name}: start is {start!r}, but must be a MergeMethod; give an object, not a name"
-            )
+        check_kind(self, "start", start, MergeMethod)
         if start.calibrates:
             raise UserError(
-                f"{name}: start is {type(start).__name__}, which is calibrated itself; give the "
-                "method that it starts from"
+                f"{type(self).__name__}: start is {type(start).__name__}, which is calibrated "
+                "itself; give the method that it starts from"
             )
         check_within("a", a, "[0, 1]")
         check_within("rho", rho, "[0, inf)")
@@ -61,11 +58,13 @@ class Calibrated(MergeMethod):
         self.start = start
         self.a, self.rho, self.r = a, rho, r
         self.double = double
-        self.statistic = start.statistic
+        self.take_over()
         self.needs_base = start.needs_base or (r > 0 and rho != 1)
-        self.uses_coefficients = start.uses_coefficients
-        self.scale_invariant = start.scale_invariant
-        self.writes_into_out = start.writes_into_out
+
+    @property
+    def inner(self) -> MergeMethod:
+        """The method that merges the start."""
+        return self.start
 
     def scale(self, moments: Moments) -> float:
         """Weighs an expert's moments against those of the others.
@@ -77,25 +76,6 @@ class Calibrated(MergeMethod):
             The factor on them; 1 unless a method says otherwise.
         """
         return 1.0
-
-    def check_count(self, count: int) -> None:
-        """Checks that the start takes that many experts.
-
-        Args:
-            count: M.
-        """
-        self.start.check_count(count)
-
-    def statistic_scale(self, statistic: Mapping[str, Any]) -> float:
-        """Measures a statistic as the start does.
-
-        Args:
-            statistic: What ``statistic`` names, for one expert.
-
-        Returns:
-            The number.
-        """
-        return self.start.statistic_scale(statistic)
 
     def merge_buffers(
         self, base: Params | None, experts: Sequence[Params], coefficients: Sequence[float]

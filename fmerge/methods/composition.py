@@ -33,7 +33,61 @@ class Transform(ABC):
         """
 
 
-class Transformed(MergeMethod):
+class Wrapper(MergeMethod):
+    """A method that leaves the formula to another, whose needs and coefficients are its own."""
+
+    @property
+    @abstractmethod
+    def inner(self) -> MergeMethod:
+        """The other method."""
+
+    def take_over(self) -> None:
+        """Takes over what the inner method declares, once it is set."""
+        self.statistic = self.inner.statistic
+        self.uses_coefficients = self.inner.uses_coefficients
+        self.scale_invariant = self.inner.scale_invariant
+        self.writes_into_out = self.inner.writes_into_out
+
+    def check_count(self, count: int) -> None:
+        """Checks that the inner method takes that many experts.
+
+        Args:
+            count: M.
+        """
+        self.inner.check_count(count)
+
+    def statistic_scale(self, statistic: Mapping[str, Any]) -> float:
+        """Measures a statistic as the inner method does.
+
+        Args:
+            statistic: What ``statistic`` names, for one expert.
+
+        Returns:
+            The number.
+        """
+        return self.inner.statistic_scale(statistic)
+
+
+def check_kind(owner: MergeMethod, name: str, given: object, kind: type) -> None:
+    """Checks that an argument of a method is an object of the kind that it must be.
+
+    Args:
+        owner: The method.
+        name: The argument's name.
+        given: Its value.
+        kind: What it must be.
+
+    Raises:
+        UserError: If it is none.
+    """
+    if not isinstance(given, kind):
+        raise UserError(
+            f"{type(owner).__name__}: {name} is {given!r}, but must be a {kind.__name__}; "
+            "give an object, not a name"
+        )
+
+
+class Transformed(Wrapper):
     """A method on transformed task vectors: θ = method(θ₀, θ₀ + T(τ₁), …, θ₀ + T(τ_M); λ).
 
     It is a method itself, so that compositions nest: in ``Transformed(S, Transformed(T, method))``
@@ -51,15 +105,8 @@ class Transformed(MergeMethod):
     needs_base = True  # a task vector is τ = θ − θ₀
 
     def __init__(self, transform: Transform, method: MergeMethod) -> None:
-        for name, given, kind in (
-            ("transform", transform, Transform),
-            ("method", method, MergeMethod),
-        ):
-            if not isinstance(given, kind):
-                raise UserError(
-                    f"{type(self).__name__}: {name} is {given!r}, but must be a {kind.__name__}; "
-                    f"give an object, not a name"
-                )
+        check_kind(self, "transform", transform, Transform)
+        check_kind(self, "method", method, MergeMethod)
         if method.calibrates:
             raise UserError(
                 f"{type(self).__name__}: method is {type(method).__name__}, which is calibrated on "
@@ -67,10 +114,12 @@ class Transformed(MergeMethod):
             )
         self.transform = transform
         self.method = method
-        self.statistic = method.statistic
-        self.uses_coefficients = method.uses_coefficients
-        self.scale_invariant = method.scale_invariant
-        self.writes_into_out = method.writes_into_out
+        self.take_over()
+
+    @property
+    def inner(self) -> MergeMethod:
+        """The method that merges the transformed task vectors."""
+        return self.method
 
     @property
     def numbers(self) -> Mapping[str, tuple[float, float, float]]:
@@ -92,25 +141,6 @@ class Transformed(MergeMethod):
         made = copy(self)
         made.method = inner
         return made
-
-    def check_count(self, count: int) -> None:
-        """Checks that the inner method takes that many experts.
-
-        Args:
-            count: M.
-        """
-        self.method.check_count(count)
-
-    def statistic_scale(self, statistic: Mapping[str, Any]) -> float:
-        """Measures a statistic as the inner method does.
-
-        Args:
-            statistic: What ``statistic`` names, for one expert.
-
-        Returns:
-            The number.
-        """
-        return self.method.statistic_scale(statistic)
 
     def facts(self, inputs: MergeInputs) -> list[str]:
         """States what the inner method does.

@@ -102,6 +102,17 @@ class MergeInputs:
             vector = transform(m, name, vector)
         return vector
 
+    def task_vectors(self, name: str) -> list[Tensor]:
+        """Computes one tensor of every task vector.
+
+        Args:
+            name: The tensor.
+
+        Returns:
+            τₘ for each expert m; see ``task_vector``.
+        """
+        return [self.task_vector(m, name) for m in range(len(self.experts))]
+
     def oriented(self, name: str, matrix: Tensor) -> Tensor:
         """Turns a linear layer's weight, or what has its shape, into (out, in), or back.
 

@@ -7,9 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fmerge.errors import check_within
-from fmerge.methods.base import TensorFormula, Tensorwise
 from fmerge.methods.inputs import MergeInputs
+from fmerge.methods.task_vectors import ScaledChange
 
 
 class Layer(NamedTuple):
@@ -28,7 +27,7 @@ class Layer(NamedTuple):
     linear: bool
 
 
-class LayerMethod(Tensorwise):
+class LayerMethod(ScaledChange):
     """Merges matrices as maps from inputs to outputs, and other tensors by averaging.
 
     θ = θ₀ + s · Δ. For a tensor of two dimensions Δ is the method's; for any other
@@ -38,12 +37,6 @@ class LayerMethod(Tensorwise):
     Args:
         scale: Factor s on Δ.
     """
-
-    needs_base = True
-
-    def __init__(self, scale: float = 1.0) -> None:
-        check_within("scale", scale, "(0, inf)")
-        self.scale = scale
 
     @abstractmethod
     def combine(self, layer: Layer) -> Tensor:
@@ -56,25 +49,20 @@ class LayerMethod(Tensorwise):
             Δ, shape (o, i).
         """
 
-    def tensor_formula(self, inputs: MergeInputs) -> TensorFormula:
-        """Prepares θ = θ₀ + s · Δ.
+    def change_of(self, inputs: MergeInputs, name: str) -> Tensor:
+        """Computes Δ of one tensor; see the base class.
 
         Args:
             inputs: θ₀, θₘ, λₘ, and Fₘ where the method uses them.
+            name: The tensor.
 
         Returns:
-            The formula.
+            Δ, of that tensor's shape.
         """
-
-        def merged(name: str) -> Tensor:
-            layer = layer_of(inputs, name)
-            if layer is None:
-                change = mean(scaled(_vectors(inputs, name), inputs.coefficients))
-            else:
-                change = inputs.oriented(name, self.combine(layer))
-            return inputs.origin[name] + self.scale * change
-
-        return merged
+        layer = layer_of(inputs, name)
+        if layer is None:
+            return mean(scaled(inputs.task_vectors(name), inputs.coefficients))
+        return inputs.oriented(name, self.combine(layer))
 
 
 def layer_of(inputs: MergeInputs, name: str) -> Layer | None:
@@ -90,7 +78,7 @@ def layer_of(inputs: MergeInputs, name: str) -> Layer | None:
     first = inputs.experts[0][name]
     if first.dim() != 2 or not first.numel():
         return None
-    vectors = [inputs.oriented(name, vector) for vector in _vectors(inputs, name)]
+    vectors = [inputs.oriented(name, vector) for vector in inputs.task_vectors(name)]
     fishers = [inputs.oriented(name, fisher[name]) for fisher in inputs.statistics]
     linear = inputs.places[name].role == "linear"
     return Layer(vectors, inputs.coefficients, fishers, linear)
@@ -119,7 +107,3 @@ def mean(vectors: Sequence[Tensor]) -> Tensor:
         Their sum over M.
     """
     return torch.stack(list(vectors)).mean(dim=0)
-
-
-def _vectors(inputs: MergeInputs, name: str) -> list[Tensor]:
-    return [inputs.task_vector(m, name) for m in range(len(inputs.experts))]

@@ -14,8 +14,8 @@ from fmerge.methods.inputs import MergeInputs
 from fmerge.params import Params
 
 
-class TaskVectorMethod(Tensorwise):
-    """Adds one vector, made of all task vectors, to the base: θ = θ₀ + s · Δ(τ₁, …, τ_M; λ).
+class ScaledChange(Tensorwise):
+    """Adds one change, made of all task vectors, to the base: θ = θ₀ + s · Δ.
 
     Args:
         scale: Factor s on Δ.
@@ -26,6 +26,37 @@ class TaskVectorMethod(Tensorwise):
     def __init__(self, scale: float = 1.0) -> None:
         check_within("scale", scale, "(0, inf)")
         self.scale = scale
+
+    @abstractmethod
+    def change_of(self, inputs: MergeInputs, name: str) -> Tensor:
+        """Computes Δ of one tensor.
+
+        Args:
+            inputs: The inputs, checked.
+            name: The tensor.
+
+        Returns:
+            Δ, of that tensor's shape.
+        """
+
+    def tensor_formula(self, inputs: MergeInputs) -> TensorFormula:
+        """Prepares θ = θ₀ + s · Δ.
+
+        Args:
+            inputs: θ₀, θₘ, λₘ, and statistics where the method uses them.
+
+        Returns:
+            The formula.
+        """
+        return lambda name: inputs.origin[name] + self.scale * self.change_of(inputs, name)
+
+
+class TaskVectorMethod(ScaledChange):
+    """Adds one vector to the base that depends on task vectors alone: Δ(τ₁, …, τ_M; λ).
+
+    Args:
+        scale: Factor s on Δ.
+    """
 
     @abstractmethod
     def change(self, vectors: Sequence[Tensor], coefficients: Sequence[float]) -> Tensor:
@@ -39,22 +70,17 @@ class TaskVectorMethod(Tensorwise):
             Δ, of that tensor's shape.
         """
 
-    def tensor_formula(self, inputs: MergeInputs) -> TensorFormula:
-        """Prepares θ = θ₀ + s · Δ.
+    def change_of(self, inputs: MergeInputs, name: str) -> Tensor:
+        """Computes Δ of one tensor; see the base class.
 
         Args:
             inputs: θ₀, θₘ and λₘ.
+            name: The tensor.
 
         Returns:
-            The formula.
+            Δ, of that tensor's shape.
         """
-
-        def merged(name: str) -> Tensor:
-            vectors = [inputs.task_vector(m, name) for m in range(len(inputs.experts))]
-            change = self.change(vectors, inputs.coefficients)
-            return inputs.origin[name] + self.scale * change
-
-        return merged
+        return self.change(inputs.task_vectors(name), inputs.coefficients)
 
 
 class WeightedSum(TaskVectorMethod):
