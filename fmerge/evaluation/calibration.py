@@ -3,8 +3,10 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from fmerge.data import MultiTask
 from fmerge.evaluation.batch_size import in_memory
 from fmerge.evaluation.evaluator import Evaluator, silent
+from fmerge.evaluation.passes import Pass, Passes
 from fmerge.fisher import FisherSettings
 from fmerge.methods.calibrated import Calibrated
 from fmerge.modules import Bodies, CalibrationPass, TaskModule
@@ -24,6 +26,21 @@ class Calibration:
     method: Calibrated | None
     settings: FisherSettings
     tasks: Mapping[str, str]
+
+    def passes(self, data: MultiTask) -> Passes:
+        """Counts the passes of one merge.
+
+        Args:
+            data: The tasks.
+
+        Returns:
+            One for each task.
+        """
+        split, most = self.settings.split, self.settings.examples
+        names = dict.fromkeys(self.tasks.values())
+        return Passes(
+            Pass("calibration", task, split, data.size(task, split, most)) for task in names
+        )
 
 
 def calibrate(

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
 from torch import nn
 
 from fmerge.errors import UserError, known
@@ -65,6 +66,11 @@ class Ensemble:
     def names(self) -> list[str]:
         """The experts' names, in the order of the coefficients."""
         return list(self.bodies)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the bodies are."""
+        return next(iter(next(iter(self.bodies.values())).values())).device
 
     @property
     def tokenizer(self) -> "PreTrainedTokenizerBase | Mapping[str, PreTrainedTokenizerBase]":

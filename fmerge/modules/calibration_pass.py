@@ -27,7 +27,7 @@ from fmerge.modules.layer_inputs import Progress, run_up_to, tapped
 from fmerge.modules.layer_order import Level, levels_of
 from fmerge.modules.level_fits import BatchNormLevel, Bodies, LinearLevel, NormLevel
 from fmerge.modules.level_sums import ChannelSums, InputSums, Rows
-from fmerge.modules.token_masks import token_masks, with_distinct_lengths
+from fmerge.modules.token_masks import has_decoder, token_masks, with_distinct_lengths
 from fmerge.params import Params, write_params
 from fmerge.system.memory import free_memory
 
@@ -80,7 +80,6 @@ class CalibrationPass(LightningModule):
         bodies: Bodies,
         solving: bool = True,
     ) -> None:
-        from transformers import PreTrainedModel
 
         super().__init__()
         self.module = module
@@ -91,9 +90,7 @@ class CalibrationPass(LightningModule):
         self.solving = solving
         self.skipping = True
         network = self._network(next(iter(tasks.values())))
-        self.has_decoder = isinstance(network, PreTrainedModel) and bool(
-            network.config.is_encoder_decoder
-        )
+        self.has_decoder = has_decoder(network)
         self._batches: dict[str, list[_Batch]] = {task: [] for task in tasks.values()}
         self._progress: dict[tuple[str, bool, int], Progress] = {}
         self._verified: set[tuple[bool, tuple[str, ...]]] = set()

@@ -15,7 +15,7 @@ from fmerge.errors import UserError
 from fmerge.fisher.batches import batch_size
 from fmerge.methods import Gram
 from fmerge.modules.base import TaskModule
-from fmerge.modules.token_masks import mask_of, token_masks, with_distinct_lengths
+from fmerge.modules.token_masks import has_decoder, mask_of, token_masks, with_distinct_lengths
 
 _LOG = logging.getLogger(__name__)
 
@@ -91,16 +91,13 @@ class GramPass(LightningModule):
     grams: dict[str, Gram]
 
     def __init__(self, module: TaskModule, task: str) -> None:
-        from transformers import PreTrainedModel
 
         super().__init__()
         self.module = module
         self.task = task
         network = module.task_model(task)
         self.weights = linear_weights(network, module.body(network))
-        self.has_decoder = isinstance(network, PreTrainedModel) and bool(
-            network.config.is_encoder_decoder
-        )
+        self.has_decoder = has_decoder(network)
         self._sums: dict[str, Tensor] = {}
         self._uses: dict[str, list[int]] = {}
 

@@ -152,7 +152,7 @@ class Learner(LightningModule):
             share = self.examples[task] / self.trainer.world_size
             loss = example_losses(self.module, own, self.loss).sum() / share
             found = torch.autograd.grad(loss, leaves, allow_unused=True)
-            sums = [b if a is None else a if b is None else a + b for a, b in zip(sums, found)]  # noqa: B905
+            sums = [_sum(a, b) for a, b in zip(sums, found, strict=True)]
             total = total + loss.detach()
         self.losses.append(total)
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
@@ -191,3 +191,10 @@ class TargetPass(LightningModule):
             See ``expert_targets``, on the CPU in float32 or wider.
         """
         return expert_targets(self.module, batch).cpu()
+
+
+def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    """Adds two gradients, of which None is zero."""
+    if a is None or b is None:
+        return b if a is None else a
+    return a + b

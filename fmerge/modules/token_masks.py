@@ -8,11 +8,25 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fmerge.errors import UserError
 from fmerge.modules.answers import ABSENT
+
+
+def has_decoder(network: nn.Module) -> bool:
+    """Tells whether a network reads prompts and answers in separate layers.
+
+    Args:
+        network: A task's network.
+
+    Returns:
+        True for encoder-decoders of transformers.
+    """
+    from transformers import PreTrainedModel
+
+    return isinstance(network, PreTrainedModel) and bool(network.config.is_encoder_decoder)
 
 
 def with_distinct_lengths(batch: Mapping[str, Any], has_decoder: bool) -> dict[str, Any]:

@@ -53,10 +53,7 @@ class AverageBaseline(Stage):
                 passes[Pass("score", task, "train", most)] += 1
         calibration = calibration_of(run)
         if calibration is not None and calibration.method is None:  # statistics of buffers
-            settings = calibration.settings
-            for task in dict.fromkeys(calibration.tasks.values()):
-                examples = data.size(task, settings.split, settings.examples)
-                passes[Pass("calibration", task, settings.split, examples)] += 1
+            passes += calibration.passes(data)
         return passes
 
     def run(self, context: StageContext, start: Candidate) -> Candidate:

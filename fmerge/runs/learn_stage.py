@@ -5,21 +5,11 @@ from typing import TYPE_CHECKING, final
 
 from fmerge.errors import UserError
 from fmerge.merging.check_gradient import check_gradient
-from fmerge.merging.learnable import (
-    Coefficients,
-    LearnedGroups,
-    learned_groups,
-    write_heads,
-)
+from fmerge.merging.learnable import Coefficients, LearnedGroups, learned_groups, write_heads
 from fmerge.params import Params
 from fmerge.runs.stage_context import StageContext
 from fmerge.runs.stages import Candidate
-from fmerge.runs.training import (
-    live_body,
-    live_heads,
-    make_course,
-    networks,
-)
+from fmerge.runs.training import live_body, live_heads, make_course, networks
 from fmerge.runs.training_settings import TrainingSettings, check_training
 from fmerge.runs.training_stage import Trained, TrainingStage
 from fmerge.search.parameter_groups import Groups, coefficient_name, partition
@@ -103,7 +93,7 @@ class LearnStage(TrainingStage):
         )
         course = make_course(run, self.settings, learnable, heads, context.targets)
         write_heads(networks(run), run.heads)
-        device = next(iter(next(iter(run.ensemble.bodies.values())).values())).device
+        device = run.ensemble.device
 
         def body() -> Params:
             merged = assembler.assemble(learnable.named)

@@ -1,7 +1,5 @@
 """Which training stages a merge has, from its options."""
 
-from typing import TYPE_CHECKING
-
 from fmerge.errors import UserError, check_within
 from fmerge.merging.merged_heads import HeadMode
 from fmerge.merging.optimizer import MergeOptimizer
@@ -9,9 +7,6 @@ from fmerge.runs.learn_stage import LearnStage
 from fmerge.runs.polish_stage import Polishing, PolishStage
 from fmerge.runs.training_settings import TrainingSettings
 from fmerge.runs.training_stage import TrainingStage
-
-if TYPE_CHECKING:
-    pass
 
 
 def training_stages(

@@ -141,13 +141,12 @@ class PassPlan:
         calibration = None if run is None else calibration_of(run)
         if run is None or calibration is None:
             return
-        settings, rows = calibration.settings, tested_rows(run, self.has_rival)
+        rows = tested_rows(run, self.has_rival)
         merges = self.trials + sum(row.assembled for row in rows)
         # a single trial is the merge, which is assembled again only to look at its Fishers
         fishers = isinstance(statistic_of(run.method), Fisher)
         merges -= not self.has_rival and not fishers
         if calibration.method is None:  # the plain average has its statistics computed as well
             merges += sum(row.name == AVERAGE and not row.assembled for row in rows)
-        for task in dict.fromkeys(calibration.tasks.values()):
-            examples = data.size(task, settings.split, settings.examples)
-            passes[Pass("calibration", task, settings.split, examples)] += merges
+        for one, count in calibration.passes(data).items():
+            passes[one] += count * merges

@@ -8,20 +8,12 @@ import torch
 from fmerge.errors import UserError, check_within
 from fmerge.evaluation.passes import Pass, Passes
 from fmerge.fisher import FisherSettings
-from fmerge.merging.learnable import (
-    Weights,
-    write_heads,
-)
+from fmerge.merging.learnable import Weights, write_heads
 from fmerge.modules import Loss
 from fmerge.params import Params, write_params
 from fmerge.runs.stage_context import StageContext
 from fmerge.runs.stages import Candidate
-from fmerge.runs.training import (
-    live_body,
-    live_heads,
-    make_course,
-    networks,
-)
+from fmerge.runs.training import live_body, live_heads, make_course, networks
 from fmerge.runs.training_settings import TrainingSettings, check_training
 from fmerge.runs.training_stage import Trained, TrainingStage
 
@@ -116,12 +108,11 @@ class PolishStage(TrainingStage):
             write_heads(networks(run), start.heads)
             write_params(networks(run)[run.ensemble.tasks[0]], begun)
 
+        write()
         fisher = None
         if self.anchor:
-            write()
             fisher = self._fisher(run, begun)
             write()
-        write()
         learnable = Weights(weights, heads, self.settings.learning_rate, self.anchor, fisher)
         course = make_course(run, self.settings, learnable, heads, context.targets)
         write()  # over the experts, whose probabilities were asked for

@@ -177,8 +177,6 @@ def assembler_of(
     Returns:
         The assembler.
     """
-    # Fishers are cached where the bodies are, if there is room
-    weight = next(iter(next(iter(run.ensemble.bodies.values())).values()))
     return Assembler(
         run.method,
         run.ensemble.base,
@@ -188,7 +186,8 @@ def assembler_of(
         parts=space.groups,
         buffers=run.ensemble.moving,
         curve_nodes=run.settings.curve,
-        keep=FisherCache(folder.path, weight.device).put,
+        # Fishers are cached where the bodies are, if there is room
+        keep=FisherCache(folder.path, run.ensemble.device).put,
         dtypes=next(iter(run.forms.values())).dtypes if run.forms else None,
         finish=finish_of(run),
     )

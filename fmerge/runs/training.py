@@ -61,7 +61,7 @@ class Course:
         Returns:
             Body tensors by name, where the bodies are.
         """
-        device = next(iter(next(iter(self.run.ensemble.bodies.values())).values())).device
+        device = self.run.ensemble.device
         weights = {name: one.detach().to(device, copy=True) for name, one in self.body.items()}
         return weights | moving
 

@@ -9,17 +9,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fmerge.evaluation.passes import Passes
-from fmerge.merging.learnable import (
-    write_heads,
-)
+from fmerge.merging.learnable import write_heads
 from fmerge.modules.learner import Learner
 from fmerge.params import Params, write_params
 from fmerge.runs.stage_context import StageContext
 from fmerge.runs.stages import Candidate, Stage
-from fmerge.runs.training import (
-    Course,
-    networks,
-)
+from fmerge.runs.training import Course, networks
 from fmerge.runs.training_settings import TrainingSettings
 from fmerge.store import read_partial, write_partial
 

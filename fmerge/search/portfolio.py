@@ -21,7 +21,7 @@ class PortfolioSearch(Search):
     Args:
         usual: Method to the λ of each expert that it is raced with; 1/M where None.
         searched: The methods that have coefficients.
-        leaders: How many of these go on to the search.
+        leaders: How many of these are searched.
         trials: Trials in all.
         seed: Seed of the points and of the optimisation.
     """
@@ -93,8 +93,7 @@ class PortfolioSearch(Search):
             if trial.objective is None:
                 self._client.abandon(self._pending)
                 return
-            bounded = {task: trial.metrics[task] for task in self.bounds}
-            self._client.complete(self._pending, trial.objective, bounded)
+            self._client.complete(self._pending, trial.objective, trial.metrics)
 
     @override
     def replay(self, trial: Trial) -> None:
@@ -114,7 +113,7 @@ class PortfolioSearch(Search):
         return dict.fromkeys(self.names, 1 / len(self.space.experts) if value is None else value)
 
     def _leaders(self) -> list[str]:
-        """The methods that the search goes on with, the best of the race first."""
+        """The methods that are searched after the race, its best first."""
         race = [t for t in self.history[: len(self.usual)] if t.status == "ok"]
         able = [trial for trial in race if trial.method in self.searched]
         best = sorted(able, key=lambda trial: (self.rank(trial), -trial.index), reverse=True)
@@ -140,6 +139,5 @@ class PortfolioSearch(Search):
             for trial in self.history[: len(self.usual)]:  # of the race
                 if trial.method in leaders and trial.objective is not None:
                     number = self._made.attach(trial.coefficients, trial.method)
-                    bounded = {task: trial.metrics[task] for task in self.bounds}
-                    self._made.complete(number, trial.objective, bounded)
+                    self._made.complete(number, trial.objective, trial.metrics)
         return self._made
