@@ -128,7 +128,7 @@ class Tracer:
             output: The layer's output.
 
         Returns:
-            What the model goes on with: the output, or a copy where the graph starts at it, as a
+            What the model receives: the output, or a copy where the graph starts at it, as a
             model may change it in place (CTRL scales its embeddings so), which no leaf allows.
         """
         starts = not output.requires_grad
