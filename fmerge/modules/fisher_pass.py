@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, final
 
@@ -167,7 +167,23 @@ class FisherPass(LightningModule):
             spread.set_numbers(self._reduced(spread.numbers()))
             for square in (spread.squares or {}).values():
                 square.copy_(strategy.reduce(square, reduce_op="sum"))
-        self.estimate = accumulator.estimate()
+        self.estimate = self._with_fixed(accumulator.estimate())
+
+    def _with_fixed(self, found: FisherEstimate) -> FisherEstimate:
+        """Adds the parameters that an architecture itself never trains, which have no scores.
+
+        No expert knows them better than another, so their Fisher is zero.
+        """
+        if not isinstance(self.module, TaskModule):
+            return found
+        rest = self.module.task_model(self.task).named_parameters()
+        fixed = {name: torch.zeros(one.shape) for name, one in rest if name not in found.values}
+        errors = found.standard_errors
+        return replace(
+            found,
+            values={**found.values, **fixed},
+            standard_errors=None if errors is None else {**errors, **fixed},
+        )
 
     def _with_answers(self, batch: Any, indices: Sequence[int]) -> Any:
         """Adds drawn answers to a batch of a task whose answers are too many to list."""

@@ -213,3 +213,14 @@ def test_the_bar_is_hidden_during_a_pass_and_shown_again():
 
 def test_a_mean_of_scores():
     assert mean({"a": 0.25, "b": 0.5, "c": 0.75}) == 0.5
+
+
+def test_a_parameter_that_is_never_trained_has_a_fisher_of_zero(evaluator, bodies):
+    settings, other = FisherSettings(examples=4), make_evaluator()
+    before = evaluator.fisher("colour", settings, bodies["colour"]).values
+    name = "bert.embeddings.position_embeddings.weight"
+    # as architectures do that have a fixed initial state
+    dict(other.module.task_model("colour").named_parameters())[name].requires_grad_(False)
+    after = other.fisher("colour", settings, bodies["colour"]).values
+    assert before[name].any() and not after[name].any() and after[name].dtype == torch.float32
+    assert_same(after, {**before, name: torch.zeros_like(before[name])})
