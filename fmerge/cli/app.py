@@ -33,6 +33,12 @@ class FMergeCLI(LightningCLI):
 
     _adding = ""
 
+    def __init__(self, *given: Any, args: list[str] | None = None, **options: Any) -> None:
+        # no line but one that asks for help alone is known to need one command's options at most
+        line = command_line(args)
+        self._helped = line[0] if line[-1:] in (["--help"], ["-h"]) and len(line) < 3 else ""
+        super().__init__(*given, args=args, **options)
+
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         """Names the Trainer's methods that are commands, and the arguments the CLI fills.
@@ -52,6 +58,8 @@ class FMergeCLI(LightningCLI):
     def _prepare_subcommand_parser(
         self, klass: type, subcommand: str, **kwargs: Any
     ) -> LightningArgumentParser:
+        if self._helped not in {"", subcommand}:
+            return self.init_parser(**kwargs)
         self._adding = subcommand
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
         if subcommand == "fit":  # where ModelCheckpoint puts its folder

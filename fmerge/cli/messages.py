@@ -102,7 +102,11 @@ def _of_value(message: str, kind: str) -> str:
     if choices and all(one.startswith("typing") or one == "<class 'list'>" for one in expected):
         several = ", or a list of them" if "<class 'list'>" in expected else ""
         return f"unknown value{_found(message, '')}; known: {', '.join(choices)}{several}"
-    return f"expected {' or '.join(dict.fromkeys(map(_word, expected)))}{_found(message)}"
+    words = list(dict.fromkeys(map(_word, expected)))
+    found = _found(message)
+    flag = words[0] == "a text" and found.endswith(("'False'", "'True'"))
+    hint = "; YAML reads no, off, yes and on so: write the word in quotes" if flag else ""
+    return f"expected {' or '.join(words)}{found}{hint}"
 
 
 def _word(kind: str) -> str:
@@ -125,7 +129,7 @@ def _found(message: str, before: str = ", but found") -> str:
     )
     if found is None:
         return ""
-    value = _folded(found[1])
+    value = re.sub(r" - Expected an? <class '\w+'>$", "", _folded(found[1]))
     short = value if len(value) <= _LONGEST else f"{value[:_LONGEST]}…"
     return f"{before} '{short}'"
 

@@ -26,7 +26,7 @@ def check_numbers(
     Raises:
         UserError: If one is out of its range.
     """
-    check_within("--model.learning_rate", learning_rate, "[0, inf)")
+    check_within("--model.learning_rate", learning_rate, "(0, inf)")
     check_within("--model.weight_decay", weight_decay, "[0, inf)")
     check_within("--model.warmup_fraction", warmup_fraction, "[0, 1]")
     check_within("--model.max_length", max_length, "[1, inf)")

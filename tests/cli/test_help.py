@@ -3,7 +3,7 @@
 import pytest
 import yaml
 
-from fmerge.cli.app import main
+from fmerge.cli.app import FMergeCLI, main
 from fmerge.cli.messages import one_line
 from tests.cli.run import data_config, experts, fails, in_process
 
@@ -31,6 +31,20 @@ def test_help_starts_with_the_commands_own_options(command, capsys):
     # every option of our own has its sentence
     for line in text[:trainer].splitlines():
         assert not line.rstrip().endswith("(type: ")
+
+
+@pytest.mark.parametrize(("line", "made"), [(["--help"], []), (["fit", "-h"], ["fit"])])
+def test_help_prepares_the_options_that_it_shows_alone(line, made, monkeypatch, capsys):
+    prepared = []
+    add = FMergeCLI._add_arguments
+    monkeypatch.setattr(
+        FMergeCLI,
+        "_add_arguments",
+        lambda self, parser: (prepared.append(self._adding), add(self, parser))[1],
+    )
+    with pytest.raises(SystemExit):
+        main(line)
+    assert prepared == made
 
 
 def test_the_script_and_its_help_run_as_a_process():

@@ -143,6 +143,12 @@ def union(kinds, *errors, given):
             "  Expected a typing.Literal['all', 'experts']. Got value: no",
             "--baselines: unknown value 'no'; known: all, experts",
         ),
+        (
+            "Parser key \"labels\":\n  Expected a <class 'str'>. Got value: False - Expected a "
+            "<class 'NoneType'>",
+            "--labels: expected a text, but found 'False'; YAML reads no, off, yes and on so: "
+            "write the word in quotes",
+        ),
     ],
 )  # fmt: skip
 def test_dumps_of_types_become_one_line(message, line):

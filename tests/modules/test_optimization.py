@@ -69,14 +69,15 @@ def test_without_warm_up_the_first_step_has_the_peak():
 @pytest.mark.parametrize(
     ("numbers", "message"),
     [
-        ((-1.0, 0, 0, 1), r"--model.learning_rate: is -1.0, but must lie in \[0, inf\)"),
+        ((-1.0, 0, 0, 1), r"--model.learning_rate: is -1.0, but must lie in \(0, inf\)"),
+        ((0.0, 0, 0, 1), r"--model.learning_rate: is 0.0, but must lie in \(0, inf\)"),
         ((float("inf"), 0, 0, 1), "--model.learning_rate"),
-        ((0, float("nan"), 0, 1), "--model.weight_decay"),
-        ((0, 0, 1.5, 1), r"--model.warmup_fraction: is 1.5, but must lie in \[0, 1\]"),
-        ((0, 0, 0, 0), r"--model.max_length: is 0, but must lie in \[1, inf\)"),
+        ((1, float("nan"), 0, 1), "--model.weight_decay"),
+        ((1, 0, 1.5, 1), r"--model.warmup_fraction: is 1.5, but must lie in \[0, 1\]"),
+        ((1, 0, 0, 0), r"--model.max_length: is 0, but must lie in \[1, inf\)"),
     ],
 )
 def test_options_out_of_range_are_refused(numbers, message):
-    check_numbers(0.0, 0.0, 1.0, 1)
+    check_numbers(0.1, 0.0, 1.0, 1)
     with pytest.raises(UserError, match=message):
         check_numbers(*numbers)
