@@ -33,11 +33,11 @@ class FMergeCLI(LightningCLI):
 
     _adding = ""
 
-    def __init__(self, *given: Any, args: list[str] | None = None, **options: Any) -> None:
+    def __init__(self, *given: Any, **options: Any) -> None:
         # no line but one that asks for help alone is known to need one command's options at most
-        line = command_line(args)
+        line = command_line(options.get("args"))
         self._helped = line[0] if line[-1:] in (["--help"], ["-h"]) and len(line) < 3 else ""
-        super().__init__(*given, args=args, **options)
+        super().__init__(*given, **options)
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:

@@ -170,10 +170,7 @@ class FisherPass(LightningModule):
         self.estimate = self._with_fixed(accumulator.estimate())
 
     def _with_fixed(self, found: FisherEstimate) -> FisherEstimate:
-        """Adds the parameters that an architecture itself never trains, which have no scores.
-
-        No expert knows them better than another, so their Fisher is zero.
-        """
+        """Adds zeros for parameters that an architecture never trains: no expert knows them."""
         if not isinstance(self.module, TaskModule):
             return found
         rest = self.module.task_model(self.task).named_parameters()
