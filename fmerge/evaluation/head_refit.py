@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fmerge.data import Example, MultiTask, Split
 from fmerge.errors import UserError, known
 from fmerge.evaluation.evaluator import Evaluator, silent
-from fmerge.modules import FeaturePass, TaskModule, TextClassifier, fit_linear
+from fmerge.modules import Classifier, FeaturePass, TaskModule, fit_linear
 from fmerge.params import Params, last_linear, using_params
 from fmerge.system.distributed import gather, in_dataset_order
 
@@ -79,7 +79,7 @@ def obstacle(module: TaskModule, data: MultiTask | None, models: Mapping[str, nn
         return "there are no data (--data) to refit heads on"
     for task, model in models.items():
         classes = len(data.labels[task])
-        if not isinstance(module, TextClassifier) or classes < 2:
+        if not isinstance(module, Classifier) or classes < 2:
             return f"task '{task}' has no classes"
         found = last_linear(model)
         if found is None or found[1].out_features != classes:
@@ -182,18 +182,18 @@ class Refitter:
     """Refits the last linear layers of some tasks' heads to a body, and scores with them.
 
     Args:
-        evaluator: The evaluator that runs the passes; its module is a TextClassifier.
+        evaluator: The evaluator that runs the passes; its module is a Classifier.
         settings: On which examples.
         tasks: The tasks.
 
     Raises:
-        TypeError: If the module is no TextClassifier.
+        TypeError: If the module is no Classifier.
     """
 
     def __init__(self, evaluator: Evaluator, settings: Refitting, tasks: Sequence[str]) -> None:
         module = evaluator.module
-        if not isinstance(module, TextClassifier):
-            raise TypeError(f"{type(module).__name__} is no TextClassifier")
+        if not isinstance(module, Classifier):
+            raise TypeError(f"{type(module).__name__} is no Classifier")
         self.evaluator = evaluator
         self.module = module
         self.settings = settings

@@ -8,7 +8,7 @@ from torch import nn
 
 from fmerge.errors import UserError
 from fmerge.merging.merged_heads import merged_part
-from fmerge.modules import HeadedModule, TaskModule
+from fmerge.modules import SharedBody, TaskModule
 from fmerge.params import Params
 from fmerge.store import new_pooler
 
@@ -28,7 +28,7 @@ def keep_poolers_apart(
     common.
 
     Args:
-        module: The module, whose ``apart`` is set; others than a ``HeadedModule`` have no pooler.
+        module: The module, whose ``apart`` is set; others than a ``SharedBody`` have no pooler.
         read: Expert to network.
         base: The base, if there is one.
         sources: Expert to where it was read from.
@@ -40,10 +40,10 @@ def keep_poolers_apart(
     Raises:
         UserError: If heads are merged, and a model has no pooler.
     """
-    if isinstance(module, HeadedModule):
+    if isinstance(module, SharedBody):
         module.apart = frozenset()
     whole = {name: merged_part(module, model, heads) for name, model in read.items()}
-    if not isinstance(module, HeadedModule):
+    if not isinstance(module, SharedBody):
         return whole
     models = {sources[name]: model for name, model in read.items()}
     if base is not None:

@@ -1,25 +1,18 @@
-"""The tokenizers of a merge: one vocabulary, and each task's own where they differ otherwise."""
+"""The tokenizers of a merge: one vocabulary, and each task's own where they differ otherwise.
+
+What is said of tokenizers holds for whatever makes a module's inputs, such as image processors.
+"""
 
 import logging
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_only
 from torch import nn
 
 from fmerge.errors import UserError
-from fmerge.modules import TaskModule, TokenizedModule
-from fmerge.store import (
-    check_tokenizer,
-    find_tokenizer,
-    give_padding,
-    load_tokenizer,
-    tokenizer_differences,
-    vocabulary_difference,
-)
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+from fmerge.modules import TaskModule
+from fmerge.store import Preprocessors
 
 _LOG = logging.getLogger(__name__)
 
@@ -29,11 +22,11 @@ def tokenizers_of(
     sources: Mapping[str, str],
     models: Mapping[str, nn.Module],
     base: str | None,
-) -> dict[str, "PreTrainedTokenizerBase"]:
-    """Reads the experts' tokenizers, and checks that they have one vocabulary.
+) -> dict[str, Any]:
+    """Reads the experts' tokenizers, and checks that their models can be merged.
 
     Args:
-        module: Tells whether a network cannot do without a padding token.
+        module: Knows what kind its tokenizers are of.
         sources: Expert to where it was read from, donors last.
         models: Task to network; donors have none here.
         base: Where the base was read from, if there is one.
@@ -46,55 +39,52 @@ def tokenizers_of(
         UserError: If there is none, one cannot be read, has another vocabulary, gives ids that
             its model has no embedding for, or lacks a padding token that is needed.
     """
-    found = {name: find_tokenizer(source) for name, source in sources.items()}
+    kind = module.reads
+    found = {name: kind.find(source) for name, source in sources.items()}
     lender = next((name for name, one in found.items() if one is not None), None)
     first_source = next(iter(sources.values())) if lender is None else sources[lender]
     first = None if lender is None else found[lender]
     if first is None:
-        first = None if base is None else find_tokenizer(base)
+        first = None if base is None else kind.find(base)
     if first is None:
-        first = load_tokenizer(first_source)  # which says that there is none
+        first = kind.load(first_source)  # which says that there is none
     lacking = [sources[name] for name in models if found[name] is None]
-    _tell_lent(lacking, base if lender is None else first_source)
-    chosen: dict[str, PreTrainedTokenizerBase] = {}
+    _tell_lent(kind, lacking, base if lender is None else first_source)
+    chosen: dict[str, Any] = {}
     for name, source in sources.items():
         given = found[name]
         own = first if given is None else given
-        if tokens := vocabulary_difference(first, own):
+        if differing := kind.conflict(first, own):
             raise UserError(
-                f"{source}: its tokenizer differs from that of {first_source} in "
-                f"{len(tokens)} tokens, such as '{tokens[0]}'; merge models of one tokenizer only"
+                f"{source}: its {kind.word} differs from that of {first_source} in {differing}; "
+                f"merge models of one {kind.word} only"
             )
         if name in models:
-            chosen[name] = _same(own, chosen)
-            check_tokenizer(models[name], chosen[name], source)
+            chosen[name] = _same(kind, own, chosen)
     for name, own in chosen.items():
-        needed = isinstance(module, TokenizedModule) and module.needs_padding(models[name])
-        give_padding(models[name], own, sources[name], needed)
-    _tell(chosen)
+        module.check_preprocessor(models[name], own, sources[name])
+    _tell(kind, chosen)
     return chosen
 
 
-def _same(
-    own: "PreTrainedTokenizerBase", chosen: Mapping[str, "PreTrainedTokenizerBase"]
-) -> "PreTrainedTokenizerBase":
+def _same(kind: Preprocessors, own: Any, chosen: Mapping[str, Any]) -> Any:
     """One of those that were chosen before, if it does the same."""
-    return next((one for one in chosen.values() if not tokenizer_differences(one, own)), own)
+    return next((one for one in chosen.values() if not kind.differences(one, own)), own)
 
 
-def _tell_lent(sources: Sequence[str], lender: str | None) -> None:
+def _tell_lent(kind: Preprocessors, sources: Sequence[str], lender: str | None) -> None:
     if sources:
         rank_zero_only(_LOG.warning)(
-            "%s: no tokenizer; that of %s is used", ", ".join(sources), lender
+            "%s: no %s; that of %s is used", ", ".join(sources), kind.word, lender
         )
 
 
-def _tell(chosen: Mapping[str, "PreTrainedTokenizerBase"]) -> None:
+def _tell(kind: Preprocessors, chosen: Mapping[str, Any]) -> None:
     (name, first), *others = chosen.items()
     for other, own in others:
-        if differing := tokenizer_differences(first, own):
+        if differing := kind.differences(first, own):
             rank_zero_only(_LOG.warning)(
-                "task '%s': its tokenizer has another %s than that of '%s'; each task keeps its "
+                "task '%s': its %s has another %s than that of '%s'; each task keeps its "
                 "own, in scoring and in what is saved",
-                other, ", ".join(differing), name,
+                other, kind.word, ", ".join(differing), name,
             )  # fmt: skip

@@ -10,16 +10,17 @@ Examples:
 
 from fmerge.modules.base import TaskModule
 from fmerge.modules.calibration_pass import CalibrationPass
-from fmerge.modules.classification import TextClassifier
+from fmerge.modules.classification import Classifier, TextClassifier
 from fmerge.modules.feature_pass import FeaturePass
 from fmerge.modules.fisher_pass import FisherPass, Saving
 from fmerge.modules.fitted_layers import batch_norms
 from fmerge.modules.gram_pass import GramPass, linear_weights
-from fmerge.modules.heads import HeadedModule
+from fmerge.modules.heads import HeadedModule, SharedBody
 from fmerge.modules.level_fits import Bodies
 from fmerge.modules.logistic import fit_linear
 from fmerge.modules.losses import Loss
 from fmerge.modules.prediction_recorder import Predictions, record_predictions
+from fmerge.modules.preprocessed import PreprocessedModule
 from fmerge.modules.rank_choice import RankChoice
 from fmerge.modules.spans import SpanAnswers
 from fmerge.modules.tokenized import TokenizedModule
@@ -27,14 +28,17 @@ from fmerge.modules.tokenized import TokenizedModule
 __all__ = [
     "Bodies",
     "CalibrationPass",
+    "Classifier",
     "FisherPass",
     "GramPass",
     "FeaturePass",
     "HeadedModule",
     "Loss",
     "Predictions",
+    "PreprocessedModule",
     "RankChoice",
     "Saving",
+    "SharedBody",
     "SpanAnswers",
     "TaskModule",
     "TextClassifier",

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from fmerge.fisher import Estimator
 from fmerge.modules.scoring import ScoredModule
 from fmerge.modules.trainable import check_trainable
 from fmerge.params import Params
-from fmerge.store import SavedForm
+from fmerge.store import TOKENIZERS, Preprocessors, SavedForm
 
 
 class TaskModule(ScoredModule, ABC):
@@ -23,9 +23,13 @@ class TaskModule(ScoredModule, ABC):
     ``task``, the task's name.
 
     Attributes:
+        reads: What makes its inputs and travels with its models: tokenizers, unless a module says
+            otherwise.
         forms: Task name to the dtypes, shards and side files that ``save`` gives the task's
             network; ``""`` for those of all others. Set by the command that saves.
     """
+
+    reads: ClassVar[Preprocessors] = TOKENIZERS
 
     def __init__(self) -> None:
         super().__init__()
@@ -93,8 +97,18 @@ class TaskModule(ScoredModule, ABC):
 
         Args:
             models: Task name to network.
-            tokenizer: The tokenizer they share.
+            tokenizer: The tokenizer they share, or what else makes their inputs.
         """
+
+    def check_preprocessor(self, model: Any, preprocessor: Any, source: str) -> None:
+        """Checks that a tokenizer fits a network, or what else makes its inputs.
+
+        Args:
+            model: The network.
+            preprocessor: What makes its inputs.
+            source: Where the network is from, for errors.
+        """
+        self.reads.check(model, preprocessor, source)
 
     @abstractmethod
     def body(self, model: nn.Module) -> Params:

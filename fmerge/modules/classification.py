@@ -1,5 +1,6 @@
-"""Sequence classification on any ``AutoModelForSequenceClassification``."""
+"""Classification and regression by a Hugging Face head; of texts, on any model of sequences."""
 
+from abc import ABC
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, final
 
@@ -8,7 +9,7 @@ from torch import Tensor
 
 from fmerge.errors import UserError
 from fmerge.fisher import Estimator
-from fmerge.modules.heads import HeadedModule
+from fmerge.modules.heads import HeadedModule, SharedBody
 from fmerge.modules.tokenized import model_inputs
 from fmerge.store import load_classifier
 
@@ -16,33 +17,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-@final
-class TextClassifier(HeadedModule):
-    """Sequence classification: one shared body, one head per task, from Hugging Face.
+class Classifier(SharedBody, ABC):
+    """Classification of whole inputs: one shared body, one head per task, from Hugging Face.
 
     A task of one label is a regression: its answer is a number y, and the model's output μ is the
     mean of a normal distribution of variance one.
     """
-
-    def read(
-        self,
-        source: str,
-        task: str,
-        labels: Sequence[str] | None = None,
-        fresh_head: bool = False,
-    ) -> "PreTrainedModel":
-        """Reads a sequence classifier.
-
-        Args:
-            source: A Hugging Face folder, a hub id, or a Lightning ``.ckpt`` of a fit.
-            task: Which of a Lightning checkpoint's heads to take.
-            labels: The task's class names in order; those of the source when None.
-            fresh_head: Start a new head where the source has none; otherwise refuse.
-
-        Returns:
-            The classifier, in float32 on the CPU.
-        """
-        return load_classifier(source, task, labels, fresh_head)
 
     def label_log_probs(self, batch: Mapping[str, Any]) -> Tensor:
         """Computes ℓ = log_softmax(logits), or −(y − μ)²/2 for a regression.
@@ -125,6 +105,35 @@ class TextClassifier(HeadedModule):
             return super().outcome(batch)
         means = self._outputs(batch)[:, 0]
         return (batch["labels"].to(means) - means).square() / 2, means
+
+
+@final
+class TextClassifier(Classifier, HeadedModule):
+    """Sequence classification: one shared body, one head per task, from Hugging Face.
+
+    A task of one label is a regression: its answer is a number y, and the model's output μ is the
+    mean of a normal distribution of variance one.
+    """
+
+    def read(
+        self,
+        source: str,
+        task: str,
+        labels: Sequence[str] | None = None,
+        fresh_head: bool = False,
+    ) -> "PreTrainedModel":
+        """Reads a sequence classifier.
+
+        Args:
+            source: A Hugging Face folder, a hub id, or a Lightning ``.ckpt`` of a fit.
+            task: Which of a Lightning checkpoint's heads to take.
+            labels: The task's class names in order; those of the source when None.
+            fresh_head: Start a new head where the source has none; otherwise refuse.
+
+        Returns:
+            The classifier, in float32 on the CPU.
+        """
+        return load_classifier(source, task, labels, fresh_head)
 
     def collate(self, examples: Sequence[Mapping[str, Any]], task: str) -> dict[str, Any]:
         """Tokenizes n examples and pads them to the longest.

@@ -8,7 +8,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor
 
 from fmerge.errors import UserError
-from fmerge.modules.classification import TextClassifier
+from fmerge.modules.classification import Classifier
 from fmerge.modules.tokenized import model_inputs
 from fmerge.params import last_linear
 
@@ -36,7 +36,7 @@ class FeaturePass(LightningModule):
         UserError: If the task's head has no linear layer.
     """
 
-    def __init__(self, module: TextClassifier, task: str) -> None:
+    def __init__(self, module: Classifier, task: str) -> None:
         super().__init__()
         self.module = module
         self.task = task

@@ -1,4 +1,4 @@
-"""The base of modules with a shared Hugging Face body and one head for each task."""
+"""The bases of modules with a shared Hugging Face body and one head for each task."""
 
 import logging
 from abc import ABC
@@ -8,21 +8,22 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from fmerge.errors import UserError
+from fmerge.errors import UserError, check_within
 from fmerge.modules.optimization import Scheduler, adamw, check_numbers
+from fmerge.modules.preprocessed import PreprocessedModule
 from fmerge.modules.tokenized import TokenizedModule
 from fmerge.modules.truncation import max_input_length
 from fmerge.params import Params, params_of, select
-from fmerge.store import SavedForm, load_tokenizer, new_pooler, save_models
+from fmerge.store import SavedForm, new_pooler, save_models
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
 _LOG = logging.getLogger(__name__)
 
 
-class HeadedModule(TokenizedModule, ABC):
-    """One shared body, one head per task, from Hugging Face.
+class SharedBody(PreprocessedModule, ABC):
+    """One shared body, one head per task, from Hugging Face, whatever the inputs are.
 
     The weights are read when a command starts, with the labels of its data.
 
@@ -33,7 +34,6 @@ class HeadedModule(TokenizedModule, ABC):
         weight_decay: Weight decay of AdamW, on matrices only.
         scheduler: How the learning rate changes after the warm-up.
         warmup_fraction: Share of the training steps over which the learning rate rises from 0.
-        max_length: Tokens to which an input is truncated, if the model takes as many.
         tasks: Filled in by the data: task name to the names of its classes.
 
     Attributes:
@@ -48,18 +48,16 @@ class HeadedModule(TokenizedModule, ABC):
         weight_decay: float = 0.01,
         scheduler: Scheduler = "linear",
         warmup_fraction: float = 0.1,
-        max_length: int = 128,
         tasks: dict[str, list[str]] | None = None,
     ) -> None:
         super().__init__()
-        check_numbers(learning_rate, weight_decay, warmup_fraction, max_length)
+        check_numbers(learning_rate, weight_decay, warmup_fraction)
         self.save_hyperparameters()
         self.path = path
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
         self.scheduler = scheduler
         self.warmup_fraction = warmup_fraction
-        self.max_length = max_length
         self.tasks = tasks
         self.models = nn.ModuleDict()
         self.apart: frozenset[str] = frozenset()
@@ -88,7 +86,7 @@ class HeadedModule(TokenizedModule, ABC):
                 "%s: has no pooler ('%s'); a new one starts from random numbers, as the head does",
                 self.path, new[0],
             )  # fmt: skip
-        self.adopt(models, load_tokenizer(self.path))
+        self.adopt(models, self.reads.load(self.path))
         if data is not None:
             self.add_metrics(labels, data.metrics)
 
@@ -137,15 +135,16 @@ class HeadedModule(TokenizedModule, ABC):
     def adopt(
         self,
         models: Mapping[str, "PreTrainedModel"],
-        tokenizer: "PreTrainedTokenizerBase | Mapping[str, PreTrainedTokenizerBase]",
+        tokenizer: Any,
     ) -> None:
         """Adopts classifiers of one architecture: the body of the first one, the heads of all.
 
         Args:
             models: Task name to classifier; the bodies are replaced by that of the first one.
-            tokenizer: The tokenizer they share, or task name to the tokenizer of each.
+            tokenizer: The tokenizer they share, or what else makes their inputs; or task name to
+                that of each.
         """
-        self.adopt_tokenizers(models, tokenizer)
+        self.adopt_preprocessors(models, tokenizer)
         first = next(iter(models.values()))
         self.models = nn.ModuleDict()
         # one body object for all tasks: a merge is written once, and memory holds one body
@@ -175,12 +174,6 @@ class HeadedModule(TokenizedModule, ABC):
         model: PreTrainedModel = self.models[task]  # type: ignore[assignment]
         return model
 
-    def _longest(self, task: str) -> int:
-        """Tokens an input may have: at most ``max_length`` and what the model takes."""
-        return max_input_length(
-            self.max_length, self.tokenizer_of(task), list(self.models.values())
-        )
-
     def configure_optimizers(self) -> Any:
         """Makes AdamW and its schedule.
 
@@ -207,13 +200,50 @@ class HeadedModule(TokenizedModule, ABC):
         """
         models = {task: self.task_model(task) for task in self.models}
         forms = {task: self.forms.get(task) or self.forms.get("", SavedForm()) for task in models}
-        tokenizers = {task: self.tokenizer_of(task) for task in models or [""]}
+        tokenizers = {task: self.preprocessor_of(task) for task in models or [""]}
         if len(set(models.values())) == 1:  # one task, or several with one head
             models = {"": next(iter(models.values()))}
             forms = {"": next(iter(forms.values()))}
             tokenizers = {"": next(iter(tokenizers.values()))}
             cards = {"": next(iter(cards.values()))} if cards else None
         save_models(folder, models, tokenizers, cards, forms)
+
+
+class HeadedModule(SharedBody, TokenizedModule, ABC):
+    """One shared body, one head per task, on texts, from Hugging Face.
+
+    The weights are read when a command starts, with the labels of its data.
+
+    Args:
+        path: Where the weights are: Hugging Face folder, hub id, or ``package:name/folder``
+            inside an installed package. ``fisher`` and ``merge`` take them from the experts.
+        learning_rate: Peak learning rate of AdamW.
+        weight_decay: Weight decay of AdamW, on matrices only.
+        scheduler: How the learning rate changes after the warm-up.
+        warmup_fraction: Share of the training steps over which the learning rate rises from 0.
+        max_length: Tokens to which an input is truncated, if the model takes as many.
+        tasks: Filled in by the data: task name to the names of its classes.
+    """
+
+    def __init__(
+        self,
+        path: str | None = None,
+        learning_rate: float = 5e-5,
+        weight_decay: float = 0.01,
+        scheduler: Scheduler = "linear",
+        warmup_fraction: float = 0.1,
+        max_length: int = 128,
+        tasks: dict[str, list[str]] | None = None,
+    ) -> None:
+        super().__init__(path, learning_rate, weight_decay, scheduler, warmup_fraction, tasks)
+        check_within("--model.max_length", max_length, "[1, inf)")
+        self.max_length = max_length
+
+    def _longest(self, task: str) -> int:
+        """Tokens an input may have: at most ``max_length`` and what the model takes."""
+        return max_input_length(
+            self.max_length, self.tokenizer_of(task), list(self.models.values())
+        )
 
 
 def _share_rest(own: nn.Module, shared: nn.Module, model: Any, apart: frozenset[str]) -> None:

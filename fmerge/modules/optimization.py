@@ -13,7 +13,7 @@ Scheduler = Literal["linear", "cosine", "constant"]
 
 
 def check_numbers(
-    learning_rate: float, weight_decay: float, warmup_fraction: float, max_length: int
+    learning_rate: float, weight_decay: float, warmup_fraction: float, max_length: int = 1
 ) -> None:
     """Checks the training options of a task module.
 
@@ -21,7 +21,7 @@ def check_numbers(
         learning_rate: Of AdamW.
         weight_decay: Of AdamW.
         warmup_fraction: Share of the steps.
-        max_length: Tokens of an input.
+        max_length: Tokens of an input, of modules that read texts.
 
     Raises:
         UserError: If one is out of its range.

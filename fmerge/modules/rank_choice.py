@@ -116,7 +116,7 @@ class RankChoice(TokenizedModule):
             tokenizer: The tokenizer they share, or task name to the tokenizer of each.
         """
         self.model = next(iter(models.values()))
-        self.adopt_tokenizers(models, tokenizer)
+        self.adopt_preprocessors(models, tokenizer)
         self.model.train()  # from_pretrained leaves eval mode, and Lightning would keep it in fit
         self.add_metrics(dict.fromkeys(models, ()), {})  # choices differ by example
 

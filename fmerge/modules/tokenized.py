@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fmerge.errors import UserError
-from fmerge.modules.base import TaskModule
+from fmerge.modules.preprocessed import PreprocessedModule
 from fmerge.modules.truncation import TruncationCounter
 from fmerge.store import check_tokenizer, give_padding
 
@@ -17,18 +17,21 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-class TokenizedModule(TaskModule, ABC):
+class TokenizedModule(PreprocessedModule, ABC):
     """A task module whose inputs are texts, tokenized for each task by its own tokenizer.
 
     Attributes:
         truncation: How many inputs of each task were truncated.
-        tokenizers: Task name to its tokenizer; empty until the weights are read.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.truncation = TruncationCounter()
-        self.tokenizers: dict[str, PreTrainedTokenizerBase] = {}
+
+    @property
+    def tokenizers(self) -> "dict[str, PreTrainedTokenizerBase]":
+        """Task name to its tokenizer; empty until the weights are read."""
+        return self.preprocessors
 
     @property
     def tokenizer(self) -> "PreTrainedTokenizerBase | None":
@@ -37,7 +40,7 @@ class TokenizedModule(TaskModule, ABC):
 
     @tokenizer.setter
     def tokenizer(self, tokenizer: "PreTrainedTokenizerBase") -> None:
-        self.tokenizers = dict.fromkeys(self.tokenizers, tokenizer)
+        self.preprocessors = dict.fromkeys(self.preprocessors, tokenizer)
 
     def double(self) -> Self:
         """Casts all to float64, as ``64-true`` does.
@@ -65,20 +68,18 @@ class TokenizedModule(TaskModule, ABC):
         """
         return True
 
-    def adopt_tokenizers(self, models: Mapping[str, Any], tokenizer: Any) -> None:
-        """Takes the tokenizers of some networks, once they are found to fit.
+    def check_preprocessor(
+        self, model: Any, preprocessor: "PreTrainedTokenizerBase", source: str
+    ) -> None:
+        """Checks that a tokenizer fits a network, and gives both one padding token.
 
         Args:
-            models: Task name to network.
-            tokenizer: The tokenizer they share, or task name to the tokenizer of each.
+            model: The network.
+            preprocessor: The tokenizer.
+            source: Where the network is from, for errors.
         """
-        shared = not isinstance(tokenizer, Mapping)
-        found = dict.fromkeys(models, tokenizer) if shared else {t: tokenizer[t] for t in models}
-        for task, model in models.items():
-            source = getattr(model, "name_or_path", "") or f"task '{task}'"
-            check_tokenizer(model, found[task], source)
-            give_padding(model, found[task], source, self.needs_padding(model))
-        self.tokenizers = found
+        check_tokenizer(model, preprocessor, source)
+        give_padding(model, preprocessor, source, self.needs_padding(model))
 
     def tokenizer_of(self, task: str) -> "PreTrainedTokenizerBase":
         """Finds a task's tokenizer.
@@ -88,13 +89,9 @@ class TokenizedModule(TaskModule, ABC):
 
         Returns:
             Its own tokenizer.
-
-        Raises:
-            RuntimeError: If the weights were not read yet.
         """
-        if not self.tokenizers:
-            raise RuntimeError("the tokenizer is read by configure_model or adopt: call one first")
-        return self.tokenizers[task]
+        tokenizer: PreTrainedTokenizerBase = self.preprocessor_of(task)
+        return tokenizer
 
     def encode(
         self,

@@ -17,7 +17,7 @@ from fmerge.evaluation.batch_size import check_automatic
 from fmerge.evaluation.evaluator import Evaluator
 from fmerge.fisher import FisherEstimate, FisherSettings
 from fmerge.merging.buffers import check_no_nan, network_state, persistent_buffers
-from fmerge.modules import Saving, TaskModule, TokenizedModule
+from fmerge.modules import PreprocessedModule, Saving, TaskModule
 from fmerge.params import check_finite, check_same_layout, fingerprint, params_of
 from fmerge.report.sections import layer_table
 from fmerge.report.tables import to_rich
@@ -30,7 +30,6 @@ from fmerge.store import (
     checkpoint_order,
     in_checkpoint_order,
     load_lightning,
-    load_tokenizer,
     lock_of,
     only_run,
     reading_headers,
@@ -161,9 +160,9 @@ class FisherRun:
         if isinstance(self.module, TaskModule):
             with reading_headers():
                 network = self._read(self.module, expert)
-            tokenizer = load_tokenizer(str(expert))
-            if isinstance(self.module, TokenizedModule):
-                self.module.adopt_tokenizers({self.task: network}, tokenizer)
+            tokenizer = self.module.reads.load(str(expert))
+            if isinstance(self.module, PreprocessedModule):
+                self.module.adopt_preprocessors({self.task: network}, tokenizer)
         else:
             _check_own(self.module)
             if expert is not None:
@@ -193,7 +192,7 @@ class FisherRun:
                 "labels": [labels[i] for i in order],
             }
             self._network = model
-            self.module.adopt({self.task: model}, load_tokenizer(expert))
+            self.module.adopt({self.task: model}, self.module.reads.load(expert))
             return facts
         _check_own(self.module)
         if expert is not None:

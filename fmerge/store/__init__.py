@@ -26,6 +26,7 @@ from fmerge.store.language_models import load_language_model
 from fmerge.store.lock import lock_of, only_run
 from fmerge.store.module_kinds import first_class_path
 from fmerge.store.partial import begun_with, read_partial, remove_partial, write_partial
+from fmerge.store.preprocessors import TOKENIZERS, Preprocessors
 from fmerge.store.run_folder import RunFolder
 from fmerge.store.saved_form import (
     Dtype,
@@ -44,7 +45,9 @@ from fmerge.store.weights import reading_headers
 
 __all__ = [
     "LOCK",
+    "TOKENIZERS",
     "Dtype",
+    "Preprocessors",
     "RunFolder",
     "SavedForm",
     "FisherCache",

@@ -198,5 +198,5 @@ def test_what_cannot_be_fitted_names_its_task(body):
 
 def test_a_module_without_classes_has_no_refitter():
     evaluator = SimpleNamespace(module=nn.Linear(1, 1))
-    with pytest.raises(TypeError, match="Linear is no TextClassifier"):
+    with pytest.raises(TypeError, match="Linear is no Classifier"):
         Refitter(evaluator, OFF, ["x"])
