@@ -21,14 +21,13 @@ def reason_to_stop(search: "Search") -> str:
     Returns:
         Half a sentence; empty while there is no reason.
     """
-    scored = [trial for trial in search.history if trial.status == "ok"]
-    if not scored:
+    # the last one alone: the search would have ended at an earlier one, and may be of thousands
+    last = search.history[-1] if search.history else None
+    if last is not None and last.status == "ok" and is_highest(last, search.goal):
+        return f"the objective of trial {last.index} cannot rise: every score that counts is 1"
+    if search.patience is None or all(trial.status != "ok" for trial in search.history):
         return ""
     best = search.best()
-    if is_highest(best, search.goal):
-        return f"the objective of trial {best.index} cannot rise: every score that counts is 1"
-    if search.patience is None:
-        return ""
     # of several objectives an improvement is a new point of the front
     latest = max((trial.index for trial in search.front()), default=best.index)
     place = next(i for i, trial in enumerate(search.history) if trial.index == latest)

@@ -77,11 +77,17 @@ def scores(table) -> dict[str, float]:
     return {name.strip(): float(value) for name, value in cells}
 
 
+QUICK = {"paws", "qasc"}  # of two choices and of eight
+
+
 def weights(folder):
     return dict(AutoModelForSeq2SeqLM.from_pretrained(folder).named_parameters())
 
 
-@pytest.mark.parametrize("task", six.TASKS)
+@pytest.mark.parametrize(
+    "task",
+    [pytest.param(one, marks=() if one in QUICK else pytest.mark.slow) for one in six.TASKS],
+)
 def test_fit_validate_and_fisher_of_each_task(task, place, tmp_path, capsys):
     data = [*configs(f"tasks/{task}"), *source(task)]
     run(

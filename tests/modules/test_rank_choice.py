@@ -245,7 +245,13 @@ def test_half_precision_logits_give_float32_log_likelihoods():
 
 
 @pytest.mark.parametrize("estimator", ["exact", "empirical"])
-@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param(k, marks=pytest.mark.slow if k in {"switch", "nllb_moe"} else ())
+        for k in MODELS
+    ],
+)
 def test_fishers_are_the_definition(kind, estimator, caplog):
     module = make(kind)
     examples = questions([2, 4, 3, 2])
