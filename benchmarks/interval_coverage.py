@@ -20,7 +20,7 @@ from coverage_metrics import classes, numbers
 from scipy import stats
 from sections import write_section
 
-from fmerge.fisher.standard_error import LEAST_BATCHES, StandardError
+from fmerge.fisher.standard_error import StandardError
 from fmerge.report.confidence import Estimate, bonett_price, mean_over_tasks, proportion
 
 
@@ -64,7 +64,7 @@ TOTALS: dict[str, Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]] 
 def fishers(rng: np.random.Generator, repeats: int) -> Iterator[str]:
     """Writes rows of the total of a Fisher, for passes of a fixed length and by ``until``."""
     for what, draw in TOTALS.items():
-        for batches in (LEAST_BATCHES, 30, 100):
+        for batches in (8, 30, 100):
             found = [_interval(totals) for totals in draw(rng, (repeats, batches))]
             one = simulated(found, 1.0)
             normal = simulated([_narrow(estimate, batches) for estimate in found], 1.0)

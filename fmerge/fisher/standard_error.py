@@ -8,8 +8,9 @@ from torch import Tensor
 
 from fmerge.params import Params
 
-LEAST_BATCHES = 8
-"""Fewest batches to stop after: a variance estimated from fewer is itself too uncertain."""
+LEAST_BATCHES = 16
+"""Fewest batches to stop after: one stops where the variance looks small by chance, and after
+fewer batches the interval then covers the total too rarely."""
 
 
 @dataclass

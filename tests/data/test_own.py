@@ -97,16 +97,16 @@ def test_data_of_ones_own_on_the_command_line(tmp_path, monkeypatch, capsys):
     monkeypatch.syspath_prepend(str(tmp_path))
     common = ["--model", "own_of_a_test.Model", "--split", "validation"]
     common += ["--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"]
-    main(["fisher", "--data", "own_of_a_test.Data", *common, "--output", str(tmp_path / "a.h5")])
+    main(["fisher", "--data", "own_of_a_test.Data", *common, "--output", str(tmp_path / "a.safetensors")])
     (tmp_path / "own.yaml").write_text(
         "data: {class_path: own_of_a_test.Data, init_args: {rows: 5}}\n"
     )
     config = ["--config", str(tmp_path / "own.yaml")]
-    main(["fisher", *config, *common, "--output", str(tmp_path / "b.h5")])
+    main(["fisher", *config, *common, "--output", str(tmp_path / "b.safetensors")])
     assert "7 validation examples" in (printed := capsys.readouterr().out)
     assert "5 validation examples" in printed
     line = fails(
-        capsys, "fisher", *config, *common, "--output", tmp_path / "c.h5", "--dry_run=true"
+        capsys, "fisher", *config, *common, "--output", tmp_path / "c.safetensors", "--dry_run=true"
     )
     assert "--dry_run: knows the examples of MultiTask alone" in line
     sys.modules.pop("own_of_a_test")

@@ -118,6 +118,24 @@ def test_the_interval_covers_the_total(number):
     assert covered / 2000 > 0.93
 
 
+@pytest.mark.parametrize("target", [0.1, 0.05])
+def test_the_interval_covers_the_total_where_it_ends_the_pass(target):
+    """Gamma totals of a variation of 50%: some variances look small by chance, and end it."""
+    totals = torch.distributions.Gamma(4.0, 4.0)
+    torch.manual_seed(1)
+    covered = 0
+    for drawn in totals.sample((2000, 400)).tolist():
+        spread = StandardError()
+        for total in drawn:
+            spread.add(1, total)
+            if spread.enough(target):
+                break
+        mean = spread.total / spread.count
+        covered += abs(mean - 1) <= spread.relative_interval() * mean
+    # the standard error of the share is 0.5 points
+    assert covered / 2000 > 0.925
+
+
 def test_heavy_tails_are_covered_less_often():
     """Of lognormal totals with σ = 1.5 eight batches rarely see the largest."""
     generator = torch.Generator().manual_seed(0)
