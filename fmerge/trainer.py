@@ -27,7 +27,15 @@ from fmerge.runs.inputs import check_data, explaining_texts, tasks_of
 from fmerge.runs.job import MergeJob
 from fmerge.runs.pass_plan import Baselines
 from fmerge.runs.polish_stage import Polishing
-from fmerge.store import Dtype, check_new_folder, check_resume, lock_of, only_run, recover_folder
+from fmerge.store import (
+    Dtype,
+    adapters_on,
+    check_new_folder,
+    check_resume,
+    lock_of,
+    only_run,
+    recover_folder,
+)
 from fmerge.system.paths import expand, path_of
 from fmerge.system.slurm import RequeueCallback, requeued_checkpoint
 
@@ -184,7 +192,7 @@ class FMergeTrainer(Trainer):
         expert: str | None = None,
         *,
         output: Path,
-        task: str | None = None,
+        task: str | None = None, base: str | None = None,
         estimator: Estimator = FisherSettings.estimator,
         split: Split = FisherSettings.split,
         examples: int | None = FisherSettings.examples,
@@ -193,18 +201,17 @@ class FMergeTrainer(Trainer):
         standard_error: bool = FisherSettings.standard_error,
         fallback: Fallback = FisherSettings.fallback,
         seed: int = FisherSettings.seed,
-        save_every: float = 60.0,
-        overwrite: bool = False,
-        dry_run: bool = False,
-    ) -> FisherEstimate | None:
+        save_every: float = 60.0, overwrite: bool = False, dry_run: bool = False,
+    ) -> FisherEstimate | None:  # fmt: skip
         """Estimate the diagonal Fisher of one expert on one task.
 
         Args:
             model: The kind of model; or a LightningModule of your own with label_log_probs.
             datamodule: The data of the task; or a LightningDataModule or DataLoader of your own.
-            expert: The fine-tuned model: Hugging Face folder, hub id or Lightning .ckpt.
+            expert: The fine-tuned model: Hugging Face or PEFT folder, hub id or Lightning .ckpt.
             output: File to write, .safetensors or .h5.
             task: Which of the data's tasks, if it has several.
+            base: Where the base of a PEFT adapter is, if not where its config says.
             estimator: exact: every class, by its probability; sampled: classes drawn from the
                 model; empirical: the true class; rademacher: random signs, unbiased for exact.
             split: Split that the examples come from.
@@ -226,7 +233,8 @@ class FMergeTrainer(Trainer):
         )  # fmt: skip
         data = tasks_of(datamodule, self, dry_run)
         job = FisherJob(self, model, data, settings, path_of(output), save_every)
-        return job.run(expert, task, overwrite=overwrite, dry_run=dry_run)
+        with adapters_on(base):
+            return job.run(expert, task, overwrite=overwrite, dry_run=dry_run)
 
     def merge(
         self, model: LightningModule, datamodule: LightningDataModule | Loaders | None = None, *,
@@ -245,12 +253,12 @@ class FMergeTrainer(Trainer):
         Args:
             model: The kind of model.
             datamodule: The tasks, or a LightningDataModule whose loaders are by task name, if any.
-            experts: Task name to expert: Hugging Face folder, hub id or Lightning .ckpt; or {path:
+            experts: Task name to expert: Hugging Face or PEFT folder, hub id or .ckpt; or {path:
                 the same, fisher: its Fisher's file, or the .ckpt of its fit for Adam's moments}.
             output: Folder for the merged model, the trials and the report.
             method: The formula, such as Average, TaskArithmetic, TIES, FisherMerge or DFMerge.
             coefficients: By expert, without a search; below 0 for what an expert is to unlearn.
-            base: The pretrained model of the experts; for task vectors and the table.
+            base: The pretrained model of the experts; the adapters' own if they are such.
             fisher: How Fishers without a file are estimated, and the examples of RegMean's Grams.
             baselines: all: a table with base, average and runner-up; experts alone: faster.
             heads: keep each task's; merge them, of one task, into one; train with coefficients.

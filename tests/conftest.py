@@ -13,7 +13,9 @@ from tests import tiny
 torch.set_num_threads(1)
 
 
-MISSING = [name for name in ("h5py", "hypothesis") if importlib.util.find_spec(name) is None]
+MISSING = [
+    name for name in ("h5py", "hypothesis", "peft") if importlib.util.find_spec(name) is None
+]
 """Optional packages that are not installed; test files that import one are left out."""
 
 

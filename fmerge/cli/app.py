@@ -17,7 +17,7 @@ from fmerge.cli.parser import FMergeParser, command_line, share_files
 from fmerge.data import MultiTask
 from fmerge.errors import UserError
 from fmerge.merging.optimizer import MergeOptimizer
-from fmerge.store import check_resume, disk_trouble, first_class_path, load_lightning
+from fmerge.store import adapters_on, check_resume, disk_trouble, first_class_path, load_lightning
 from fmerge.system.watchdog import LostProcessError, watch_processes
 from fmerge.trainer import FMergeTrainer
 
@@ -102,7 +102,9 @@ class FMergeCLI(LightningCLI):
                 path = f"{search.__module__}.{search.__qualname__}"
                 self._parser("merge").set_defaults({"optimizer.search": {"class_path": path}})
             found = parser.parse_args(given, _skip_validation=True)
-            if own := first_class_path(_models_of(found)):
+            with adapters_on(found.get(found.subcommand).get("base")):
+                own = first_class_path(_models_of(found))
+            if own:
                 # a class that was named stays: a default is what is given to the others
                 self._parser(found.subcommand).set_defaults({"model": {"class_path": own}})
                 found = parser.parse_args(given, _skip_validation=True)

@@ -25,7 +25,7 @@ class Expert:
     """One fine-tuned model that takes part in a merge.
 
     Attributes:
-        path: Hugging Face folder, hub id, or Lightning ``.ckpt``.
+        path: Hugging Face folder, hub id, Lightning ``.ckpt``, or folder of a PEFT adapter.
         fisher: Its Fisher, a file that ``fmerge fisher`` wrote; or the ``.ckpt`` of its fit, whose
             second moments of Adam are taken for one.
         donor: Its body alone takes part: it has no task among the data, and its head, of

@@ -18,6 +18,7 @@ from fmerge.data.task_names import check_task_names
 from fmerge.errors import UserError
 from fmerge.evaluation.head_refit import Refitting
 from fmerge.fisher import MERGE_DEFAULTS, FisherSettings
+from fmerge.merging.adapters import base_of
 from fmerge.merging.expert_fishers import Expert
 from fmerge.merging.experts import load_ensemble, target_first
 from fmerge.merging.merged_heads import HeadMode, check_mode
@@ -41,7 +42,15 @@ from fmerge.runs.polish_stage import Polishing
 from fmerge.runs.portfolio import search_of
 from fmerge.runs.stages import Stage
 from fmerge.search import Fixed, Search
-from fmerge.store import Dtype, RunFolder, check_dtype, lock_of, only_run, parse_size
+from fmerge.store import (
+    Dtype,
+    RunFolder,
+    adapters_on,
+    check_dtype,
+    lock_of,
+    only_run,
+    parse_size,
+)
 from fmerge.system.signals import catch_signals
 from fmerge.system.slurm import is_requeued
 from fmerge.system.watchdog import check_strategy
@@ -158,13 +167,16 @@ class MergeJob:
         ordered = target_first(self.experts, self.optimizer.target)
         tasks = [name for name, one in ordered.items() if not one.donor]
         scored, names = data is not None, list(self.experts)
-        search = self._checked_search(names, tasks, scored)
+        base = base_of(ordered, self.base)
+        search = self._checked_search(names, tasks, scored, base is not None)
         labels = None if data is None else data.labels
-        ensemble = load_ensemble(
-            *(ordered, self.base, self.method, module, labels),
-            values=not self.dry_run,
-            heads=self.heads,
-        )
+        with adapters_on(base):
+            ensemble = load_ensemble(
+                *(ordered, base, self.method, module, labels),
+                values=not self.dry_run,
+                heads=self.heads,
+            )
+            forms = saved_forms(ensemble, self.dtype, self.max_shard_size)
         if not self.dry_run:
             models = {ensemble.sources[name]: one for name, one in ensemble.models.items()}
             check_dtype(self.dtype, {path: params_of(one) for path, one in models.items()})
@@ -178,7 +190,7 @@ class MergeJob:
             heads=ensemble.heads(),
             baselines=self.baselines,
             refitting=self.refitting,
-            forms=saved_forms(ensemble, self.dtype, self.max_shard_size),
+            forms=forms,
             stages=self.stages,
         )
         space = self.optimizer.space(self.method, names, ensemble.tensors)
@@ -189,9 +201,11 @@ class MergeJob:
             stage.check(run)
         return run, search
 
-    def _checked_search(self, names: Sequence[str], tasks: Sequence[str], scored: bool) -> Search:
+    def _checked_search(
+        self, names: Sequence[str], tasks: Sequence[str], scored: bool, with_base: bool
+    ) -> Search:
         if isinstance(self.method, Auto):
-            self.method.with_base(self.base is not None)
+            self.method.with_base(with_base)
         return self.optimizer.check(
             *(self.method, names, tasks, scored),
             given=self.coefficients,

@@ -1,6 +1,7 @@
 """Everything that touches the disk: checkpoints, Fisher files, atomic writing."""
 
 from fmerge.store.adam_moments import read_second_moments
+from fmerge.store.adapters import adapters_on, is_adapter, read_adapter
 from fmerge.store.atomic import (
     LOCK,
     check_new_file,
@@ -55,6 +56,7 @@ __all__ = [
     "form_of",
     "merged_dtypes",
     "parse_size",
+    "adapters_on",
     "begun_with",
     "candidate_trial",
     "check_fisher_path",
@@ -69,6 +71,7 @@ __all__ = [
     "first_class_path",
     "give_padding",
     "in_checkpoint_order",
+    "is_adapter",
     "load_classifier",
     "load_language_model",
     "load_lightning",
@@ -76,6 +79,7 @@ __all__ = [
     "lock_of",
     "new_pooler",
     "only_run",
+    "read_adapter",
     "read_fisher",
     "read_fisher_header",
     "read_candidate",

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from fmerge.errors import UserError
+from fmerge.store.adapter_kinds import INSTEAD
 from fmerge.store.folders import WEIGHTS
 
 WANTED: Final = {
@@ -68,8 +69,8 @@ _GGUF: Final = (
     "themselves; give the Hugging Face folder that it was converted from"
 )
 _ADAPTER: Final = (
-    "is an adapter (PEFT, LoRA), not a whole model; merge it into its base first, by "
-    "peft's merge_and_unload() and save_pretrained(), and give that folder"
+    "is an adapter (PEFT, LoRA), not a whole model; only experts can be adapters, given by their "
+    f"folders: for all else {INSTEAD}"
 )
 
 

@@ -13,6 +13,7 @@ import torch
 
 from fmerge.errors import UserError
 from fmerge.params import Params
+from fmerge.store.adapters import is_adapter, read_adapter
 from fmerge.store.folders import Header, has_weights, header_of, weight_files
 from fmerge.store.side_files import hub_folder
 from fmerge.store.sources import is_lightning, load_lightning, package_folder
@@ -60,7 +61,8 @@ def form_of(source: str, task: str = "") -> SavedForm:
     """Reads from headers how a model is stored.
 
     Args:
-        source: A Hugging Face folder, a hub id, ``package:name/folder`` or a Lightning ``.ckpt``.
+        source: A Hugging Face folder, a hub id, ``package:name/folder``, a Lightning ``.ckpt`` or
+            an adapter, whose form is that of its base.
         task: Which of the models in a checkpoint of a fit.
 
     Returns:
@@ -71,6 +73,8 @@ def form_of(source: str, task: str = "") -> SavedForm:
         base = found.get("hyper_parameters", {}).get("path")
         folder = form_of(base).folder if isinstance(base, str) and base else None
         return SavedForm(_of_task(found["state_dict"], task), None, folder)
+    if is_adapter(source):
+        return form_of(read_adapter(source).base)
     place = Path(package_folder(source))
     folder = place if place.is_dir() else hub_folder(source)
     # a module of one's own may read files of another kind

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from fmerge.errors import UserError
+from fmerge.store.adapters import as_adapted, is_adapter, read_adapter
 from fmerge.store.folders import check_folder
 from fmerge.store.hub import check_on_hub, hub_trouble, is_hub_id
 from fmerge.store.kinds import check_format
@@ -95,6 +96,29 @@ def local_folder(source: str) -> str:
     return source
 
 
+def base_folder(source: str) -> str:
+    """Finds the folder of a model, or of the base that an adapter changes.
+
+    Args:
+        source: A Hugging Face folder, a hub id, ``package:name/folder``, or an adapter's folder.
+
+    Returns:
+        The folder, or the unchanged hub id.
+
+    Raises:
+        UserError: If there is none.
+    """
+    if not is_adapter(source):
+        return local_folder(source)
+    base = read_adapter(source).base
+    try:
+        return local_folder(base)
+    except UserError as error:
+        raise UserError(
+            f"{source}: its base cannot be used: {error}; --base names another place"
+        ) from error
+
+
 def _inside(folder: Path) -> str:
     """Names the models in a folder of them, such as a merge's of several tasks."""
     found = sorted(
@@ -149,18 +173,19 @@ def read_config(source: str, folder: str) -> Any:
 
     Args:
         source: The source, for the message.
-        folder: The folder or hub id.
+        folder: The folder or hub id; of an adapter its own.
 
     Returns:
-        The config.
+        The config; for an adapter that of its base, with the adapter's architecture.
     """
-    place = local_folder(folder)
-    return read_part(
+    place = base_folder(folder)
+    config = read_part(
         source,
         "config",
         lambda auto: auto.AutoConfig.from_pretrained(place, trust_remote_code=False),
         place,
     )
+    return as_adapted(config, read_adapter(folder)) if is_adapter(folder) else config
 
 
 def hyperparameters(path: Path) -> dict[str, Any]:

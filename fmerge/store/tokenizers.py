@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fmerge.errors import UserError
-from fmerge.store.sources import hyperparameters, is_lightning, local_folder, read_part
+from fmerge.store.adapters import is_adapter
+from fmerge.store.sources import base_folder, hyperparameters, is_lightning, read_part
 from fmerge.store.tokenizer_parts import note_defaults
+from fmerge.system.paths import expand
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -38,7 +40,7 @@ def load_tokenizer(source: str) -> "PreTrainedTokenizerBase":
         UserError: If it cannot be read, its files are missing, or a package that reads them is.
     """
     folder = hyperparameters(Path(source))["path"] if is_lightning(source) else source
-    place = local_folder(folder)
+    place = _place(folder)
     try:
         tokenizer: PreTrainedTokenizerBase = read_part(
             source,
@@ -76,10 +78,16 @@ def find_tokenizer(source: str) -> "PreTrainedTokenizerBase | None":
     except _MissingError:
         return None
     except UserError as error:
-        if is_lightning(source) or Path(local_folder(source)).is_dir():
+        if is_lightning(source) or Path(_place(source)).is_dir():
             raise
         _LOG.warning("%s; another expert's is used", error)
         return None
+
+
+def _place(folder: str) -> str:
+    """Where the tokenizer is: an adapter may be saved with one, else it has its base's."""
+    own = is_adapter(folder) and _has(expand(folder), *_FILES)
+    return expand(folder) if own else base_folder(folder)
 
 
 def _missing(source: str) -> _MissingError:

@@ -12,8 +12,10 @@ from torch import Tensor
 
 from fmerge.errors import UserError
 from fmerge.params import layer_of
+from fmerge.store.adapter_weights import apply_adapter
+from fmerge.store.adapters import Adapter, is_adapter, read_adapter
 from fmerge.store.folders import Header, check_described, check_weights, is_float
-from fmerge.store.sources import local_folder, read_part
+from fmerge.store.sources import base_folder, read_part
 from fmerge.store.unused_tensors import check_used
 
 if TYPE_CHECKING:
@@ -53,14 +55,15 @@ def read_weights(
         source: Where from, for the message.
         kind: Name of an Auto class of transformers.
         config: The model's config.
-        folder: The folder or hub id that holds the weights, if ``state`` is None.
+        folder: The folder or hub id of the weights, if ``state`` is None; or of an adapter.
         state: The weights themselves.
         any_head: Whether a head of another kind is left out.
 
     Returns:
         The model, and for each tensor that the source does not give it, by name, what is wrong.
     """
-    place = None if state is not None else local_folder(folder)
+    adapter = _adapter(folder) if state is None else None
+    place = None if state is not None else base_folder(folder)
     describe = partial(_on_meta, kind, config)
     header = _checked_header(source, place, config, describe)
     quiet: Any = nullcontext()
@@ -86,9 +89,34 @@ def read_weights(
 
     with quiet:
         model, info = read_part(source, "weights", read, place)
-    _check_layers(source, info["unexpected_keys"], [name for name, _ in model.named_parameters()])
-    check_used(source, model, info["unexpected_keys"], _shapes(header, state), any_head)
-    return model, _lacking(info)
+    lacking = _checked(source, model, info, _shapes(header, state), any_head or adapter is not None)
+    return model, lacking if adapter is None else _adapt(adapter, model, source, lacking)
+
+
+def _adapt(
+    adapter: Adapter, model: "PreTrainedModel", source: str, lacking: Mapping[str, str]
+) -> dict[str, str]:
+    """Makes a base the adapter's model; returns what that lacks, which may bring its own head."""
+    given = apply_adapter(adapter, model, source, values=not _HEADERS.get())
+    return {name: wrong for name, wrong in lacking.items() if name not in given}
+
+
+def _checked(
+    source: str,
+    model: "PreTrainedModel",
+    info: Mapping[str, Any],
+    shapes: Mapping[str, tuple[int, ...]],
+    any_head: bool,
+) -> dict[str, str]:
+    """Refuses tensors that the model does not use; says what is wrong with those it lacks."""
+    unexpected, names = info["unexpected_keys"], [name for name, _ in model.named_parameters()]
+    _check_layers(source, unexpected, names)
+    check_used(source, model, unexpected, shapes, any_head)
+    return _lacking(info)
+
+
+def _adapter(folder: str) -> Adapter | None:
+    return read_adapter(folder) if is_adapter(folder) else None
 
 
 def _shapes(header: Header, state: Mapping[str, Tensor] | None) -> dict[str, tuple[int, ...]]:

@@ -136,7 +136,7 @@ def more(*names):
 
 
 def adapter(folder):
-    (folder / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 2}')
+    (folder / "adapter_config.json").write_text('{"peft_type": "IA3"}')
     (folder / "config.json").unlink()
     (folder / "model.safetensors").rename(folder / "adapter_model.safetensors")
 
@@ -254,7 +254,7 @@ FOLDERS = [
      config(architectures=["RobertaForSequenceClassification"])),
     ("a vision model", "is a ViTForImageClassification, a vision model, not a text classifier",
      config(model_type="vit", architectures=["ViTForImageClassification"])),
-    ("an adapter (PEFT)", "is an adapter (PEFT, LoRA), not a whole model", adapter),
+    ("an adapter of PEFT that is no LoRA", "is an adapter of type IA3, but fmerge reads", adapter),
     ("a GGUF model", "is a GGUF model, the quantized format of llama.cpp", gguf),
     ("an embedding model", "is an embedding model of sentence-transformers", sentence_transformers),
     ("an expert of another base", "as far as an unrelated model",
