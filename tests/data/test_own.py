@@ -97,7 +97,8 @@ def test_data_of_ones_own_on_the_command_line(tmp_path, monkeypatch, capsys):
     monkeypatch.syspath_prepend(str(tmp_path))
     common = ["--model", "own_of_a_test.Model", "--split", "validation"]
     common += ["--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"]
-    main(["fisher", "--data", "own_of_a_test.Data", *common, "--output", str(tmp_path / "a.safetensors")])
+    output = str(tmp_path / "a.safetensors")
+    main(["fisher", "--data", "own_of_a_test.Data", *common, "--output", output])
     (tmp_path / "own.yaml").write_text(
         "data: {class_path: own_of_a_test.Data, init_args: {rows: 5}}\n"
     )
