@@ -14,6 +14,7 @@ from fmerge.modules.classification import Classifier, TextClassifier
 from fmerge.modules.feature_pass import FeaturePass
 from fmerge.modules.fisher_pass import FisherPass, Saving
 from fmerge.modules.fitted_layers import batch_norms
+from fmerge.modules.generator import TextGenerator
 from fmerge.modules.gram_pass import GramPass, linear_weights
 from fmerge.modules.heads import HeadedModule, SharedBody
 from fmerge.modules.level_fits import Bodies
@@ -42,6 +43,7 @@ __all__ = [
     "SpanAnswers",
     "TaskModule",
     "TextClassifier",
+    "TextGenerator",
     "TokenizedModule",
     "batch_norms",
     "fit_linear",

@@ -38,7 +38,10 @@ def target_tokens(
 
 
 def continuation_tokens(
-    tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[str], choices: Sequence[Sequence[str]]
+    tokenizer: "PreTrainedTokenizerBase",
+    prompts: Sequence[str],
+    choices: Sequence[Sequence[str]],
+    literal: bool = False,
 ) -> list[list[list[int]]]:
     """Tokenizes answers as continuations of prompts, with an end of sequence if there is one.
 
@@ -50,6 +53,8 @@ def continuation_tokens(
         tokenizer: The model's.
         prompts: The prompts without trailing spaces (n,), see ``bare``.
         choices: The answers of each example.
+        literal: Whether the answers are all that follows their prompts, as a chat template writes
+            it: no space before them and no end after them is added.
 
     Returns:
         Token ids by example, choice and position.
@@ -64,7 +69,7 @@ def continuation_tokens(
     heads, texts, answers = [], [], []
     for prompt, ids, own in zip(prompts, of_prompts, choices, strict=True):
         for choice in own:
-            spaced = not prompt or prompt[-1].isspace() or choice[:1].isspace()
+            spaced = literal or not prompt or prompt[-1].isspace() or choice[:1].isspace()
             heads.append(ids)
             answers.append(choice if spaced else f" {choice}")
             texts.append(prompt + answers[-1])
@@ -72,8 +77,22 @@ def continuation_tokens(
     for head, whole, answer in zip(heads, tokenized(texts), answers, strict=True):
         # a tokenizer that merges across the seam leaves the answer no tokens of its own
         own_ids = whole[len(head) :] if whole[: len(head)] == head else []
-        flat.append(_ended(own_ids or tokenized([answer])[0], tokenizer))
+        own_ids = own_ids or tokenized([answer])[0]
+        flat.append(own_ids if literal else _ended(own_ids, tokenizer))
     return _grouped(flat, choices)
+
+
+def ends_texts(tokenizer: "PreTrainedTokenizerBase") -> bool:
+    """Tells whether a tokenizer ends every text, as a prompt must not be that an answer follows.
+
+    Args:
+        tokenizer: The model's.
+
+    Returns:
+        Whether the last token of a text is the end of a sequence.
+    """
+    ids: list[int] = tokenizer("a")["input_ids"]
+    return ids[-1:] == [tokenizer.eos_token_id]
 
 
 def bare(prompt: str) -> str:

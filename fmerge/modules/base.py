@@ -142,6 +142,14 @@ class TaskModule(ScoredModule, ABC):
         """
         return True
 
+    def check_estimator(self, task: str, estimator: Estimator) -> None:
+        """Checks that a Fisher can be estimated in a way; it can in every way where not overridden.
+
+        Args:
+            task: The task's name.
+            estimator: How.
+        """
+
     def draw_answers(
         self, batch: Mapping[str, Any], estimator: Estimator, uniforms: Tensor
     ) -> Tensor:

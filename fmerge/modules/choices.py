@@ -55,7 +55,8 @@ def named(example: Mapping[str, Any], task: str) -> str:
     Returns:
         The task, and the begin of the example's text.
     """
-    return f"task '{task}': the example {str(example.get('text'))[:40]!r}"
+    text = example.get("text", example.get("messages"))
+    return f"task '{task}': the example {str(text)[:40]!r}"
 
 
 def check_example(example: Mapping[str, Any], task: str) -> None:
@@ -70,6 +71,7 @@ def check_example(example: Mapping[str, Any], task: str) -> None:
     """
     if "choices" not in example:
         other = "SpanAnswers" if isinstance(example.get("label"), tuple) else "TextClassifier"
+        other = "TextGenerator" if {"answer", "messages"} & set(example) else other
         raise UserError(
             f"{named(example, task)} has no choices, which RankChoice ranks; give --model {other}, "
             "or data of prompts with choices, such as Prompted"

@@ -104,6 +104,7 @@ class FisherPass(LightningModule):
         if isinstance(module, TaskModule):
             network = module.task_model(self.task)
             check_trainable(network, self.task)
+            module.check_estimator(self.task, settings.estimator)
             listed = module.lists_answers(self.task, settings.estimator)
             if not listed and estimator != "rademacher":
                 estimator = "given"

@@ -96,3 +96,15 @@ def make_metric(name: str, classes: int) -> Metric:
     if name == "f1" and classes != 2:
         raise UserError(f"metric 'f1': needs two classes, but the task has {classes}")
     return METRICS[name](classes)
+
+
+def short_name(name: str) -> str:
+    """Shortens the path of a function to its name, as submodules and scores are named.
+
+    Args:
+        name: A metric's name.
+
+    Returns:
+        What stands after its last dot.
+    """
+    return name.rpartition(".")[2]

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
-from torchmetrics import MeanMetric
+from torchmetrics import MeanMetric, Metric
 
-from fmerge.modules.metrics import make_metric
+from fmerge.modules.metrics import make_metric, short_name
 
 
 class ScoredModule(LightningModule, ABC):
@@ -47,16 +47,39 @@ class ScoredModule(LightningModule, ABC):
 
         Args:
             labels: Task name to the names of its classes, none where they differ by example.
-            metrics: Task name to names of metrics; accuracy where a task is not in it, or
-                pearson where its answers are numbers.
+            metrics: Task name to names of metrics; those of ``default_metrics`` where a task is
+                not in it.
         """
         self.metrics = nn.ModuleDict({
             task: nn.ModuleDict({
-                name: make_metric(name, len(names))
-                for name in metrics.get(task, ("pearson" if len(names) == 1 else "accuracy",))
+                short_name(name): self.metric_of(name, len(names))
+                for name in metrics.get(task, self.default_metrics(len(names)))
             })
             for task, names in labels.items()
         }).to(self.device)
+
+    def default_metrics(self, classes: int) -> Sequence[str]:
+        """Names the metrics of data that name none.
+
+        Args:
+            classes: Number of classes.
+
+        Returns:
+            Accuracy, or pearson where answers are numbers.
+        """
+        return ("pearson",) if classes == 1 else ("accuracy",)
+
+    def metric_of(self, name: str, classes: int) -> Metric:
+        """Makes a metric that fits this module's predictions.
+
+        Args:
+            name: Its name.
+            classes: Number of classes; 0 where every example has candidates of its own.
+
+        Returns:
+            The metric.
+        """
+        return make_metric(name, classes)
 
     def validation_step(
         self, batch: Mapping[str, Any], batch_idx: int, dataloader_idx: int = 0

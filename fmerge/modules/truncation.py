@@ -51,17 +51,31 @@ class TruncationCounter:
         truncated = [
             i for i in full if len(tokenizer(*texts[i], verbose=False)["input_ids"]) > limits[i]
         ]
+        limit = limits[truncated[0]] if truncated else 0
+        self.add(task, len(truncated), len(texts), limit)
+
+    def add(self, task: str, truncated: int, seen: int, limit: int, what: str = "prompts") -> None:
+        """Adds inputs to the counts, and logs one line when the first of a task is truncated.
+
+        Args:
+            task: The task's name.
+            truncated: How many were truncated.
+            seen: How many there were.
+            limit: Tokens that the first truncated one may have.
+            what: What was truncated, for the message.
+        """
         first = bool(truncated) and not self.truncated[task]
-        self.truncated[task] += len(truncated)
-        self.seen[task] += len(texts)
+        self.truncated[task] += truncated
+        self.seen[task] += seen
         if first:
             _LOG.warning(
-                "task '%s': %d of the first %d prompts are longer than %d tokens and were cut; "
+                "task '%s': %d of the first %d %s are longer than %d tokens and were cut; "
                 "later ones are cut silently",
                 task,
                 self.truncated[task],
                 self.seen[task],
-                limits[truncated[0]],
+                what,
+                limit,
             )
 
 
