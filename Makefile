@@ -24,7 +24,7 @@ TORCH ?= 2.13.0
 .DELETE_ON_ERROR:
 
 quickstart: $(RUNS)/average/report.md $(RUNS)/fisher_merge/report.md $(RUNS)/df_merge/report.md
-	@$(BIN)/python -m fmerge.report.score_table $(^D)
+	@$(FMERGE) compare $(^D)
 	@echo "Merged models: $(RUNS)/*/merged/  reports: $(RUNS)/*/report.html"
 
 test: .venv/installed

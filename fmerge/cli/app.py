@@ -1,6 +1,7 @@
 """The command line: LightningCLI with ``fit``, ``validate``, ``test``, ``fisher`` and ``merge``."""
 
 import logging
+import os
 import sys
 import warnings
 from pathlib import Path
@@ -10,14 +11,17 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.utilities import rank_zero_only
 
+from fmerge import __version__
+from fmerge.cli.defaults import CHECKPOINT, say, with_length
 from fmerge.cli.given import expanded, names_own_data
 from fmerge.cli.parser import FMergeParser, command_line, share_files
 from fmerge.data import MultiTask
 from fmerge.errors import UserError
 from fmerge.merging.optimizer import MergeOptimizer
+from fmerge.report import score_table
 from fmerge.store import adapters_on, check_resume, disk_trouble, first_class_path, load_lightning
+from fmerge.system.paths import expand
 from fmerge.system.watchdog import LostProcessError, watch_processes
 from fmerge.trainer import FMergeTrainer
 
@@ -81,7 +85,7 @@ class FMergeCLI(LightningCLI):
             parser.add_lightning_class_args(MergeOptimizer, "optimizer")
         if self._adding == "fit":
             parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
-            parser.set_defaults(_CHECKPOINT)
+            parser.set_defaults(CHECKPOINT)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parses the command line, once the classes it chooses have become the defaults.
@@ -121,6 +125,8 @@ class FMergeCLI(LightningCLI):
             raise UserError(f"--seed_everything: {error}") from error
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
+        if self.subcommand == "fit":
+            config = with_length(config)
         given = config.get("callbacks") or []
         bars = any(
             isinstance(one, ProgressBar) for one in (given if isinstance(given, list) else [given])
@@ -155,8 +161,7 @@ class FMergeCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Says which options of a configuration file are of other commands only."""
         for path, names in FMergeParser.skipped.items():
-            if getattr(rank_zero_only, "rank", 0) == 0:
-                sys.stdout.write(f"{path}: skipped options of other commands: {', '.join(names)}\n")
+            say(f"{path}: skipped options of other commands: {', '.join(names)}")
 
     def before_fit(self) -> None:
         """Hands the resolved configuration to the Trainer."""
@@ -187,16 +192,6 @@ def _models_of(found: Any) -> list[str]:
         given = []
     paths = [one if isinstance(one, str) or one is None else one.get("path") for one in given]
     return [one for one in paths if isinstance(one, str)]
-
-
-# the best epoch by the monitored metric, and the last one, to resume from
-_CHECKPOINT = {
-    "checkpoint.monitor": "val/score",
-    "checkpoint.mode": "max",
-    "checkpoint.filename": "best",
-    "checkpoint.save_last": True,
-    "checkpoint.enable_version_counter": False,
-}
 
 
 def main(args: list[str] | None = None) -> None:
@@ -241,7 +236,14 @@ def main(args: list[str] | None = None) -> None:
 
 
 def _run(args: list[str] | None) -> None:
-    own = names_own_data(command_line(args))
+    line = command_line(args)
+    if line[:1] == ["compare"]:
+        _compare(line[1:])
+        return
+    # classes of one's own are found in the current folder, behind all that is installed
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    own = names_own_data(line)
     FMergeCLI(
         LightningModule,
         LightningDataModule if own else MultiTask,
@@ -256,7 +258,19 @@ def _run(args: list[str] | None) -> None:
         parser_kwargs={
             "prog": "fmerge",
             "description": "Fine-tune models, estimate their Fishers and merge them. "
-            "'fmerge COMMAND --help' lists a command's options.",
+            "'fmerge COMMAND --help' lists a command's options. 'fmerge compare FOLDER...' prints "
+            "the scores of several merges in one table.",
+            "version": __version__,
         },
         args=args,
     )
+
+
+def _compare(folders: list[str]) -> None:
+    if {"-h", "--help"} & set(folders):
+        say(
+            "usage: fmerge compare FOLDER [FOLDER ...]\n\n"
+            "Print the test scores of several merges of the same experts in one table."
+        )
+        return
+    score_table.main(*(Path(expand(one)) for one in folders))

@@ -4,22 +4,10 @@ import ast
 import difflib
 import re
 from collections.abc import Callable, Sequence
-from types import ModuleType
 
-from lightning.pytorch import callbacks, loggers
-
-from fmerge import data, methods, modules, search
+from fmerge.cli.classes import CLASSES
 from fmerge.errors import classes_of, known
 
-# the last part of an option that takes a class: where its classes are, and of what kind
-CLASSES: dict[str, tuple[ModuleType, type]] = {
-    "method": (methods, methods.MergeMethod),
-    "search": (search, search.Search),
-    "tasks": (data, data.TaskData),
-    "model": (modules, modules.TaskModule),
-    "callbacks": (callbacks, callbacks.Callback),
-    "logger": (loggers, loggers.Logger),
-}
 # options of earlier versions, and what they are called now
 _RENAMED = {"--references": "--baselines"}
 
@@ -54,7 +42,8 @@ def one_line(
     """
     if unrecognized := re.search(r"unrecognized arguments: (\S+)", message):
         name = unrecognized[1].partition("=")[0]
-        return f"{name}: no such option; {_suggestion(name, options)}"
+        others = [option for option in options if option != name]
+        return f"{name}: no such option; {_suggestion(name, others)}"
     if foreign := re.search(r"Subcommand '(\w+)' does not accept option '([^']+)'", message):
         name = f"--{foreign[2].partition('.')[0]}"
         others = [option for option in options if option != name]

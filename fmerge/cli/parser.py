@@ -6,6 +6,7 @@ from typing import Any, ClassVar, NoReturn
 
 from lightning.pytorch.cli import LightningArgumentParser
 
+from fmerge.cli.classes import listing, spelled
 from fmerge.cli.given import (
     config_files,
     places,
@@ -83,7 +84,10 @@ class FMergeParser(LightningArgumentParser):
         Returns:
             What was given.
         """
-        given = prepared(command_line(args))
+        given = spelled(prepared(command_line(args)))
+        if listed := listing(given):
+            sys.stdout.write(f"{listed}\n")
+            sys.exit(0)
         for path in config_files(given):
             if wrong := wrong_config(path):
                 self.error(wrong)

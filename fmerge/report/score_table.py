@@ -28,7 +28,7 @@ def compare(folders: Sequence[Path]) -> Table:
             refitted the baselines' heads otherwise.
     """
     if not folders:
-        raise UserError("name the folders of the merges to compare")
+        raise UserError("compare: name the folders of the merges to compare")
     rows: dict[str, Row] = {}
     measure = "accuracy"
     for folder in folders:
@@ -81,7 +81,7 @@ def main(*folders: Path) -> None:
     Console().print(to_rich(compare(folders)))
 
 
-if __name__ == "__main__":
+if __name__ == "__main__":  # the former way; 'fmerge compare' is the same
     try:
         main(*map(Path, sys.argv[1:]))
     except UserError as error:

@@ -40,7 +40,8 @@ class AxSearch(Search):
     Args:
         trials: Trials in all: the initial ones, the model's and those of the polish.
         initial_trials: Trials before the model takes over: the starts, all of which are tried,
-            and then quasi-random points up to this number.
+            and then quasi-random points up to this number; 10 unless given, or half of the trials
+            where there are fewer.
         acquisition: ``nei``: noisy expected improvement; ``ei``: expected improvement over the
             best score plus ``xi``; ``ucb``: upper confidence bound, mean + ``kappa`` · deviation.
         xi: Improvement that ``ei`` asks for, in units of the objective.
@@ -63,7 +64,7 @@ class AxSearch(Search):
     def __init__(
         self,
         trials: int = 60,
-        initial_trials: int = 10,
+        initial_trials: int | None = None,
         acquisition: Acquisition = "nei",
         xi: float = 0.01,
         kappa: float = 2.576,
@@ -74,6 +75,8 @@ class AxSearch(Search):
         coordinates: Coordinates = "ratios",
     ) -> None:
         super().__init__()
+        if initial_trials is None:
+            initial_trials = 10 if trials >= 10 else (trials + 1) // 2
         if not 1 <= initial_trials <= trials:
             raise UserError(
                 f"AxSearch: initial_trials is {initial_trials} and trials is {trials}, "

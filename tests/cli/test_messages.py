@@ -5,7 +5,8 @@ from types import ModuleType
 import pytest
 
 from fmerge import data, methods, modules, search
-from fmerge.cli.messages import CLASSES, one_line
+from fmerge.cli.classes import CLASSES
+from fmerge.cli.messages import one_line
 from fmerge.errors import classes_of
 from fmerge.methods import Average, MergeMethod
 
@@ -106,7 +107,7 @@ def union(kinds, *errors, given):
                 given="{'class_path': 'nowhere.Mine'}",
             ),
             "--model: cannot import the class 'nowhere.Mine' (No module named 'nowhere'); known: "
-            "RankChoice, SpanAnswers, TextClassifier",
+            + ", ".join(sorted(classes_of(modules, modules.TaskModule))),
         ),
         (
             union(

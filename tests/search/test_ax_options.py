@@ -295,3 +295,8 @@ def test_a_stopped_trial_is_never_the_best():
 def test_errors_are_read_back_to_the_last_digit():
     trial = Trial(1, {"a": 0.1}, 0.2, {"a": 0.2}, error=math.pi / 10, errors={"a": 1 / 3})
     assert Trial.from_record(json.loads(json.dumps(trial.as_record()))) == trial
+
+
+@pytest.mark.parametrize(("trials", "initial"), [(60, 10), (10, 10), (9, 5), (6, 3), (1, 1)])
+def test_short_searches_have_fewer_initial_trials(trials, initial):
+    assert AxSearch(trials=trials).initial_trials == initial
