@@ -2,15 +2,17 @@
 
 from collections.abc import Sequence
 from functools import cached_property
+from typing import Any
 
+from fmerge.data.answer_columns import Labels, answer_columns
 from fmerge.data.examples import Example, Split, TaskData
-from fmerge.data.label_names import LabelNumbers, class_names, read_label
 from fmerge.data.tables import Files, Row, find_files, read_table
 from fmerge.errors import UserError
+from fmerge.store import USUAL_METRICS, LabelNames
 
 
 class TextFiles(TaskData):
-    """A classification task from files with one example a row.
+    """A task of classes, several labels or numbers, from files with one example a row.
 
     Cells are read as they stand in the file: no word means null, and a number is its text. In CSV
     an empty cell is a missing one.
@@ -22,9 +24,15 @@ class TextFiles(TaskData):
         test: Test examples, which score the result.
         text: Column of the text.
         text_pair: Column of the second text, for tasks on pairs.
-        label: Column of the class: its name, or its number.
-        labels: Names of the classes in the order of the experts' label numbers. When left out, the
-            names that occur in the files, sorted: whole numbers as numbers, others as text.
+        label: Column of the class: its name, or its number. Where an example has any number of
+            labels: a column of lists of names, or several columns, one for each label, of 0 or 1.
+        labels: Names of the classes or labels in the order of the experts' outputs. When left out,
+            the names that occur in the files, sorted: whole numbers as numbers, others as text.
+            ``number``: the column holds numbers, and the task is a regression.
+        separator: What stands between the labels of an example where a column holds their names
+            in one text, such as ``;``. An empty cell of a CSV file has none.
+        metrics: Metrics, whose mean is the score. When left out: accuracy of classes; micro_f1
+            and average_precision of labels; pearson of numbers.
     """
 
     def __init__(
@@ -34,19 +42,26 @@ class TextFiles(TaskData):
         test: Files | None = None,
         text: str = "text",
         text_pair: str | None = None,
-        label: str = "label",
-        labels: list[str] | None = None,
+        label: str | list[str] = "label",
+        labels: Labels | None = None,
+        separator: str | None = None,
+        metrics: list[str] | None = None,
     ) -> None:
         given = {"train": train, "validation": validation, "test": test}
         self._files = {split: find_files(files) for split, files in given.items() if files}
         self._texts = {"text": text} | ({"text_pair": text_pair} if text_pair else {})
-        self._label = label
-        self._given = None if labels is None else LabelNumbers([str(name) for name in labels])
+        self._answers = answer_columns(label, labels, separator)
+        self._metrics = metrics
 
     @property
     def labels(self) -> list[str]:
-        """Names of the classes, in the order of the label numbers."""
-        return self._numbers.names
+        """Names of the classes or labels in the order of the outputs, or the number's name."""
+        return self._names
+
+    @cached_property
+    def metrics(self) -> Sequence[str]:  # type: ignore[override]
+        """Names of the metrics, whose mean is the score."""
+        return self._metrics or USUAL_METRICS[self._names.kind]
 
     def has(self, split: Split) -> bool:
         """Tells whether there are files for a split.
@@ -66,7 +81,8 @@ class TextFiles(TaskData):
             split: Which one.
 
         Returns:
-            Mappings with ``text``, ``text_pair`` where there is one, and ``label``.
+            Mappings with ``text``, ``text_pair`` where there is one, and ``label``: a class's
+            number, a number, or a list of 0 or 1 for each of several labels.
 
         Raises:
             UserError: If there is no file for the split, a label is unknown, or a cell is missing.
@@ -74,8 +90,8 @@ class TextFiles(TaskData):
         if split not in self._files:
             raise UserError(f"TextFiles: no file is given for the {split} split; set {split}")
         return [
-            {**texts, "label": self._numbers.number(label, row, self._label)}
-            for row, texts, label in self._rows[split]
+            {**texts, "label": self._answers.label(answer, row, self._names)}
+            for row, texts, answer in self._rows[split]
         ]
 
     def _read_texts(self, row: Row) -> dict[str, str]:
@@ -87,22 +103,20 @@ class TextFiles(TaskData):
         return texts
 
     @cached_property
-    def _numbers(self) -> LabelNumbers:
-        if self._given is not None:
-            return self._given
-        pairs = ((label, row) for rows in self._rows.values() for row, _, label in rows)
-        return LabelNumbers(class_names(pairs, self._label))
+    def _names(self) -> LabelNames:
+        rows = [one for split in self._rows.values() for one in split]
+        return self._answers.names((answer, row) for row, _, answer in rows)
 
     @cached_property
-    def _rows(self) -> dict[str, list[tuple[Row, dict[str, str], str]]]:
-        """The rows of every split, with their texts and the names of their labels."""
+    def _rows(self) -> dict[str, list[tuple[Row, dict[str, str], Any]]]:
+        """The rows of every split, with their texts and answers."""
         # all splits at once: a bad row of the test split is said before a fit, not after it
         return {split: self._read(split) for split in self._files}
 
-    def _read(self, split: str) -> list[tuple[Row, dict[str, str], str]]:
-        columns = [*self._texts.values(), self._label]
+    def _read(self, split: str) -> list[tuple[Row, dict[str, str], Any]]:
+        columns = [*self._texts.values(), *self._answers.columns]
         rows = [row for file in self._files[split] for row in read_table(file, columns, split)]
         if not rows:
             names = ", ".join(map(str, self._files[split]))
             raise UserError(f"{names}: holds no rows, but the {split} split needs some")
-        return [(row, self._read_texts(row), read_label(row, self._label)) for row in rows]
+        return [(row, self._read_texts(row), self._answers.read(row)) for row in rows]

@@ -29,8 +29,8 @@ def read_label(row: Row, column: str) -> str:
         raise UserError(f"{row.at(column)}: has no label; give it one, or remove the row")
     if not isinstance(value, str | int | float | Decimal):
         raise UserError(
-            f"{row.at(column)}: holds {type(value).__name__}, but one class is needed; several "
-            "labels of one example are not supported"
+            f"{row.at(column)}: holds {type(value).__name__}, but one class is needed, or a list "
+            "of labels"
         )
     return plain_number(str(value))
 
@@ -79,9 +79,8 @@ def _check_no_scores(first: dict[str, Row], column: str) -> None:
     for name, row in first.items():
         if not is_whole(name):
             raise UserError(
-                f"{row.at(column)}: holds {name}, a number that is not whole, as of a regression, "
-                "which TextFiles does not support; if the numbers are classes, list them with "
-                "labels"
+                f"{row.at(column)}: holds {name}, a number that is not whole, as of a regression; "
+                "set labels to number, or list the numbers with labels if they are classes"
             )
 
 
@@ -104,16 +103,17 @@ class LabelNumbers:
 
     Args:
         names: The names of the classes in their order.
+        single: Whether an example has one of them, not several.
 
     Raises:
-        UserError: If there are fewer than two, or one is there twice.
+        UserError: If there are too few, or one is there twice.
     """
 
-    def __init__(self, names: Sequence[str]) -> None:
-        if len(names) < 2:
+    def __init__(self, names: Sequence[str], single: bool = True) -> None:
+        if len(names) < 1 + single:
             raise UserError(
-                f"TextFiles: labels are {list(names)}, but a classification needs two or more; a "
-                "regression from a table is not supported"
+                f"TextFiles: labels are {list(names)}, but a classification needs two or more; "
+                "for a regression set labels to number"
             )
         self.names = list(names)
         self._numbers: dict[str, int] = {}

@@ -1,5 +1,6 @@
 """Test scores of a merge and of its baselines, with one pass over the test split for each."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -9,7 +10,7 @@ from torch import Tensor
 from fmerge.data import MultiTask, Split
 from fmerge.evaluation.evaluator import Evaluator, by_accuracy, mean
 from fmerge.modules import Predictions, record_predictions
-from fmerge.modules.metrics import make_metric
+from fmerge.modules.metrics import CORRELATIONS, UNBOUNDED, make_metric
 from fmerge.params import Params
 from fmerge.report.confidence import DRAWS, Estimate, mean_over_tasks, paired, proportion
 from fmerge.report.resamples import (
@@ -34,6 +35,7 @@ from fmerge.report.scores import (
     Row,
     TaskFacts,
 )
+from fmerge.store import kind_of
 
 _SPLITS: tuple[Split, ...] = ("validation", "test")
 
@@ -145,7 +147,7 @@ class TestTable:
         found = self._resamples(row, task)
         if found is None:
             return None
-        return correlation(found) if self._has_numbers(task) else spread(found, self._least(task))
+        return correlation(found) if self._correlates(task) else spread(found, self._least(task))
 
     def _difference(self, one: _Tested, other: _Tested, task: str) -> Estimate | None:
         if task not in one.outcomes or task not in other.outcomes:
@@ -155,7 +157,7 @@ class TestTable:
         mine, its = self._resamples(one, task), self._resamples(other, task, second=True)
         if mine is None or its is None:
             return None
-        if self._has_numbers(task):
+        if self._correlates(task):
             return correlation_difference(mine, its)
         return difference(mine, its, self._least(task))
 
@@ -165,18 +167,18 @@ class TestTable:
             return None
         if (task, second) not in row.resamples:
             predictions, targets = row.outcomes[task]
-            score, classes = self._score(task), len(self.evaluator.data.labels[task])
+            score, labels = self._score(task), self.evaluator.data.labels[task]
             # the resamples of one seed are the same for every row, so differences are paired
             row.resamples[task, second] = (
-                of_numbers(score, predictions, targets, self.draws)
-                if self._has_numbers(task)
-                else of_classes(score, predictions, targets, classes, second, self.draws)
+                of_classes(score, predictions, targets, len(labels), second, self.draws)
+                if kind_of(labels) == "classes"
+                else of_numbers(score, predictions, targets, self.draws)
             )
         return row.resamples[task, second]
 
     def _score(self, task: str) -> Score:
         data = self.evaluator.data
-        metrics = {name: make_metric(name, len(data.labels[task])) for name in data.metrics[task]}
+        metrics = {name: make_metric(name, data.labels[task]) for name in data.metrics[task]}
 
         def score(predictions: Tensor, targets: Tensor) -> float:
             found = {}
@@ -188,11 +190,15 @@ class TestTable:
 
         return score
 
-    def _has_numbers(self, task: str) -> bool:
-        return len(self.evaluator.data.labels[task]) == 1
+    def _correlates(self, task: str) -> bool:
+        data = self.evaluator.data
+        return kind_of(data.labels[task]) == "number" and set(data.metrics[task]) <= CORRELATIONS
 
     def _least(self, task: str) -> float:
-        return -1.0 if "matthews" in self.evaluator.data.metrics[task] else 0.0
+        metrics = set(self.evaluator.data.metrics[task])
+        if metrics & UNBOUNDED:
+            return -math.inf
+        return -1.0 if "matthews" in metrics else 0.0
 
 
 def task_facts(data: MultiTask | None, hashes: Mapping[str, str]) -> dict[str, TaskFacts]:

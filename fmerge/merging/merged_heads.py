@@ -8,6 +8,7 @@ from torch import nn
 from fmerge.errors import UserError, known
 from fmerge.modules import TaskModule
 from fmerge.params import Params, params_of
+from fmerge.store import LabelNames, labels_of_config
 
 HeadMode = Literal["keep", "merge", "train"]
 """What becomes of the experts' heads: each stays its task's, all are merged like the body, or
@@ -55,7 +56,7 @@ def _difference(own: Sequence[str], expected: Sequence[str]) -> str:
     return f"'{own[number]}' as label {number}, not '{expected[number]}', that"
 
 
-def labels_of(model: nn.Module) -> list[str] | None:
+def labels_of(model: nn.Module) -> LabelNames | None:
     """Reads the labels of a classifier's config.
 
     Args:
@@ -64,8 +65,8 @@ def labels_of(model: nn.Module) -> list[str] | None:
     Returns:
         The labels in the order of the outputs; None where there are none.
     """
-    names = getattr(getattr(model, "config", None), "id2label", None)
-    return [str(label) for _, label in sorted(names.items())] if names else None
+    config = getattr(model, "config", None)
+    return labels_of_config(config) if getattr(config, "id2label", None) else None
 
 
 def check_heads(

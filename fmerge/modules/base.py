@@ -150,6 +150,17 @@ class TaskModule(ScoredModule, ABC):
             estimator: How.
         """
 
+    def numbers_per_draw(self, task: str) -> int:
+        """Tells how many random numbers ``draw_answers`` needs for one answer, at most.
+
+        Args:
+            task: The task's name.
+
+        Returns:
+            The number, which must not depend on the batch: an example's draws would.
+        """
+        return 2
+
     def draw_answers(
         self, batch: Mapping[str, Any], estimator: Estimator, uniforms: Tensor
     ) -> Tensor:
@@ -160,7 +171,8 @@ class TaskModule(ScoredModule, ABC):
         Args:
             batch: What ``collate`` made, on this module's device.
             estimator: How the answers are chosen.
-            uniforms: Random numbers in [0, 1) (n, samples, 2), each example's own.
+            uniforms: Random numbers in [0, 1), each example's own (n, samples,
+                ``numbers_per_draw``).
 
         Returns:
             Answers (n, c, …), of equal weight.

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from fmerge.errors import UserError
-from fmerge.fisher import Estimator
 from fmerge.modules.heads import HeadedModule, SharedBody
+from fmerge.modules.label_answers import LabelAnswers
 from fmerge.modules.tokenized import model_inputs
 from fmerge.store import load_classifier
 
@@ -17,102 +17,31 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-class Classifier(SharedBody, ABC):
+class Classifier(SharedBody, LabelAnswers, ABC):
     """Classification of whole inputs: one shared body, one head per task, from Hugging Face.
 
-    A task of one label is a regression: its answer is a number y, and the model's output μ is the
-    mean of a normal distribution of variance one.
+    A task has classes, several independent labels, or a number for an answer.
     """
 
-    def label_log_probs(self, batch: Mapping[str, Any]) -> Tensor:
-        """Computes ℓ = log_softmax(logits), or −(y − μ)²/2 for a regression.
-
-        y is the label. Where the batch has ``answers`` r (n, c), y = μ + r with μ held constant,
-        so that ∂ℓ/∂θ = r ∂μ/∂θ.
+    def outputs(self, batch: Mapping[str, Any]) -> Tensor:
+        """Computes the outputs of a task's classifier.
 
         Args:
             batch: What ``collate`` made.
 
         Returns:
-            ℓ (n, c), at least float32.
+            Logits, or means of a regression (n, o), at least float32.
         """
-        outputs = self._outputs(batch)
-        if not self._is_regression(batch["task"]):
-            return outputs.log_softmax(dim=1)
-        distances = batch["labels"].to(outputs)[:, None] - outputs
-        if "answers" in batch:
-            # the bracket is zero, and its gradient is that of -μ
-            distances = batch["answers"].to(outputs) + (outputs.detach() - outputs)
-        log_likelihoods: Tensor = -distances.square() / 2
-        return log_likelihoods
-
-    def _outputs(self, batch: Mapping[str, Any]) -> Tensor:
         model = self.models[batch["task"]]
         logits: Tensor = model(**model_inputs(model, batch)).logits
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
-
-    def lists_answers(self, task: str, estimator: Estimator) -> bool:
-        """Tells whether the task has classes.
-
-        Args:
-            task: The task's name.
-            estimator: How a Fisher is estimated; it makes no difference here.
-
-        Returns:
-            False for a regression, whose answers are numbers.
-        """
-        return not self._is_regression(task)
-
-    def _is_regression(self, task: str) -> bool:
-        return len((self.tasks or {}).get(task, ())) == 1
-
-    def draw_answers(
-        self, batch: Mapping[str, Any], estimator: Estimator, uniforms: Tensor
-    ) -> Tensor:
-        """Chooses the distances r of a regression's answers from its output μ.
-
-        exact and rademacher: r = 1, as the mean of (r ∂μ/∂θ)² over r ~ N(0, 1) is (∂μ/∂θ)²;
-        sampled: draws of r; empirical: the distance of the label.
-
-        Args:
-            batch: What ``collate`` made.
-            estimator: How they are chosen.
-            uniforms: Random numbers in [0, 1) (n, samples, 2).
-
-        Returns:
-            r (n, c).
-        """
-        distances = torch.ones(len(uniforms), 1)
-        if estimator == "empirical":
-            outputs = self._outputs(batch)
-            distances = batch["labels"].to(outputs)[:, None] - outputs
-        if estimator == "sampled":
-            # the normal quantile of 0 is -infinity
-            numbers = uniforms[..., 0].clamp_min(torch.finfo(uniforms.dtype).eps)
-            distances = torch.special.ndtri(numbers).float()
-        return distances.to(self.device)
-
-    def outcome(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-        """Computes losses and predictions; those of a regression are (y − μ)²/2 and μ.
-
-        Args:
-            batch: What ``collate`` made.
-
-        Returns:
-            Losses (n,) and predictions (n,).
-        """
-        if not self._is_regression(batch["task"]):
-            return super().outcome(batch)
-        means = self._outputs(batch)[:, 0]
-        return (batch["labels"].to(means) - means).square() / 2, means
 
 
 @final
 class TextClassifier(Classifier, HeadedModule):
     """Sequence classification: one shared body, one head per task, from Hugging Face.
 
-    A task of one label is a regression: its answer is a number y, and the model's output μ is the
-    mean of a normal distribution of variance one.
+    A task has classes, several independent labels, or a number for an answer.
     """
 
     def read(
@@ -139,12 +68,12 @@ class TextClassifier(Classifier, HeadedModule):
         """Tokenizes n examples and pads them to the longest.
 
         Args:
-            examples: Mappings with ``text``, optionally ``text_pair``, and ``label``.
+            examples: Mappings with ``text``, optionally ``text_pair``, and ``label``: a number,
+                or a list of 0 or 1 for each of several labels.
             task: The task's name.
 
         Returns:
-            The tokenizer's tensors (n, t), ``labels`` (n,) and ``task``.
-
+            The tokenizer's tensors (n, t), ``labels`` (n,) or (n, o), and ``task``.
         """
         _check_kind(examples, task)
         keys = ["text", "text_pair"] if "text_pair" in examples[0] else ["text"]

@@ -190,8 +190,9 @@ class FisherPass(LightningModule):
             return batch
         if module.lists_answers(self.task, settings.estimator):
             return batch
-        numbers = uniforms(indices, 2 * settings.samples, settings.seed)
-        numbers = numbers.view(len(indices), settings.samples, 2)
+        each = module.numbers_per_draw(self.task)
+        numbers = uniforms(indices, each * settings.samples, settings.seed)
+        numbers = numbers.view(len(indices), settings.samples, each)
         with torch.no_grad():
             answers = module.draw_answers(batch, settings.estimator, numbers)
         return {**batch, "answers": answers}

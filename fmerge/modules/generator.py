@@ -223,23 +223,23 @@ class TextGenerator(LanguageModule):
         batch = self._batch(prompts, [[one] for one in kept], [0] * len(kept), task)
         return {**batch, "references": [turn.reference for turn in turns]}
 
-    def default_metrics(self, classes: int) -> Sequence[str]:
+    def default_metrics(self, labels: Sequence[str]) -> Sequence[str]:
         """Names the metrics of data that name none.
 
         Args:
-            classes: Number of classes, which texts do not have.
+            labels: Names of classes, which texts do not have.
 
         Returns:
             The inverse of the perplexity.
         """
         return ("inverse_perplexity",)
 
-    def metric_of(self, name: str, classes: int) -> Metric:
+    def metric_of(self, name: str, labels: Sequence[str]) -> Metric:
         """Makes a metric; see ``answer_metric``.
 
         Args:
             name: Its name, or the path of a function of the user's own.
-            classes: Number of classes, which texts do not have.
+            labels: Names of classes, which texts do not have.
 
         Returns:
             The metric.

@@ -14,7 +14,15 @@ from fmerge.modules.preprocessed import PreprocessedModule
 from fmerge.modules.tokenized import TokenizedModule
 from fmerge.modules.truncation import max_input_length
 from fmerge.params import Params, params_of, select
-from fmerge.store import SavedForm, new_pooler, save_models
+from fmerge.store import (
+    Kind,
+    LabelNames,
+    SavedForm,
+    kind_of,
+    labels_of_config,
+    new_pooler,
+    save_models,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -34,7 +42,8 @@ class SharedBody(PreprocessedModule, ABC):
         weight_decay: Weight decay of AdamW, on matrices only.
         scheduler: How the learning rate changes after the warm-up.
         warmup_fraction: Share of the training steps over which the learning rate rises from 0.
-        tasks: Filled in by the data: task name to the names of its classes.
+        tasks: Filled in by the data: task name to the names of its classes, labels or number.
+        kinds: Filled in by the data: task name to what these names are.
 
     Attributes:
         apart: Names of a body's tensors that each task keeps, as its head: a pooler that the
@@ -49,6 +58,7 @@ class SharedBody(PreprocessedModule, ABC):
         scheduler: Scheduler = "linear",
         warmup_fraction: float = 0.1,
         tasks: dict[str, list[str]] | None = None,
+        kinds: dict[str, Kind] | None = None,
     ) -> None:
         super().__init__()
         check_numbers(learning_rate, weight_decay, warmup_fraction)
@@ -58,7 +68,10 @@ class SharedBody(PreprocessedModule, ABC):
         self.weight_decay = weight_decay
         self.scheduler = scheduler
         self.warmup_fraction = warmup_fraction
-        self.tasks = tasks
+        self.tasks: dict[str, list[str]] | None = tasks and {
+            task: LabelNames(names, (kinds or {}).get(task) or kind_of(names))
+            for task, names in tasks.items()
+        }
         self.models = nn.ModuleDict()
         self.apart: frozenset[str] = frozenset()
         self._untrained: UserError | None = None
@@ -155,12 +168,30 @@ class SharedBody(PreprocessedModule, ABC):
                 setattr(model, model.base_model_prefix, first.base_model)
             self.models[task] = model
         self.models.train()  # from_pretrained leaves eval mode, and Lightning would keep it in fit
-        self.tasks = {
-            task: [str(label) for _, label in sorted((model.config.id2label or {}).items())]
-            for task, model in models.items()
-        }
-        self.hparams["tasks"] = self.tasks
-        self.add_metrics(self.tasks, {})
+        self._name({task: self._names(model) for task, model in models.items()})
+
+    def _names(self, model: "PreTrainedModel") -> LabelNames:
+        """What a network's outputs are called, and what they are."""
+        return labels_of_config(model.config)
+
+    def _name(self, labels: Mapping[str, LabelNames]) -> None:
+        """Takes the names of the outputs of all tasks."""
+        self.tasks = dict(labels)
+        # of plain values: a checkpoint is read without running code
+        self.hparams["tasks"] = {task: list(names) for task, names in labels.items()}
+        self.hparams["kinds"] = {task: kind_of(names) for task, names in labels.items()}
+        self.add_metrics(labels, {})
+
+    def label_names(self, task: str) -> Sequence[str]:
+        """Names a task's outputs.
+
+        Args:
+            task: The task's name.
+
+        Returns:
+            The names in order; none where there are no outputs of a name.
+        """
+        return (self.tasks or {}).get(task, LabelNames())
 
     def task_model(self, task: str) -> "PreTrainedModel":
         """Finds the classifier of one task, whose body all tasks share.
@@ -222,7 +253,8 @@ class HeadedModule(SharedBody, TokenizedModule, ABC):
         scheduler: How the learning rate changes after the warm-up.
         warmup_fraction: Share of the training steps over which the learning rate rises from 0.
         max_length: Tokens to which an input is truncated, if the model takes as many.
-        tasks: Filled in by the data: task name to the names of its classes.
+        tasks: Filled in by the data: task name to the names of its classes, labels or number.
+        kinds: Filled in by the data: task name to what these names are.
     """
 
     def __init__(
@@ -234,8 +266,11 @@ class HeadedModule(SharedBody, TokenizedModule, ABC):
         warmup_fraction: float = 0.1,
         max_length: int = 128,
         tasks: dict[str, list[str]] | None = None,
+        kinds: dict[str, Kind] | None = None,
     ) -> None:
-        super().__init__(path, learning_rate, weight_decay, scheduler, warmup_fraction, tasks)
+        super().__init__(
+            path, learning_rate, weight_decay, scheduler, warmup_fraction, tasks, kinds=kinds
+        )
         check_within("--model.max_length", max_length, "[1, inf)")
         self.max_length = max_length
 

@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fmerge.errors import UserError
 from fmerge.modules.base import TaskModule
-from fmerge.modules.classification import TextClassifier
+from fmerge.modules.independent import IndependentAnswers, answer_log_probs
+from fmerge.modules.label_answers import LabelAnswers
 
 Loss = Literal["labels", "experts", "entropy"]
 """labels: −log q of the true answer; experts: KL(p ‖ q); entropy: −Σ q log q."""
@@ -53,12 +54,12 @@ def expert_targets(module: TaskModule, batch: Mapping[str, Any]) -> Tensor:
         batch: What ``collate`` made.
 
     Returns:
-        log p (n, c), −∞ where an example has no such candidate; of a regression its mean (n, 1).
+        log p (n, c), −∞ where an example has no such candidate; of independent parts (n, g·c);
+        of a regression its mean (n, 1).
     """
     if _is_regression(module, batch["task"]):
         return module.outcome(batch)[1][:, None]
-    found: Tensor = module.label_log_probs(batch).log_softmax(dim=1)
-    return found
+    return _part_log_probs(module, batch).flatten(1)
 
 
 def example_losses(module: TaskModule, batch: Mapping[str, Any], loss: Loss) -> Tensor:
@@ -68,9 +69,9 @@ def example_losses(module: TaskModule, batch: Mapping[str, Any], loss: Loss) -> 
         -\log q_{n y_n}, \quad \sum_c p_{nc} (\log p_{nc} - \log q_{nc}), \quad
         -\sum_c q_{nc} \log q_{nc}
 
-    q is the softmax of ℓ over an example's candidates. A regression's answers are normal of
-    variance one: half the squared distance to the label, or to the expert's mean. Answers that
-    are not listed have the loss of ``outcome``.
+    q is the softmax of ℓ over an example's candidates; losses of independent parts add up. A
+    regression's answers are normal of variance one: half the squared distance to the label, or to
+    the expert's mean. Answers that are not listed have the loss of ``outcome``.
 
     Args:
         module: The task module.
@@ -86,18 +87,36 @@ def example_losses(module: TaskModule, batch: Mapping[str, Any], loss: Loss) -> 
         if loss == "experts":
             losses = (batch[TARGETS][:, 0].to(means) - means).square() / 2
         return losses
-    log_q = module.label_log_probs(batch).log_softmax(dim=1)
+    log_q = _part_log_probs(module, batch)
     if loss == "labels":
-        return nn.functional.nll_loss(log_q, batch["labels"], reduction="none")
-    log_p = log_q if loss == "entropy" else batch[TARGETS][:, : log_q.shape[1]].to(log_q)
+        return -answer_log_probs(log_q, _true_parts(module, batch)[:, None])[:, 0]
+    log_p = log_q
+    if loss == "experts":
+        log_p = batch[TARGETS][:, : log_q[0].numel()].to(log_q).view_as(log_q)
     there = log_p > -torch.inf
     # an absent candidate adds 0 · (−∞), whose gradient would be NaN
     known_q = torch.where(there, log_q, 0.0)
     p = torch.where(there, log_p, -torch.inf).exp()
     if loss == "entropy":
-        return -(p * known_q).sum(dim=1)
-    return (p * (torch.where(there, log_p, 0.0) - known_q)).sum(dim=1)
+        return -(p * known_q).sum(dim=2).sum(dim=1)
+    return (p * (torch.where(there, log_p, 0.0) - known_q)).sum(dim=2).sum(dim=1)
+
+
+def _part_log_probs(module: TaskModule, batch: Mapping[str, Any]) -> Tensor:
+    """The log-probabilities of each part's candidates (n, g, c); a listed answer is one part."""
+    if isinstance(module, IndependentAnswers):
+        parts = module.part_log_probs(batch)
+        # normalised once more, as listed choices are: runs of before are resumed bit for bit
+        return parts if parts.shape[1] > 1 else parts.log_softmax(dim=2)
+    return module.label_log_probs(batch).log_softmax(dim=1)[:, None]
+
+
+def _true_parts(module: TaskModule, batch: Mapping[str, Any]) -> Tensor:
+    if isinstance(module, IndependentAnswers):
+        return module.true_parts(batch)
+    labels: Tensor = batch["labels"]
+    return labels[:, None]
 
 
 def _is_regression(module: TaskModule, task: str) -> bool:
-    return isinstance(module, TextClassifier) and not module.lists_answers(task, "exact")
+    return isinstance(module, LabelAnswers) and module.kind(task) == "number"

@@ -1,7 +1,7 @@
 """torchmetrics by name, correct also for merged models that always give one answer."""
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Final
 
@@ -11,11 +11,21 @@ from torchmetrics import Metric
 from torchmetrics.classification import (
     BinaryF1Score,
     MulticlassAccuracy,
+    MulticlassF1Score,
     MulticlassMatthewsCorrCoef,
+    MultilabelAveragePrecision,
+    MultilabelF1Score,
 )
-from torchmetrics.regression import PearsonCorrCoef, SpearmanCorrCoef
+from torchmetrics.regression import (
+    MeanAbsoluteError,
+    MeanSquaredError,
+    PearsonCorrCoef,
+    R2Score,
+    SpearmanCorrCoef,
+)
 
 from fmerge.errors import UserError, known
+from fmerge.store import Kind, kind_of
 
 
 class _Matthews(MulticlassMatthewsCorrCoef):
@@ -37,8 +47,7 @@ class _Pearson(PearsonCorrCoef):
     """
 
     def update(self, preds: Tensor, target: Tensor) -> None:
-        # Apple's GPUs have no float64
-        kind = torch.float32 if preds.device.type == "mps" else torch.float64
+        kind = _wide(preds)
         if self.mean_x.dtype != kind:  # at first, and where a module was cast to half precision
             self.set_dtype(kind)
         super().update(preds.to(kind), target.to(kind))
@@ -59,6 +68,11 @@ class _Spearman(SpearmanCorrCoef):
             return super().compute().nan_to_num(0.0)
 
 
+def _wide(numbers: Tensor) -> torch.dtype:
+    # Apple's GPUs have no float64
+    return torch.float32 if numbers.device.type == "mps" else torch.float64
+
+
 @contextmanager
 def _constant_allowed() -> Iterator[None]:
     """Silences torchmetrics' warning about a case that is handled here."""
@@ -67,35 +81,115 @@ def _constant_allowed() -> Iterator[None]:
         yield
 
 
-METRICS: Final[dict[str, Callable[[int], Metric]]] = {
+class _AveragePrecision(MultilabelAveragePrecision):
+    """Average precision, the mean over labels; zero of a label that no example has."""
+
+    def compute(self) -> Tensor:  # type: ignore[override]
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Average precision score for one or more classes")
+            warnings.filterwarnings("ignore", "No positive samples found in target")
+            return super().compute().nan_to_num(0.0)
+
+
+class _R2(R2Score):
+    """The share of explained variance, summed in float64; zero where the numbers are all equal."""
+
+    def update(self, preds: Tensor, target: Tensor) -> None:
+        super().update(preds.to(_wide(preds)), target.to(_wide(preds)))
+
+    def compute(self) -> Tensor:
+        if int(self.total) < 2:
+            return torch.zeros((), device=self.device)
+        return super().compute().nan_to_num(0.0, posinf=0.0, neginf=0.0)
+
+
+class _Negative(Metric):
+    """An error with the sign changed, so that higher is better."""
+
+    higher_is_better = True
+    full_state_update = False
+
+    def __init__(self, error: Metric) -> None:
+        super().__init__()
+        self.error = error
+
+    def update(self, preds: Tensor, target: Tensor) -> None:
+        """Adds predictions (n,) and numbers (n,)."""
+        self.error.update(preds.float(), target.float())
+
+    def compute(self) -> Tensor:
+        """Computes the error so far, times −1."""
+        error: Tensor = self.error.compute()
+        return -error
+
+    def reset(self) -> None:
+        """Begins anew."""
+        super().reset()
+        self.error.reset()
+
+
+Make = Callable[[Sequence[str]], Metric]
+"""From the names of a task's classes, labels or tags to a metric; higher is better."""
+
+METRICS: Final[Mapping[str, Mapping[Kind, Make]]] = {
     # micro: the share of examples that are right; torchmetrics' default averages classes
-    "accuracy": lambda classes: MulticlassAccuracy(classes or None, average="micro"),
-    "f1": lambda classes: BinaryF1Score(),
-    "matthews": lambda classes: _Matthews(classes),
-    "pearson": lambda classes: _Pearson(),
-    "spearman": lambda classes: _Spearman(),
+    "accuracy": {
+        "classes": lambda names: MulticlassAccuracy(len(names) or None, average="micro"),
+    },
+    "f1": {"classes": lambda names: BinaryF1Score()},
+    "macro_f1": {
+        "classes": lambda names: MulticlassF1Score(len(names), average="macro"),
+        "labels": lambda names: MultilabelF1Score(len(names), average="macro"),
+    },
+    "micro_f1": {"labels": lambda names: MultilabelF1Score(len(names), average="micro")},
+    "average_precision": {"labels": lambda names: _AveragePrecision(len(names))},
+    "matthews": {"classes": lambda names: _Matthews(len(names))},
+    # of classes: bins of a score, in their order
+    "pearson": {"classes": lambda names: _Pearson(), "number": lambda names: _Pearson()},
+    "spearman": {"classes": lambda names: _Spearman(), "number": lambda names: _Spearman()},
+    "r2": {"number": lambda names: _R2()},
+    "neg_rmse": {"number": lambda names: _Negative(MeanSquaredError(squared=False))},
+    "neg_mae": {"number": lambda names: _Negative(MeanAbsoluteError())},
 }
-"""Metric name to its constructor, which takes the number of classes; higher is better."""
+"""Metric name to its constructor for each kind of answers that it is of."""
+
+CORRELATIONS: Final = frozenset({"pearson", "spearman"})
+"""Metrics in [−1, 1] whose intervals are made on the scale of Fisher's transform."""
+
+UNBOUNDED: Final = frozenset({"r2", "neg_rmse", "neg_mae"})
+"""Metrics that have no lower bound."""
 
 
-def make_metric(name: str, classes: int) -> Metric:
+def make_metric(name: str, labels: Sequence[str]) -> Metric:
     """Makes a metric.
 
     Args:
         name: One of ``METRICS``.
-        classes: Number of classes; 0 where every example has candidates of its own.
+        labels: Names of the task's classes or labels, which tell their kind; none where every
+            example has candidates of its own.
 
     Returns:
-        The metric, to be updated with predictions (n,) and labels (n,).
+        The metric, to be updated with predictions and targets, whose first dimension is n.
 
     Raises:
-        UserError: If the name is unknown, or the metric needs another number of classes.
+        UserError: If the name is unknown, or the metric is of other answers than the task's.
     """
     if name not in METRICS:
         raise UserError(f"unknown metric '{name}'; known: {known(METRICS)}")
-    if name == "f1" and classes != 2:
-        raise UserError(f"metric 'f1': needs two classes, but the task has {classes}")
-    return METRICS[name](classes)
+    kind = kind_of(labels)
+    if kind not in METRICS[name]:
+        fitting = [other for other, kinds in METRICS.items() if kind in kinds]
+        raise UserError(
+            f"metric '{name}': is of {' or '.join(METRICS[name])}, but the task's answers are "
+            f"{kind}; use {known(fitting)}"
+        )
+    if name == "f1" and len(labels) != 2:
+        raise UserError(
+            f"metric 'f1': needs two classes, but the task has {len(labels)}; use macro_f1"
+        )
+    if name == "macro_f1" and not labels:
+        raise UserError("metric 'macro_f1': needs classes that the examples share; use accuracy")
+    return METRICS[name][kind](labels)
 
 
 def short_name(name: str) -> str:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric, Metric
 
 from fmerge.modules.metrics import make_metric, short_name
+from fmerge.store import USUAL_METRICS, kind_of
 
 
 class ScoredModule(LightningModule, ABC):
@@ -46,40 +47,42 @@ class ScoredModule(LightningModule, ABC):
         """Makes the metrics of each task.
 
         Args:
-            labels: Task name to the names of its classes, none where they differ by example.
+            labels: Task name to the names of its classes, labels or tags, which tell their kind;
+                none where they differ by example.
             metrics: Task name to names of metrics; those of ``default_metrics`` where a task is
                 not in it.
         """
         self.metrics = nn.ModuleDict({
             task: nn.ModuleDict({
-                short_name(name): self.metric_of(name, len(names))
-                for name in metrics.get(task, self.default_metrics(len(names)))
+                short_name(name): self.metric_of(name, names)
+                for name in metrics.get(task, self.default_metrics(names))
             })
             for task, names in labels.items()
         }).to(self.device)
 
-    def default_metrics(self, classes: int) -> Sequence[str]:
+    def default_metrics(self, labels: Sequence[str]) -> Sequence[str]:
         """Names the metrics of data that name none.
 
         Args:
-            classes: Number of classes.
+            labels: Names of the task's classes, labels or tags, which tell their kind.
 
         Returns:
-            Accuracy, or pearson where answers are numbers.
+            The usual ones of that kind.
         """
-        return ("pearson",) if classes == 1 else ("accuracy",)
+        return USUAL_METRICS[kind_of(labels)]
 
-    def metric_of(self, name: str, classes: int) -> Metric:
+    def metric_of(self, name: str, labels: Sequence[str]) -> Metric:
         """Makes a metric that fits this module's predictions.
 
         Args:
             name: Its name.
-            classes: Number of classes; 0 where every example has candidates of its own.
+            labels: Names of the task's classes, labels or tags; none where every example has
+                candidates of its own.
 
         Returns:
             The metric.
         """
-        return make_metric(name, classes)
+        return make_metric(name, labels)
 
     def validation_step(
         self, batch: Mapping[str, Any], batch_idx: int, dataloader_idx: int = 0

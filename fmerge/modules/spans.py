@@ -1,6 +1,5 @@
 """Question answering by a span of the text, on any ``AutoModelForQuestionAnswering``."""
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, final
 
@@ -8,10 +7,10 @@ import torch
 from torch import Tensor
 
 from fmerge.errors import UserError
-from fmerge.fisher import Estimator
 from fmerge.modules.heads import HeadedModule
+from fmerge.modules.independent import IndependentAnswers
 from fmerge.modules.tokenized import model_inputs
-from fmerge.store import load_classifier
+from fmerge.store import LabelNames, load_classifier
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -21,17 +20,15 @@ _POSITIONS = 100_000
 
 
 @final
-class SpanAnswers(HeadedModule):
+class SpanAnswers(HeadedModule, IndependentAnswers):
     """Extractive question answering: start and end of the answer, independent given the text.
 
     log p(start, end) = log p(start) + log p(end), each a softmax over the tokens that are not
     padding. Where an example has no answer, or it was truncated, the span is the first token,
     which is CLS.
 
-    A text of t tokens has t² spans, but the exact Fisher needs only 2t backward passes: start and
-    end are independent and E ∂log p(start)/∂θ = 0, so that the mean of
-    (∂ log p(start) + ∂ log p(end))² over all spans is the sum of the two mean squares. The
-    ``sampled`` Fisher takes one pass for each draw.
+    A text of t tokens has t² spans, but the exact Fisher needs only 2t backward passes, as start
+    and end are two independent parts of the answer.
     """
 
     def read(
@@ -71,9 +68,9 @@ class SpanAnswers(HeadedModule):
         super().adopt(models, tokenizer)
         if not all(one.is_fast for one in self.tokenizers.values()):
             raise UserError("SpanAnswers: needs a fast tokenizer, which knows where tokens stand")
-        self.tasks = {task: [] for task in models}
-        self.hparams["tasks"] = self.tasks
-        self.add_metrics(self.tasks, {})
+
+    def _names(self, model: "PreTrainedModel") -> LabelNames:
+        return LabelNames()
 
     def collate(self, examples: Sequence[Mapping[str, Any]], task: str) -> dict[str, Any]:
         """Tokenizes questions with their texts, truncated together.
@@ -96,77 +93,34 @@ class SpanAnswers(HeadedModule):
         labels = torch.tensor([_span(encoded, i, *one["label"]) for i, one in enumerate(examples)])
         return {**encoded, "labels": labels, "task": task}
 
-    def lists_answers(self, task: str, estimator: Estimator) -> bool:
-        """Tells whether starts and ends are weighted separately, or whole spans are drawn.
+    def part_log_probs(self, batch: Mapping[str, Any]) -> Tensor:
+        """Computes the log-probabilities of all starts, and of all ends.
 
         Args:
+            batch: What ``collate`` made.
+
+        Returns:
+            log p (n, 2, t), at least float32, −∞ at padding.
+        """
+        model = self.models[batch["task"]]
+        outputs = model(**model_inputs(model, batch))
+        logits = torch.stack([outputs.start_logits, outputs.end_logits], dim=1)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        padding = batch["attention_mask"][:, None] == 0
+        return logits.masked_fill(padding, -torch.inf).log_softmax(dim=2)
+
+    def choose(self, log_probs: Tensor, task: str) -> Tensor:
+        """Chooses the likeliest start and end.
+
+        Args:
+            log_probs: What ``part_log_probs`` gave.
             task: The task's name; it makes no difference here.
-            estimator: How a Fisher is to be estimated.
 
         Returns:
-            True for ``exact`` and ``rademacher``.
+            Both as one number (n,).
         """
-        return estimator in {"exact", "rademacher"}
-
-    def label_log_probs(self, batch: Mapping[str, Any]) -> Tensor:
-        """Computes ℓ = log p(start) + log p(end) of spans, or the log p of every start and end.
-
-        Args:
-            batch: What ``collate`` made, with ``answers`` (n, c, 2) where spans were drawn.
-
-        Returns:
-            ℓ (n, c), at least float32; without answers, that of all starts, then all ends
-            (n, 2t). Gradients of the latter are multiplied by √2: weights that sum to one give
-            each side one half, and the Fisher is the sum of both.
-        """
-        starts, ends = self._log_probs(batch)
-        if "answers" in batch:
-            spans: Tensor = batch["answers"]
-            return starts.gather(1, spans[..., 0]) + ends.gather(1, spans[..., 1])
-        both = torch.cat([starts, ends], dim=1)
-        # the same values, with a larger gradient
-        doubled = both.detach() + math.sqrt(2) * (both - both.detach())
-        # -inf - (-inf) is NaN: padding gets its -inf again
-        return doubled.masked_fill(both.detach() == -torch.inf, -torch.inf)
-
-    def draw_answers(
-        self, batch: Mapping[str, Any], estimator: Estimator, uniforms: Tensor
-    ) -> Tensor:
-        """Draws spans from the model, or takes the true ones.
-
-        Args:
-            batch: What ``collate`` made.
-            estimator: ``sampled`` or ``empirical``.
-            uniforms: Random numbers in [0, 1) (n, samples, 2): one for the start, one for the end.
-
-        Returns:
-            First and last tokens (n, c, 2).
-        """
-        if estimator == "empirical":
-            labels: Tensor = batch["labels"]
-            return labels[:, None]
-        sides = []
-        for side, log_probs in enumerate(self._log_probs(batch)):
-            cumulative = log_probs.double().cpu().exp().cumsum(dim=1)
-            # the sums end at one but for rounding: scaled, no draw lies behind the last token
-            scaled = uniforms[..., side].contiguous() * cumulative[:, -1:]
-            drawn = torch.searchsorted(cumulative, scaled, right=True)
-            sides.append(drawn.clamp_max(cumulative.shape[1] - 1))
-        return torch.stack(sides, dim=-1).to(self.device)
-
-    def outcome(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-        """Computes losses and predictions.
-
-        Args:
-            batch: What ``collate`` made.
-
-        Returns:
-            Losses −ℓ of the true spans (n,), and the likeliest start and end as one number (n,).
-        """
-        starts, ends = self._log_probs(batch)
-        labels: Tensor = batch["labels"]
-        true = starts.gather(1, labels[:, :1]) + ends.gather(1, labels[:, 1:])
-        return -true[:, 0], starts.argmax(1) * _POSITIONS + ends.argmax(1)
+        starts, ends = log_probs.argmax(dim=2).unbind(1)
+        return starts * _POSITIONS + ends
 
     def targets(self, batch: Mapping[str, Any]) -> Tensor:
         """Encodes each true span as one number, as ``outcome`` encodes predictions.
@@ -179,19 +133,6 @@ class SpanAnswers(HeadedModule):
         """
         labels: Tensor = batch["labels"]
         return labels[:, 0] * _POSITIONS + labels[:, 1]
-
-    def _log_probs(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-        model = self.models[batch["task"]]
-        outputs = model(**model_inputs(model, batch))
-        padding = batch["attention_mask"] == 0
-        starts, ends = (
-            logits
-            .to(torch.promote_types(logits.dtype, torch.float32))
-            .masked_fill(padding, -torch.inf)
-            .log_softmax(dim=1)
-            for logits in (outputs.start_logits, outputs.end_logits)
-        )
-        return starts, ends
 
 
 def _span(encoded: Any, i: int, first: int, last: int) -> tuple[int, int]:

@@ -78,12 +78,12 @@ def of_classes(
 
 
 def of_numbers(score: Score, predictions: Tensor, targets: Tensor, draws: int = DRAWS) -> Resamples:
-    """Resamples examples whose answers are numbers.
+    """Resamples examples whose answers are numbers, several labels or tags.
 
     Args:
-        score: A correlation, or a mean of several.
-        predictions: Predicted numbers (n,).
-        targets: True numbers (n,).
+        score: The score.
+        predictions: Predicted numbers (n,), or probabilities or tags (n, …).
+        targets: True numbers (n,), labels or tags (n, …).
         draws: How many resamples; the same examples for equal n.
 
     Returns:

@@ -22,6 +22,13 @@ from fmerge.store.fisher_files import (
     read_fisher_header,
     write_fisher,
 )
+from fmerge.store.label_kinds import (
+    USUAL_METRICS,
+    Kind,
+    LabelNames,
+    kind_of,
+    labels_of_config,
+)
 from fmerge.store.labels import checkpoint_order, in_checkpoint_order
 from fmerge.store.language_models import load_language_model
 from fmerge.store.lock import lock_of, only_run
@@ -47,7 +54,10 @@ from fmerge.store.weights import reading_headers
 __all__ = [
     "LOCK",
     "TOKENIZERS",
+    "USUAL_METRICS",
     "Dtype",
+    "Kind",
+    "LabelNames",
     "Preprocessors",
     "RunFolder",
     "SavedForm",
@@ -72,6 +82,8 @@ __all__ = [
     "give_padding",
     "in_checkpoint_order",
     "is_adapter",
+    "kind_of",
+    "labels_of_config",
     "load_classifier",
     "load_language_model",
     "load_lightning",

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from fmerge.errors import UserError, known
 from fmerge.store.kinds import check_kind, head_facts
+from fmerge.store.label_kinds import LabelNames, kind_of
 from fmerge.store.labels import (
     label_order,
     other_labels,
@@ -104,7 +105,14 @@ def _read_lightning(
         for name, tensor in load_lightning(path)["state_dict"].items()
         if name.startswith(prefix)
     }
-    return found["path"], tasks[task], state
+    kinds = found.get("kinds") or {}
+    own = LabelNames(tasks[task], kinds.get(task) or kind_of(tasks[task]))
+    if labels and kind_of(labels) != own.kind:
+        raise UserError(
+            f"{path}: was trained on {own.kind}, but the answers of task '{task}' are "
+            f"{kind_of(labels)}; give data of its own task"
+        )
+    return found["path"], own, state
 
 
 def _check_complete(

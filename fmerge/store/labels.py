@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakKeyDictionary
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fmerge.errors import UserError, known
 from fmerge.params import Params, last_linear
+from fmerge.store.label_kinds import PROBLEMS, Kind, kind_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -71,7 +72,7 @@ def set_labels(config: Any, labels: Sequence[str]) -> None:
 
 
 def problem_type(config: Any, labels: Sequence[str], source: str, new: bool) -> str | None:
-    """Finds what a classifier's outputs mean; a single one is the mean of a regression.
+    """Finds what a classifier's outputs mean.
 
     Args:
         config: Its configuration.
@@ -80,26 +81,39 @@ def problem_type(config: Any, labels: Sequence[str], source: str, new: bool) -> 
         new: Whether the head is new, or was trained by ``fmerge fit``.
 
     Returns:
-        The ``problem_type``: a trained head keeps its own, which may be unset.
+        The ``problem_type``: a trained head keeps its own, which may be unset but for several
+        labels.
 
     Raises:
-        UserError: If the outputs of a trained head mean something that is not supported.
+        UserError: If the outputs of a trained head mean something else than the task's answers.
     """
-    number = len(labels)
-    usual = "regression" if number == 1 else "single_label_classification"
-    own: str | None = config.problem_type
-    if new:
+    kind = kind_of(labels)
+    usual, own = PROBLEMS.get(kind), config.problem_type
+    if new or (own is None and kind == "labels"):
         return usual
     if own in {None, usual}:
-        return own
+        return own  # type: ignore[no-any-return]
     means = {
         "multi_label_classification": "its labels do not exclude each other",
-        "regression": f"it gives {number} numbers at once",
-    }.get(own, f"it has {number} output")
+        "single_label_classification": "its classes exclude each other",
+    }.get(own, "its answers are numbers")
     raise UserError(
-        f"{source}: its config's problem_type is {own}: {means}, which is not supported yet; "
-        "without --data it can be merged, but neither scored nor given a Fisher"
+        f"{source}: its config's problem_type is {own}: {means}, but {_ANSWERS[kind]}; give "
+        f"{_GIVE.get(own, 'data of its own task')}, or leave --data out to merge it without scores"
     )
+
+
+_ANSWERS: Final[dict[Kind, str]] = {
+    "classes": "each of the task's examples is of one class",
+    "labels": "the task's examples have any number of labels",
+    "number": "the task's answers are single numbers",
+    "tags": "the task's answers are tags of words",
+}
+_GIVE: Final = {
+    "multi_label_classification": "data with lists of labels",
+    "single_label_classification": "data with one label an example",
+    "regression": "data with labels: number",
+}
 
 
 @torch.no_grad()

@@ -97,7 +97,7 @@ def test_given_labels_are_compared_as_numbers_where_they_are(tmp_path):
         r"x.csv, row 2, column 'label': unknown label '0'; known: 1, 2",
     )
     for labels, message in [
-        (["a"], "labels are .'a'., but a classification needs two or more; a regression from a"),
+        (["a"], "labels are .'a'., but a classification needs two or more; for a regress"),
         (["1", "1.0"], "labels have '1' twice"),
         (["a", " "], "labels have one that is empty"),
     ]:
@@ -136,7 +136,7 @@ def test_scores_are_no_classes(tmp_path, name):
     rows = [("a", 0.5), ("b", 1.25), ("c", 3.0)]
     refused(
         lambda: task(tmp_path, rows, name).labels,
-        r"column 'label': holds 0.5, a number that is not whole, as of a regression, which Text",
+        r"column 'label': holds 0.5, a number that is not whole, as of a regression; set labels",
     )
     listed = task(tmp_path, rows, name, labels=["3", "1.25", "0.5"])
     assert numbers(listed) == [2, 1, 0]
@@ -154,12 +154,12 @@ def test_one_class_alone_is_refused(tmp_path):
     )
 
 
-def test_values_that_are_no_single_class_are_refused(tmp_path):
-    rows = [("a", ["x", "y"]), ("b", ["x"])]
-    for name, row in (("x.jsonl", 1), ("x.parquet", 1)):
+def test_values_that_are_no_class_are_refused(tmp_path):
+    rows = [("a", {"x": 1}), ("b", {"x": 2})]
+    for name in ("x.jsonl", "x.parquet"):
         refused(
             lambda name=name: task(tmp_path, rows, name).labels,
-            f"{name}, row {row}, column 'label': holds list, but one class is needed",
+            f"{name}, row 1, column 'label': holds dict, but one class is needed, or a list",
         )
 
 

@@ -38,7 +38,9 @@ def answers(task, seed):
 
 def metric_of(task, predictions, targets):
     classes = 1 if task == "numbers" else 2
-    found = [float(make_metric(name, classes)(predictions, targets)) for name in METRICS[task]]
+    found = [
+        float(make_metric(name, ["x"] * classes)(predictions, targets)) for name in METRICS[task]
+    ]
     return sum(found) / len(found)
 
 

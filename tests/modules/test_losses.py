@@ -76,3 +76,24 @@ def test_a_regression_is_half_a_squared_distance():
     )
     expected = (means[:, 0] - torch.tensor([0.5, -1.0])).square() / 2
     torch.testing.assert_close(example_losses(module, batch, "labels"), expected)
+
+
+def test_losses_of_several_labels_add_up():
+    module = TextClassifier()
+    config = tiny.bert_config(("a", "b", "c"), problem_type="multi_label_classification")
+    module.adopt({"t": tiny.classifier(config)}, tiny.tokenizer())
+    module.eval()
+    examples = [{"text": "red cat", "label": [0, 1, 1]}, {"text": "sea", "label": [0, 0, 0]}]
+    batch = module.collate(examples, "t")
+    q = module.outputs(batch).detach().sigmoid()
+    truth = torch.tensor([[0, 1, 1], [0, 0, 0]])
+    expected = -torch.where(truth == 1, q, 1 - q).log().sum(1)
+    torch.testing.assert_close(example_losses(module, batch, "labels"), expected)
+    entropy = -(q * q.log() + (1 - q) * (1 - q).log()).sum(1)
+    torch.testing.assert_close(example_losses(module, batch, "entropy"), entropy)
+    p = torch.tensor([[0.2, 0.5, 0.9], [0.4, 0.1, 0.7]])
+    batch[TARGETS] = torch.stack([1 - p, p], dim=2).log().flatten(1)
+    expected = (p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()).sum(1)
+    torch.testing.assert_close(example_losses(module, batch, "experts"), expected)
+    batch[TARGETS] = expert_targets(module, batch).detach()
+    assert example_losses(module, batch, "experts").abs().max() < 1e-6

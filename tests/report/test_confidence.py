@@ -175,7 +175,7 @@ def test_a_paired_bootstrap_of_f1_is_scipys():
     labels = (torch.rand(150, generator=generator) < 0.4).long()
     flips = torch.rand(2, 150, generator=generator) < torch.tensor([[0.1], [0.25]])
     one, other = labels ^ flips.long()
-    metric = make_metric("f1", 2)
+    metric = make_metric("f1", ["a", "b"])
 
     def f1(predictions, truth) -> float:
         metric.reset()

@@ -20,7 +20,7 @@ from fmerge.report.resamples import (
 
 
 def metric(name, classes=2):
-    made = make_metric(name, classes)
+    made = make_metric(name, ["x"] * classes)
 
     def score(predictions, targets):
         made.reset()

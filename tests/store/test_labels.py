@@ -11,7 +11,13 @@ import fmerge
 from fmerge.errors import UserError
 from fmerge.methods import Average
 from fmerge.params import params_of
-from fmerge.store import checkpoint_order, in_checkpoint_order, load_classifier
+from fmerge.store import (
+    LabelNames,
+    checkpoint_order,
+    in_checkpoint_order,
+    labels_of_config,
+    load_classifier,
+)
 from fmerge.store.labels import problem_type
 from tests import tiny
 from tests.compare import assert_same
@@ -38,32 +44,47 @@ def test_one_output_is_a_regression(tmp_path, own):
     assert load_classifier(folder, "x", ["score"]).config.problem_type == own
 
 
+MULTI, SINGLE = "multi_label_classification", "single_label_classification"
+SEVERAL = LabelNames(LABELS, "labels")
+
+
 @pytest.mark.parametrize(
-    ("labels", "own", "says"),
+    ("labels", "own", "means", "wants", "give"),
     [
-        (LABELS, "multi_label_classification", "its labels do not exclude each other"),
-        (["score"], "multi_label_classification", "its labels do not exclude each other"),
-        (LABELS, "regression", "it gives 3 numbers at once"),
+        (LABELS, MULTI, "its labels do not exclude", "is of one class", "with lists of labels"),
+        (["score"], MULTI, "its labels do not exclude", "are single numbers", "with lists of"),
+        (LABELS, "regression", "its answers are numbers", "is of one class", "labels: number"),
+        (SEVERAL, SINGLE, "its classes exclude", "have any number of labels", "one label an ex"),
+        (SEVERAL, "regression", "its answers are numbers", "have any number", "labels: number"),
     ],
 )
-def test_what_is_not_supported_is_refused_where_it_would_be_run(tmp_path, labels, own, says):
+def test_outputs_of_another_meaning_are_refused(tmp_path, labels, own, means, wants, give):
     folder = saved(tmp_path / "x", labels, problem_type=own)
     with pytest.raises(UserError) as refused:
         load_classifier(folder, "x", labels)
-    assert str(refused.value) == (
-        f"{folder}: its config's problem_type is {own}: {says}, which is not supported yet; "
-        "without --data it can be merged, but neither scored nor given a Fisher"
-    )
+    line = str(refused.value)
+    assert line.startswith(f"{folder}: its config's problem_type is {own}: {means}")
+    assert wants in line and give in line.partition("; give data")[2]
     # a fit trains a new head, and says so
     made = load_classifier(folder, "x", labels, fresh_head=True)
-    usual = "regression" if len(labels) == 1 else "single_label_classification"
+    usual = MULTI if labels is SEVERAL else "regression" if len(labels) == 1 else SINGLE
     assert made.config.problem_type == usual
+
+
+@pytest.mark.parametrize("own", [None, MULTI])
+@pytest.mark.parametrize("labels", [LABELS, ["toxic"]])
+def test_labels_that_do_not_exclude_each_other_are_named_so(tmp_path, labels, own):
+    folder = saved(tmp_path / "x", labels, problem_type=own)
+    read = load_classifier(folder, "x", LabelNames(labels, "labels"))
+    assert read.config.problem_type == MULTI
+    assert labels_of_config(read.config) == labels
+    assert labels_of_config(read.config).kind == "labels"
 
 
 def test_one_class_is_none():
     # newer versions of transformers refuse such a config themselves
-    config = SimpleNamespace(problem_type="single_label_classification")
-    with pytest.raises(UserError, match="it has 1 output, which is not supported yet"):
+    config = SimpleNamespace(problem_type=SINGLE)
+    with pytest.raises(UserError, match="its classes exclude each other, but the task's answers"):
         problem_type(config, ["score"], "x", new=False)
     assert problem_type(config, ["score"], "x", new=True) == "regression"
 

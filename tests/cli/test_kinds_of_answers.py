@@ -1,0 +1,121 @@
+"""Other kinds of models and answers, from a base to merges that open in their home library."""
+
+import csv
+
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
+
+from fmerge.modules import TextClassifier
+from fmerge.store import load_classifier, load_tokenizer
+from tests import tiny
+from tests.cli.run import fails
+from tests.cli.whole_way import whole_way
+
+SIZES = {"train": 16, "validation": 9, "test": 7}
+
+
+def labelled(folder, name, answers, seed):
+    """Tables of three splits; ``answers`` maps a text to the cells of a row."""
+    files = {}
+    for i, (split, n) in enumerate(SIZES.items()):
+        files[split] = str(folder / f"{name}_{split}.csv")
+        rows = [{"text": text, **answers(text)} for text in tiny.sentences(n, seed + i)]
+        with open(files[split], "w", newline="") as file:
+            table = csv.DictWriter(file, list(rows[0]))
+            table.writeheader()
+            table.writerows(rows)
+    return files
+
+
+def named(text):
+    return {"label": ";".join(one for one in ("red", "cat", "sea") if one in text.split())}
+
+
+def flagged(text):
+    return {one: int(one in text.split()) for one in ("dog", "sky")}
+
+
+def counted(text):
+    return {"score": len(text.split()) / 4}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    config = tiny.bert_config(num_hidden_layers=1)
+    return tiny.save(tiny.classifier(config, seed=1), tmp_path_factory.mktemp("kinds") / "base")
+
+
+@pytest.fixture
+def tasks(tmp_path):
+    labels = labelled(tmp_path, "labels", named, 0)
+    flags = labelled(tmp_path, "flags", flagged, 50)
+    return {
+        "words": {"class_path": "TextFiles", "init_args": {**labels, "separator": ";"}},
+        "things": {"class_path": "TextFiles", "init_args": {**flags, "label": ["dog", "sky"]}},
+    }
+
+
+@pytest.mark.slow
+def test_several_labels_from_a_base_to_a_pipeline(tmp_path, base, tasks):
+    metrics = {"micro_f1", "average_precision"}
+    found = whole_way(tmp_path, base, tasks, {"class_path": "TextClassifier"}, metrics)
+    texts = tiny.sentences(5, 99)
+    for folder in found.values():
+        module = TextClassifier()
+        model = load_classifier(str(folder / "words"), "words")
+        assert model.config.problem_type == "multi_label_classification"
+        assert model.config.id2label == {0: "cat", 1: "red", 2: "sea"}
+        module.adopt({"words": model}, load_tokenizer(str(folder / "words")))
+        module.eval()
+        with torch.no_grad():
+            batch = module.collate([{"text": t, "label": [0, 0, 0]} for t in texts], "words")
+            ours = module.outcome(batch)[1]
+        home = pipeline("text-classification", str(folder / "words"), device="cpu", top_k=None)
+        for text, own in zip(texts, ours, strict=True):
+            # the pipeline reads problem_type and applies a sigmoid
+            scores = {one["label"]: one["score"] for one in home([text])[0]}
+            expected = [scores[label] for label in ("cat", "red", "sea")]
+            torch.testing.assert_close(own, torch.tensor(expected), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_numbers_from_a_base_to_transformers(tmp_path, base):
+    options = {"label": "score", "labels": "number", "metrics": ["pearson", "neg_rmse"]}
+    tasks = {
+        name: {
+            "class_path": "TextFiles",
+            "init_args": {**labelled(tmp_path, name, counted, seed), **options},
+        }
+        for name, seed in (("one", 0), ("two", 50))
+    }
+    found = whole_way(
+        tmp_path, base, tasks, {"class_path": "TextClassifier"}, {"pearson", "neg_rmse"}
+    )
+    for folder in found.values():
+        model = AutoModelForSequenceClassification.from_pretrained(folder / "one")
+        assert model.config.problem_type == "regression"
+        assert model.config.id2label == {0: "score"}
+        tokenizer = AutoTokenizer.from_pretrained(folder / "one")
+        outputs = model(**tokenizer("red cat", return_tensors="pt")).logits
+        assert outputs.shape == (1, 1) and bool(outputs.isfinite().all())
+
+
+def test_an_expert_of_other_answers_is_refused_before_any_pass(tmp_path, base, tasks, capsys):
+    """A classifier for a task of labels, and a metric that does not fit."""
+    import yaml
+
+    config = tmp_path / "data.yaml"
+    config.write_text(yaml.safe_dump({"data": {"tasks": {"words": tasks["words"]}}}))
+    model = tiny.classifier(
+        tiny.bert_config(("cat", "red", "sea"), problem_type="single_label_classification")
+    )
+    expert = tiny.save(model, tmp_path / "expert")
+    arguments = ["fisher", "--config", config, "--output", tmp_path / "f.safetensors"]
+    line = fails(capsys, *arguments, "--expert", expert)
+    assert "problem_type is single_label_classification: its classes exclude each other" in line
+    model.config.problem_type = "multi_label_classification"
+    expert = tiny.save(model, tmp_path / "other")
+    metric = ["--data.tasks.words.init_args.metrics", "[accuracy]"]
+    line = fails(capsys, "validate", "--config", config, "--model.path", expert, *metric)
+    assert "metric 'accuracy': is of classes, but the task's answers are labels; use " in line
