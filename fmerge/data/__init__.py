@@ -16,6 +16,7 @@ from fmerge.data.files import TextFiles
 from fmerge.data.glue import Glue
 from fmerge.data.prompts import Prompted
 from fmerge.data.squad import Squad2
+from fmerge.data.tagged import TagFiles
 from fmerge.data.tasks import MultiTask
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "Prompted",
     "Split",
     "Squad2",
+    "TagFiles",
     "TaskData",
     "TextFiles",
 ]

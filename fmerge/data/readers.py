@@ -57,7 +57,18 @@ def check_columns(where: str, columns: Iterable[str], names: Sequence[str]) -> N
             raise UserError(f"{where}: has {names.count(column)} columns '{column}'; rename one")
 
 
-def _decoded(path: Path) -> str:
+def decoded(path: Path) -> str:
+    """Reads a text file in UTF-8, or in the encoding that its byte-order mark tells.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Its text.
+
+    Raises:
+        UserError: If it is of another encoding.
+    """
     content = path.read_bytes()
     encoding = next(
         (name for mark, name in _BYTE_ORDER_MARKS.items() if content.startswith(mark)), "utf-8"
@@ -75,7 +86,7 @@ def _decoded(path: Path) -> str:
 def _read_csv(
     path: Path, columns: Sequence[str], optional: Sequence[str]
 ) -> tuple[list[str], Numbered]:
-    text = _decoded(path)
+    text = decoded(path)
     header, delimiter = _header(path, text, columns)
     return header, _csv_rows(path, text, header, delimiter)
 
@@ -131,7 +142,7 @@ def _csv_rows(path: Path, text: str, header: Sequence[str], delimiter: str) -> N
 def _read_json(
     path: Path, columns: Sequence[str], optional: Sequence[str]
 ) -> tuple[list[str], Numbered]:
-    text = _decoded(path)
+    text = decoded(path)
     if text.lstrip().startswith("["):
         rows = list(enumerate(_json(path, 1, text), 1))
     else:

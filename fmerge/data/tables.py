@@ -76,11 +76,12 @@ def is_missing(value: Any) -> bool:
     return value is None or (isinstance(value, float | Decimal) and isnan(value))
 
 
-def find_files(given: Files) -> list[Path]:
+def find_files(given: Files, endings: Sequence[str] = tuple(READERS)) -> list[Path]:
     """Finds the files of a split.
 
     Args:
         given: A path, a pattern such as ``train-*.parquet``, or several of them.
+        endings: The endings of files that are read.
 
     Returns:
         The files, in the order given; those of a pattern sorted by name.
@@ -99,8 +100,8 @@ def find_files(given: Files) -> list[Path]:
         else:
             found.append(path)
     for path in found:
-        if not is_table(path):
-            raise UserError(f"{path}: has an unknown ending; known: {known(READERS)}")
+        if path.suffix.lower() not in endings:
+            raise UserError(f"{path}: has an unknown ending; known: {known(endings)}")
         if found.count(path) > 1:
             raise UserError(f"{path}: is given twice for one split; name each file once")
     return found

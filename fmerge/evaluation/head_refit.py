@@ -15,6 +15,7 @@ from fmerge.errors import UserError, known
 from fmerge.evaluation.evaluator import Evaluator, silent
 from fmerge.modules import Classifier, FeaturePass, TaskModule, fit_linear
 from fmerge.params import Params, last_linear, using_params
+from fmerge.store import kind_of
 from fmerge.system.distributed import gather, in_dataset_order
 
 _LOG = logging.getLogger(__name__)
@@ -79,7 +80,8 @@ def obstacle(module: TaskModule, data: MultiTask | None, models: Mapping[str, nn
         return "there are no data (--data) to refit heads on"
     for task, model in models.items():
         classes = len(data.labels[task])
-        if not isinstance(module, Classifier) or classes < 2:
+        single = kind_of(data.labels[task]) == "classes" and classes > 1
+        if not isinstance(module, Classifier) or not single:
             return f"task '{task}' has no classes"
         found = last_linear(model)
         if found is None or found[1].out_features != classes:

@@ -24,6 +24,7 @@ from fmerge.modules.prediction_recorder import Predictions, record_predictions
 from fmerge.modules.preprocessed import PreprocessedModule
 from fmerge.modules.rank_choice import RankChoice
 from fmerge.modules.spans import SpanAnswers
+from fmerge.modules.tagging import TokenClassifier
 from fmerge.modules.tokenized import TokenizedModule
 
 __all__ = [
@@ -44,6 +45,7 @@ __all__ = [
     "TaskModule",
     "TextClassifier",
     "TextGenerator",
+    "TokenClassifier",
     "TokenizedModule",
     "batch_norms",
     "fit_linear",

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 ABSENT = -100
+"""The token where an answer has none, and the answer of a part that an example does not have."""
 
 
 def target_tokens(

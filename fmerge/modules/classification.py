@@ -85,6 +85,11 @@ class TextClassifier(Classifier, HeadedModule):
 
 def _check_kind(examples: Sequence[Mapping[str, Any]], task: str) -> None:
     """Refuses the examples of another kind of module, and names it."""
+    if "words" in examples[0]:
+        raise UserError(
+            f"task '{task}': its answers are tags of words, not of texts; give --model "
+            "TokenClassifier"
+        )
     if "choices" in examples[0]:
         raise UserError(
             f"task '{task}': its examples have choices, which a language model ranks; give "

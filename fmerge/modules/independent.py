@@ -11,10 +11,8 @@ import torch
 from torch import Tensor
 
 from fmerge.fisher import Estimator
+from fmerge.modules.answers import ABSENT
 from fmerge.modules.base import TaskModule
-
-ABSENT = -100
-"""The answer of a part that an example does not have, such as the tag of a padding token."""
 
 
 class IndependentAnswers(TaskModule, ABC):

@@ -9,7 +9,7 @@ from torch import Tensor
 from fmerge.errors import UserError
 from fmerge.modules.heads import HeadedModule
 from fmerge.modules.independent import IndependentAnswers
-from fmerge.modules.tokenized import model_inputs
+from fmerge.modules.tokenized import check_positions, model_inputs
 from fmerge.store import LabelNames, load_classifier
 
 if TYPE_CHECKING:
@@ -60,14 +60,11 @@ class SpanAnswers(HeadedModule, IndependentAnswers):
 
         Args:
             models: Task name to network.
-            tokenizer: The tokenizer they share, or task name to the tokenizer of each.
-
-        Raises:
-            UserError: If a tokenizer gives no positions of its tokens in the text.
+            tokenizer: The tokenizer they share, or task name to the tokenizer of each; they know
+                where their tokens stand.
         """
         super().adopt(models, tokenizer)
-        if not all(one.is_fast for one in self.tokenizers.values()):
-            raise UserError("SpanAnswers: needs a fast tokenizer, which knows where tokens stand")
+        check_positions(self)
 
     def _names(self, model: "PreTrainedModel") -> LabelNames:
         return LabelNames()

@@ -7,6 +7,7 @@ from fmerge.errors import UserError, check_within
 from fmerge.evaluation.passes import Pass, Passes
 from fmerge.modules import SpanAnswers
 from fmerge.modules.losses import Loss
+from fmerge.store import kind_of
 
 if TYPE_CHECKING:
     from fmerge.runs.merge import MergeRun
@@ -135,7 +136,7 @@ def check_training(run: "MergeRun", settings: TrainingSettings, option: str) -> 
                 f"{option}: a step takes {min(data.batch_size, size)} examples of task '{task}', "
                 f"but there are {run.trainer.world_size} processes; raise --data.batch_size"
             )
-        if settings.loss == "entropy" and len(data.labels[task]) == 1:
+        if settings.loss == "entropy" and kind_of(data.labels[task]) == "number":
             raise UserError(
                 f"{option}: loss entropy: task '{task}' has numbers for answers, whose entropy "
                 "does not change; use experts or labels"

@@ -29,14 +29,16 @@ from fmerge.store.weights import read_weights
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-Head = Literal["classification", "question answering"]
+Head = Literal["classification", "question answering", "token classification"]
 _AUTO: Final[dict[Head, str]] = {
     "classification": "AutoModelForSequenceClassification",
     "question answering": "AutoModelForQuestionAnswering",
+    "token classification": "AutoModelForTokenClassification",
 }
 _MODULES: Final[dict[Head, str]] = {
     "classification": "TextClassifier",
     "question answering": "SpanAnswers",
+    "token classification": "TokenClassifier",
 }
 
 _NEW: "Final[WeakKeyDictionary[nn.Module, frozenset[str]]]" = WeakKeyDictionary()

@@ -11,6 +11,7 @@ from fmerge.store.folders import WEIGHTS
 WANTED: Final = {
     "AutoModelForSequenceClassification": "a text classifier",
     "AutoModelForQuestionAnswering": "a question-answering model",
+    "AutoModelForTokenClassification": "a token classifier",
     "AutoModelForSeq2SeqLM": "a text-to-text model",
     "AutoModelForCausalLM": "a causal language model",
 }
@@ -25,11 +26,14 @@ _FOREIGN: Final = {
     "MODEL_FOR_CTC_MAPPING": "a speech model",
 }
 _LATER: Final = (
-    "not supported yet; fmerge reads text classifiers, question-answering and language models, and "
-    "fmerge.merge in Python merges any tensors"
+    "not supported yet; fmerge reads classifiers of texts and tokens, question-answering and "
+    "language models, and fmerge.merge in Python merges any tensors"
 )
 _WORDS: Final = {
-    "TokenClassification": ("a token classifier, as for named entities (NER)", _LATER),
+    "TokenClassification": (
+        "a token classifier, as for named entities (NER)",
+        "give --model TokenClassifier",
+    ),
     "MultipleChoice": ("a multiple-choice model", _LATER),
     "SequenceClassification": ("a text classifier", "give --model TextClassifier"),
     "QuestionAnswering": ("a question-answering model", "give --model SpanAnswers"),

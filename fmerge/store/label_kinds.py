@@ -19,6 +19,7 @@ USUAL_METRICS: Final[Mapping[Kind, Sequence[str]]] = {
     "classes": ("accuracy",),
     "labels": ("micro_f1", "average_precision"),
     "number": ("pearson",),
+    "tags": ("token_accuracy",),
 }
 """Kind of outputs to the metrics of its answers, where none are named."""
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fmerge.errors import UserError, known
 from fmerge.params import Params, last_linear
-from fmerge.store.label_kinds import PROBLEMS, Kind, kind_of
+from fmerge.store.label_kinds import PROBLEMS, kind_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -91,7 +91,7 @@ def problem_type(config: Any, labels: Sequence[str], source: str, new: bool) -> 
     usual, own = PROBLEMS.get(kind), config.problem_type
     if new or (own is None and kind == "labels"):
         return usual
-    if own in {None, usual}:
+    if own in {None, usual} or kind == "tags":
         return own  # type: ignore[no-any-return]
     means = {
         "multi_label_classification": "its labels do not exclude each other",
@@ -103,11 +103,10 @@ def problem_type(config: Any, labels: Sequence[str], source: str, new: bool) -> 
     )
 
 
-_ANSWERS: Final[dict[Kind, str]] = {
+_ANSWERS: Final = {
     "classes": "each of the task's examples is of one class",
     "labels": "the task's examples have any number of labels",
     "number": "the task's answers are single numbers",
-    "tags": "the task's answers are tags of words",
 }
 _GIVE: Final = {
     "multi_label_classification": "data with lists of labels",

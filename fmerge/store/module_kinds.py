@@ -10,6 +10,7 @@ from fmerge.store.sources import is_lightning, load_lightning, read_config
 _MAPPINGS = {
     "TextClassifier": ("MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES",),
     "SpanAnswers": ("MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES",),
+    "TokenClassifier": ("MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES",),
     "RankChoice": (
         "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES",
         "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES",
@@ -20,6 +21,7 @@ _MAPPINGS = {
 _IS_A = {
     "TextClassifier": "a text classifier",
     "SpanAnswers": "a question-answering model",
+    "TokenClassifier": "a token classifier",
     "RankChoice": "a language model",
 }
 

@@ -93,7 +93,7 @@ def test_a_printed_configuration_runs_as_it_is(zoo, tmp_path, capsys):
         (
             ["fisher", "--expert=x", "--output=o.h5", "--data.tasks.a=Foo"],
             "--data.tasks: unknown class 'Foo'; known: DocsTopics, Glue, Prompted, Squad2, "
-            "TextFiles",
+            "TagFiles, TextFiles",
         ),
         (
             ["fisher", "--expert=x", "--output=o.h5", "--estimator=magic"],

@@ -1,12 +1,13 @@
 """Other kinds of models and answers, from a base to merges that open in their home library."""
 
 import csv
+import json
 
 import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
-from fmerge.modules import TextClassifier
+from fmerge.modules import TextClassifier, TokenClassifier
 from fmerge.store import load_classifier, load_tokenizer
 from tests import tiny
 from tests.cli.run import fails
@@ -99,6 +100,60 @@ def test_numbers_from_a_base_to_transformers(tmp_path, base):
         tokenizer = AutoTokenizer.from_pretrained(folder / "one")
         outputs = model(**tokenizer("red cat", return_tensors="pt")).logits
         assert outputs.shape == (1, 1) and bool(outputs.isfinite().all())
+
+
+def tagged(folder, name, entities, seed):
+    """Files of lists, in which some words are entities."""
+    files = {}
+    for i, (split, n) in enumerate(SIZES.items()):
+        files[split] = str(folder / f"{name}_{split}.jsonl")
+        with open(files[split], "w") as file:
+            for text in tiny.sentences(n, seed + i):
+                words = text.split()
+                tags = [f"B-{entities[word]}" if word in entities else "O" for word in words]
+                file.write(json.dumps({"tokens": words, "tags": tags}) + "\n")
+    return files
+
+
+@pytest.mark.slow
+def test_tags_from_a_base_to_a_pipeline(tmp_path, base):
+    pytest.importorskip("seqeval")
+    kinds = {
+        "life": dict.fromkeys(("cat", "dog", "tree"), "LIFE"),
+        "place": {"sky": "HIGH", "sea": "LOW", "moon": "HIGH"},
+    }
+    tasks = {
+        name: {
+            "class_path": "TagFiles",
+            "init_args": {
+                **tagged(tmp_path, name, entities, seed),
+                "labels": ["O", *sorted({f"B-{one}" for one in entities.values()})],
+            },
+        }
+        for seed, (name, entities) in zip((0, 50), kinds.items(), strict=True)
+    }
+    found = whole_way(tmp_path, base, tasks, {"class_path": "TokenClassifier"}, {"entity_f1"})
+    texts = tiny.sentences(5, 99)
+    for folder in found.values():
+        module = TokenClassifier()
+        model = module.read(str(folder / "place"), "place")
+        module.adopt({"place": model}, load_tokenizer(str(folder / "place")))
+        module.eval()
+        home = pipeline(
+            "token-classification", str(folder / "place"), device="cpu", ignore_labels=[]
+        )
+        for text in texts:
+            words = text.split()
+            batch = module.collate([{"words": words, "label": [0] * len(words)}], "place")
+            with torch.no_grad():
+                p, chosen = module.part_log_probs(batch)[0].exp().max(dim=1)
+            entities = home(text)
+            assert [one["word"] for one in entities] == words
+            assert [one["entity"] for one in entities] == [
+                model.config.id2label[tag] for tag in chosen.tolist()
+            ]
+            scores = torch.tensor([float(one["score"]) for one in entities])
+            torch.testing.assert_close(p, scores, rtol=1e-5, atol=1e-6)
 
 
 def test_an_expert_of_other_answers_is_refused_before_any_pass(tmp_path, base, tasks, capsys):

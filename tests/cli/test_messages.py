@@ -116,7 +116,7 @@ def union(kinds, *errors, given):
                 given="{'a': {'class_pth': 'TextFiles'}}",
             ),
             "--data.tasks: names no class that fits, but found '{'a': {'class_pth': 'TextFiles'}}'"
-            "; give class_path; known: DocsTopics, Glue, Prompted, Squad2, TextFiles",
+            "; give class_path; known: DocsTopics, Glue, Prompted, Squad2, TagFiles, TextFiles",
         ),
         (
             union(("base", "[...]"), "Expected a <class 'str'>", given="x" * 500),
@@ -128,7 +128,7 @@ def union(kinds, *errors, given):
                 given="NestedArg(key='a', val='Foo')",
             ),
             "--data.tasks: unknown class 'Foo'; known: DocsTopics, Glue, Prompted, Squad2, "
-            "TextFiles",
+            "TagFiles, TextFiles",
         ),
         (
             union(("method", "[...]"), "Expected a <class 'x'>", given="NestedArg(key='density')"),

@@ -17,6 +17,7 @@ from fmerge.evaluation.passes import Pass
 from fmerge.modules import TextClassifier
 from fmerge.modules.logistic import STRENGTH
 from fmerge.params import fingerprint, params_of
+from fmerge.store import LabelNames
 from tests import tiny
 from tests.evaluation.tiny_tasks import Given, examples, make_evaluator, models
 
@@ -47,7 +48,7 @@ def test_obstacles():
     module = TextClassifier()
     assert obstacle(module, None, {}) == "there are no data (--data) to refit heads on"
     assert obstacle(module, data_of(["p", "q"]), classifier()) == ""
-    for labels in ([], ["score"]):
+    for labels in ([], ["score"], LabelNames("pq", "labels"), LabelNames("pq", "tags")):
         assert obstacle(module, data_of(labels), classifier()) == "task 'x' has no classes"
     assert obstacle(object(), data_of(["p", "q"]), classifier()) == "task 'x' has no classes"
     reason = "the head of task 'x' does not end in a linear layer of 3 outputs"

@@ -177,3 +177,41 @@ def test_pearson_of_a_module_in_half_precision():
             metric.update(p, y)
         assert float(metric.compute()) == pytest.approx(expected, abs=1e-9)
         metric.reset()
+
+
+def test_entities_are_seqevals():
+    sequence_labeling = pytest.importorskip("seqeval.metrics")
+    names = LabelNames(["O", "B-PER", "I-PER", "B-LOC", "I-LOC"], "tags")
+    generator = torch.Generator().manual_seed(0)
+    truth = torch.randint(5, (30, 8), generator=generator)
+    noise = torch.rand(30, 8, generator=generator) < 0.3
+    p = torch.where(noise, torch.randint(5, (30, 8), generator=generator), truth)
+    absent = torch.arange(8) >= torch.randint(1, 9, (30, 1), generator=generator)
+    truth, p = truth.masked_fill(absent, -100), p.masked_fill(absent, -100)
+    metric, accuracy = make_metric("entity_f1", names), make_metric("token_accuracy", names)
+    for _ in range(2):  # again after a reset
+        for part, y in zip(p.split(7), truth.split(7), strict=True):
+            metric.update(part, y)
+            accuracy.update(part, y)
+        pairs = [
+            [[names[tag] for tag in row.tolist() if tag != -100] for row in side]
+            for side in (truth, p)
+        ]
+        assert float(metric.compute()) == pytest.approx(sequence_labeling.f1_score(*pairs))
+        assert float(accuracy.compute()) == pytest.approx(sequence_labeling.accuracy_score(*pairs))
+        metric.reset()
+        accuracy.reset()
+    metric.update(torch.zeros(2, 3, dtype=torch.long), torch.zeros(2, 3, dtype=torch.long))
+    assert float(metric.compute()) == 0  # no entity anywhere
+
+
+def test_entities_without_seqeval_name_the_extra(monkeypatch):
+    monkeypatch.setattr("fmerge.modules.metrics.find_spec", lambda name: None)
+    with pytest.raises(
+        UserError, match=r"needs the package seqeval; .*fmerge.text-metrics.*oken_a"
+    ):
+        make_metric("entity_f1", LabelNames(["O", "B-X"], "tags"))
+    with pytest.raises(
+        UserError, match="'accuracy': is of classes, but .* are tags; use entity_f1"
+    ):
+        make_metric("accuracy", LabelNames(["O", "B-X"], "tags"))

@@ -50,7 +50,7 @@ def test_models_of_the_kind(config, auto, any_head):
         (
             named(tiny.bert_config(), "BertForTokenClassification"), CLASSES, False,
             "is a BertForTokenClassification, a token classifier, as for named entities (NER), not "
-            "a BertForSequenceClassification; not supported yet; fmerge reads",
+            "a BertForSequenceClassification; give --model TokenClassifier",
         ),
         (
             named(tiny.bert_config(), "BertForMultipleChoice"), SPANS, False,
@@ -99,8 +99,13 @@ def test_models_of_another_kind(config, auto, any_head, says):
 def test_a_head_for_tokens_is_no_head_for_texts(tmp_path):
     # both are a linear layer of one name and shape: read as the other, it would answer at random
     folder = tiny.save(BertForTokenClassification(tiny.bert_config()), tmp_path / "ner")
-    with pytest.raises(UserError, match="a token classifier, as for named entities"):
+    with pytest.raises(UserError, match=r"it is a token classifier \(BertForTokenClassification"):
         load_classifier(folder, "x")
+    read = load_classifier(folder, "x", head="token classification")
+    assert isinstance(read, BertForTokenClassification)
+    texts = tiny.save(tiny.classifier(tiny.bert_config()), tmp_path / "texts")
+    with pytest.raises(UserError, match="has no token classification head: it is a text classifi"):
+        load_classifier(texts, "x", head="token classification")
 
 
 def test_a_missing_head_says_what_there_is(tmp_path):

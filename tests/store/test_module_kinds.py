@@ -2,7 +2,11 @@
 
 import pytest
 import torch
-from transformers import AutoModelForMaskedLM, AutoModelForQuestionAnswering
+from transformers import (
+    AutoModelForMaskedLM,
+    AutoModelForQuestionAnswering,
+    AutoModelForTokenClassification,
+)
 
 from fmerge.errors import UserError
 from fmerge.modules import RankChoice, SpanAnswers, TextClassifier
@@ -16,6 +20,7 @@ MODELS = {
     "llama": lambda: tiny.language_model(tiny.llama_config()),
     "spans": lambda: AutoModelForQuestionAnswering.from_config(tiny.bert_config()),
     "classes": lambda: tiny.classifier(tiny.bert_config()),
+    "tags": lambda: AutoModelForTokenClassification.from_config(tiny.bert_config()),
     "words": lambda: AutoModelForMaskedLM.from_config(tiny.bert_config()),
 }
 
@@ -35,6 +40,7 @@ def saved(tmp_path_factory):
         (["llama"], "RankChoice"),
         (["spans"], "SpanAnswers"),
         (["classes"], "TextClassifier"),
+        (["tags"], "TokenClassifier"),
         (["words"], None),
         (["words", "spans"], "SpanAnswers"),
         ([], None),
