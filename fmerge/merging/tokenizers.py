@@ -52,9 +52,11 @@ def tokenizers_of(
     _tell_lent(kind, lacking, base if lender is None else first_source)
     chosen: dict[str, Any] = {}
     for name, source in sources.items():
-        given = found[name]
-        own = first if given is None else given
+        own = first if found[name] is None else found[name]
         if differing := kind.conflict(first, own):
+            # one that does not fit its own model is the cause, and that error says what to mend
+            for other, before in chosen.items():
+                module.check_preprocessor(models[other], before, sources[other])
             raise UserError(
                 f"{source}: its {kind.word} differs from that of {first_source} in {differing}; "
                 f"merge models of one {kind.word} only"
