@@ -229,9 +229,23 @@ def fingerprint(params: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name in sorted(params):
         tensor = params[name].detach().cpu().contiguous()
-        digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        digest.update(digest_header(name, tensor))
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
     return digest.hexdigest()
+
+
+def digest_header(name: str, tensor: Tensor, dtype: torch.dtype | None = None) -> bytes:
+    """Writes what ``fingerprint`` hashes of a tensor before its numbers.
+
+    Args:
+        name: Its name.
+        tensor: The tensor.
+        dtype: The dtype that its numbers are hashed in; its own when left out.
+
+    Returns:
+        Name, dtype and shape.
+    """
+    return f"{name}|{dtype or tensor.dtype}|{tuple(tensor.shape)}|".encode()
 
 
 @torch.no_grad()

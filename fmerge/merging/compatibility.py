@@ -1,6 +1,6 @@
 """Whether models can be merged: the same function of their weights, and one origin."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -106,14 +106,27 @@ def check_related(
     Raises:
         UserError: If the distance is above ``FARTHEST``.
     """
-    # four sums in one pass: ‖θ₀ − θ‖², ‖θ₀‖², ‖θ‖² and ⟨θ₀, θ⟩
     sums = torch.zeros(4, dtype=torch.float64)
     for key, origin in reference.items():
         if origin.ndim >= 2:
             one, two = origin.flatten(), other[key].flatten()
             products = (one - two).square().sum(), one.square().sum(), two.square().sum(), one @ two
             sums += torch.stack(products).double().cpu()
-    difference, own, its, product = sums.tolist()
+    refuse_unrelated(sums.tolist(), reference_name, name)
+
+
+def refuse_unrelated(sums: Sequence[float], reference_name: str, name: str) -> None:
+    """Refuses a model by four sums over the matrices of two.
+
+    Args:
+        sums: ‖θ₀ − θ‖², ‖θ₀‖², ‖θ‖² and ⟨θ₀, θ⟩.
+        reference_name: Where θ₀ comes from, for the message.
+        name: Where θ comes from, for the message.
+
+    Raises:
+        UserError: If the distance is above ``FARTHEST``.
+    """
+    difference, own, its, product = sums
     if difference > FARTHEST**2 * own:
         cosine = product / max((own * its) ** 0.5, 1e-300)
         distance = (difference / max(own, 1e-300)) ** 0.5
@@ -141,6 +154,20 @@ def task_vector_facts(base: Params, bodies: Mapping[str, Params]) -> str:
         steps = torch.stack([(bodies[name][key] - origin).flatten() for name in names])
         products += (steps @ steps.T).double().cpu()
         norm += float(origin.square().sum())
+    return describe_vectors(names, products, norm)
+
+
+def describe_vectors(names: Sequence[str], products: Tensor, norm: float) -> str:
+    """Words the norms of task vectors and the cosines between them.
+
+    Args:
+        names: The experts.
+        products: ⟨τₘ, τₙ⟩ (m, n), in float64.
+        norm: ‖θ₀‖².
+
+    Returns:
+        One line: ‖τₘ‖ / ‖θ₀‖ of each, and the cosine of every two.
+    """
     lengths = products.diagonal().sqrt()
     parts = [
         f"`{name}` {100 * float(length) / max(norm, 1e-300) ** 0.5:.1f}%"

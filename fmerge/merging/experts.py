@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import nn
@@ -19,7 +19,7 @@ from fmerge.merging.tokenizers import tokenizers_of
 from fmerge.methods import MergeMethod
 from fmerge.modules import TaskModule
 from fmerge.params import Params, params_of
-from fmerge.store import reading_headers
+from fmerge.store import StoredTensor, places_in, reading_headers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -41,6 +41,8 @@ class Ensemble:
         moving: The names of the bodies' buffers that differ between the models.
         constants: The bodies' other persistent buffers, as the first expert has them.
         heads_merged: Whether the heads are merged too: the bodies are then whole networks.
+        places: Where the parameters of each expert's network lie, if headers alone were read.
+        base_places: Where the base's lie.
     """
 
     models: Mapping[str, nn.Module]
@@ -54,6 +56,8 @@ class Ensemble:
     moving: Sequence[str] = ()
     constants: Params = field(default_factory=dict)
     heads_merged: bool = False
+    places: Mapping[str, Mapping[str, StoredTensor]] = field(default_factory=dict)
+    base_places: Mapping[str, StoredTensor] = field(default_factory=dict)
 
     @property
     def networks(self) -> Mapping[str, nn.Module]:
@@ -132,7 +136,7 @@ def load_ensemble(
     method: MergeMethod,
     module: TaskModule,
     labels: Mapping[str, Sequence[str]] | None = None,
-    values: bool = True,
+    values: bool | Literal["places"] = True,
     heads: HeadMode = "keep",
 ) -> Ensemble:
     """Reads everything a merge needs and checks it before any long work.
@@ -143,25 +147,23 @@ def load_ensemble(
         method: What the merge will compute.
         module: Reads the networks and knows what their tasks share.
         labels: Task name to class names, where the data are known.
-        values: Whether numbers are read, not headers alone.
+        values: Whether numbers are read, not headers alone; ``places``: those of buffers.
         heads: Whether heads are merged like the body.
 
     Returns:
-        The ensemble, with bodies apart from the networks that ``module`` runs on.
-
-    Raises:
-        UserError: If anything is missing, is not finite, or does not fit all else.
+        The ensemble; an error where anything is missing, is not finite, or does not fit all else.
     """
     files, whole = _checked_files(experts, labels, method, base), heads == "merge"
-    sources = {name: expert.path for name, expert in experts.items()}
-    read, ancestor = _read(experts, base, module, labels or {}, values, whole)
+    numbers, sources = values is True, {name: expert.path for name, expert in experts.items()}
+    with nullcontext() if numbers else reading_headers(places=values == "places"):
+        read, ancestor = _read(experts, base, module, labels or {}, whole)
     complete = keep_poolers_apart(module, read, ancestor, sources, whole)
-    first, bodies = next(iter(experts)), _bodies(module, read, values, whole)
-    origin = None if ancestor is None else base_origin(module, ancestor, str(base), values, whole)
+    first, bodies = next(iter(experts)), _bodies(module, read, numbers, whole)
+    origin = None if ancestor is None else base_origin(module, ancestor, str(base), numbers, whole)
     shared = set(module.body(read[first]))
     relative = origin or Relative(read[first], bodies[first], experts[first].path, shared)
-    buffers, moving = relative.check_all(experts, read, bodies, values)
-    fishers, origins = read_fishers(files, experts, read, complete, values)  # of poolers too
+    buffers, moving = relative.check_all(experts, read, bodies, numbers)
+    fishers, origins = read_fishers(files, experts, read, complete, numbers)  # of poolers too
     models = {name: read[name] for name in _tasks(experts)}
     return Ensemble(
         models=models,
@@ -175,6 +177,8 @@ def load_ensemble(
         moving=moving,
         constants=_copies(buffers[first], set(buffers[first]) - set(moving)),
         heads_merged=whole,
+        places={name: places_in(model) for name, model in read.items()},
+        base_places={} if ancestor is None else places_in(ancestor),
     )
 
 
@@ -183,7 +187,6 @@ def _read(
     base: str | None,
     module: TaskModule,
     labels: Mapping[str, Sequence[str]],
-    values: bool,
     whole: bool,
 ) -> tuple[dict[str, nn.Module], nn.Module | None]:
     """Reads the networks of the experts and of the base, or what their headers tell of them."""
@@ -191,23 +194,20 @@ def _read(
         check_one_task(labels)
     read: dict[str, nn.Module] = {}
     common: Sequence[str] | None = None
-    with nullcontext() if values else reading_headers():
-        for name, one in experts.items():
-            # a donor like a base: complete but for a head
-            own = labels.get(name, common)
-            read[name] = module.read(one.path, name, own, fresh_head=one.donor and not whole)
-            if whole and common is None:  # in one order of the outputs, whatever the files have
-                common = own or labels_of(read[name])
-        if base is None:
-            return read, None
-        try:
-            return read, module.read(base, "base", common, fresh_head=not whole)
-        except UserError as error:
-            if not whole:
-                raise
-            raise UserError(
-                f"--heads: is merge, to which the base's head belongs: {error}"
-            ) from error
+    for name, one in experts.items():
+        # a donor like a base: complete but for a head
+        own = labels.get(name, common)
+        read[name] = module.read(one.path, name, own, fresh_head=one.donor and not whole)
+        if whole and common is None:  # in one order of the outputs, whatever the files have
+            common = own or labels_of(read[name])
+    if base is None:
+        return read, None
+    try:
+        return read, module.read(base, "base", common, fresh_head=not whole)
+    except UserError as error:
+        if not whole:
+            raise
+        raise UserError(f"--heads: is merge, to which the base's head belongs: {error}") from error
 
 
 def _bodies(

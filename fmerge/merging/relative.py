@@ -39,12 +39,10 @@ class Relative:
         """Its body's persistent buffers."""
         return shared_buffers(self.model, self.body)
 
-    def _moving(
-        self, experts: Mapping[str, Expert], buffers: Mapping[str, Params], values: bool
-    ) -> list[str]:
-        """Names the buffers to be merged; none where no numbers are read."""
+    def _moving(self, experts: Mapping[str, Expert], buffers: Mapping[str, Params]) -> list[str]:
+        """Names the buffers to be merged; none where headers stand for numbers."""
         found = {experts[name].path: own for name, own in buffers.items()}
-        return moving_buffers({**found, self.name: self.buffers}) if values else []
+        return moving_buffers({**found, self.name: self.buffers})
 
     def _check(self, expert: Expert, model: nn.Module, body: Params, values: bool) -> None:
         """Checks config, layout and, where they are read, values of an expert."""
@@ -54,10 +52,10 @@ class Relative:
         buffers = shared_buffers(model, body)
         check_same_layout(self.body | self.buffers, body | buffers, self.name, expert.path)
         check_same_function(self.model, model, self.name, expert.path)
+        apart = expert.donor and not whole
+        check_no_nan(buffers if apart else persistent_buffers(model), expert.path)
         if values:
-            apart = expert.donor and not whole
             check_finite(body if apart else params_of(model), expert.path)
-            check_no_nan(buffers if apart else persistent_buffers(model), expert.path)
             related = {name: one for name, one in self.body.items() if name in self.shared}
             check_related(related, body, self.name, expert.path)
 
@@ -82,7 +80,7 @@ class Relative:
         for name, expert in experts.items():
             self._check(expert, read[name], bodies[name], values)
         buffers = {name: shared_buffers(model, bodies[name]) for name, model in read.items()}
-        return buffers, self._moving(experts, buffers, values)
+        return buffers, self._moving(experts, buffers)
 
 
 def base_origin(
@@ -102,7 +100,7 @@ def base_origin(
     """
     part = merged_part(module, ancestor, whole)
     made = Relative(ancestor, part, f"the base {source}", set(module.body(ancestor)))
+    check_no_nan(made.buffers, source)
     if values:
         check_finite(made.body, source)
-        check_no_nan(made.buffers, source)
     return made

@@ -9,7 +9,6 @@ from typing import Any, Literal
 from torch import Tensor
 
 from fmerge.methods.convex import convex
-from fmerge.methods.gradients import by_autograd
 from fmerge.methods.input_checks import check_inputs, of_one_dtype
 from fmerge.methods.inputs import MergeInputs
 from fmerge.methods.roles import Place
@@ -48,6 +47,9 @@ class MergeMethod(Recorded, ABC):
         writes_into_out: Whether ``merge`` fills the tensors given as ``out``, so that a caller
             can allocate them once for many merges.
         calibrates: Whether the merge is only the start of a calibration on examples.
+        streams: Whether ``by_tensor`` merges a tensor without the others in memory.
+        entrywise: Whether an entry of the merge depends on that entry of the inputs and on what
+            is found of all tensors beforehand, and on nothing else.
     """
 
     statistic: Statistic | None = None
@@ -58,6 +60,8 @@ class MergeMethod(Recorded, ABC):
     holds_average: bool = False
     writes_into_out: bool = False
     calibrates: bool = False
+    streams: bool = False
+    entrywise: bool = False
 
     def __repr__(self) -> str:
         return constructor_call(self)
@@ -205,6 +209,19 @@ class MergeMethod(Recorded, ABC):
             See ``merge``.
         """
 
+    def by_tensor(self, inputs: MergeInputs) -> TensorFormula:
+        """Prepares a merge that is made a tensor at a time, of models that need not be in memory.
+
+        Args:
+            inputs: Inputs that fit the formula, with ``given_places`` and ``scales``. Their
+                mappings may read a tensor whenever it is asked for.
+
+        Returns:
+            From a name to the merged tensor, in the experts' dtype: bit for bit what ``compute``
+            makes of it; an error where ``streams`` is False.
+        """
+        raise NotImplementedError(f"{type(self).__name__} needs all tensors in memory")
+
     def pull_back(self, inputs: MergeInputs, gradient: Params) -> Tensor:
         """Computes ∂L/∂λₘ from ∂L/∂θ, for a loss L of the merged tensors.
 
@@ -216,41 +233,6 @@ class MergeMethod(Recorded, ABC):
             One number for each expert (m,), in float64; an error where there is no such rule.
         """
         raise NotImplementedError(f"{type(self).__name__} has no gradient of its coefficients")
-
-
-class Tensorwise(MergeMethod):
-    """A method that merges one tensor after the other, each as a whole.
-
-    What it needs to know of all tensors together, it finds before the first.
-    """
-
-    @abstractmethod
-    def tensor_formula(self, inputs: MergeInputs) -> TensorFormula:
-        """Prepares the computation of single tensors.
-
-        Args:
-            inputs: The inputs, checked.
-
-        Returns:
-            The formula of one tensor; it must not depend on the order of its calls.
-        """
-
-    def compute(self, inputs: MergeInputs, out: Params | None = None) -> Params:
-        """Merges tensor by tensor and rounds once.
-
-        Args:
-            inputs: The inputs, checked.
-            out: Not written to.
-
-        Returns:
-            New tensors of the experts' layout and dtype.
-        """
-        formula = self.tensor_formula(inputs)
-        return {name: formula(name).to(tensor) for name, tensor in inputs.experts[0].items()}
-
-    def pull_back(self, inputs: MergeInputs, gradient: Params) -> Tensor:
-        """Computes ∂L/∂λₘ (m,) by autograd through the formula; see the base class."""
-        return by_autograd(self.tensor_formula, inputs, gradient)
 
 
 def constructor_call(made: object) -> str:

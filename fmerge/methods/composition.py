@@ -8,13 +8,20 @@ from typing import Any
 from torch import Tensor
 
 from fmerge.errors import UserError
-from fmerge.methods.base import MergeMethod, constructor_call
+from fmerge.methods.base import MergeMethod, TensorFormula, constructor_call
 from fmerge.methods.inputs import MergeInputs, VectorMap
 from fmerge.params import Params
 
 
 class Transform(ABC):
-    """A map of task vectors, τ̂ₘ = T(τₘ), that a method can be composed with."""
+    """A map of task vectors, τ̂ₘ = T(τₘ), that a method can be composed with.
+
+    Attributes:
+        entrywise: Whether an entry of τ̂ₘ depends on that entry of τₘ and on what ``prepare``
+            found, and on nothing else.
+    """
+
+    entrywise: bool = False
 
     def __repr__(self) -> str:
         return constructor_call(self)
@@ -115,6 +122,8 @@ class Transformed(Wrapper):
         self.transform = transform
         self.method = method
         self.take_over()
+        self.streams = method.streams
+        self.entrywise = transform.entrywise and method.entrywise
 
     @property
     def inner(self) -> MergeMethod:
@@ -151,7 +160,18 @@ class Transformed(Wrapper):
         Returns:
             Its sentences on the transformed task vectors.
         """
-        return self.method.facts(inputs.transformed(self.transform.prepare(inputs)))
+        return self.method.facts(self._transformed(inputs))
+
+    def by_tensor(self, inputs: MergeInputs) -> TensorFormula:
+        """Prepares a merge of the transformed task vectors a tensor at a time.
+
+        Args:
+            inputs: See ``MergeMethod.by_tensor``.
+
+        Returns:
+            The inner method's formula.
+        """
+        return self.method.by_tensor(self._transformed(inputs))
 
     def compute(self, inputs: MergeInputs, out: Params | None = None) -> Params:
         """Merges the transformed task vectors.
@@ -163,7 +183,7 @@ class Transformed(Wrapper):
         Returns:
             See ``MergeMethod.merge``.
         """
-        return self.method.compute(inputs.transformed(self.transform.prepare(inputs)), out)
+        return self.method.compute(self._transformed(inputs), out)
 
     def pull_back(self, inputs: MergeInputs, gradient: Params) -> Tensor:
         """Computes ∂L/∂λₘ as the inner method does, which alone has coefficients.
@@ -175,4 +195,7 @@ class Transformed(Wrapper):
         Returns:
             One number for each expert (m,), in float64.
         """
-        return self.method.pull_back(inputs.transformed(self.transform.prepare(inputs)), gradient)
+        return self.method.pull_back(self._transformed(inputs), gradient)
+
+    def _transformed(self, inputs: MergeInputs) -> MergeInputs:
+        return inputs.transformed(self.transform.prepare(inputs), self.transform.entrywise)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fmerge.methods.base import MergeMethod
+from fmerge.methods.base import MergeMethod, TensorFormula
 from fmerge.methods.inputs import MergeInputs, precision
 from fmerge.params import Between, Params, empty_like
 
@@ -55,6 +55,8 @@ class Elementwise(MergeMethod):
     """
 
     writes_into_out = True
+    streams = True
+    entrywise = True
 
     @abstractmethod
     def formula(self, coefficients: Sequence[float], scales: Sequence[float]) -> Formula:
@@ -92,6 +94,17 @@ class Elementwise(MergeMethod):
             if len(names) > 1:
                 _scatter(target, [merged[name] for name in names])
         return merged
+
+    def by_tensor(self, inputs: MergeInputs) -> TensorFormula:
+        """Prepares a merge a tensor at a time.
+
+        Args:
+            inputs: See the base class.
+
+        Returns:
+            The formula.
+        """
+        return lambda name: self.compute(inputs.only(name))[name]
 
 
 def _buffers(largest: int, dtype: torch.dtype, device: torch.device) -> list[Tensor]:

@@ -10,6 +10,9 @@ from torch import Tensor
 
 from fmerge.methods.roles import Place, places_of
 
+PART = 1 << 17
+"""Entries of a part of a tensor that is merged apart from the rest."""
+
 VectorMap = Callable[[int, str, Tensor], Tensor]
 """From m, a tensor's name and that tensor of τₘ to the transformed one, of the same shape."""
 
@@ -56,6 +59,7 @@ class MergeInputs:
         scales: ``statistic_scale`` of each statistic.
         given_places: The tensors' places, where the experts are only a part of their models.
         maps: The maps that the task vectors go through, in this order.
+        entrywise: Whether each map turns an entry into one that depends on no other entry.
     """
 
     base: Mapping[str, Tensor] | None
@@ -65,6 +69,7 @@ class MergeInputs:
     scales: Sequence[float] = ()
     given_places: Mapping[str, Place] | None = None
     maps: tuple[VectorMap, ...] = ()
+    entrywise: bool = True
 
     @cached_property
     def places(self) -> Mapping[str, Place]:
@@ -125,16 +130,73 @@ class MergeInputs:
         """
         return matrix.T if self.places[name].inputs_first else matrix
 
-    def transformed(self, transform: VectorMap) -> "MergeInputs":
+    def transformed(self, transform: VectorMap, entrywise: bool = False) -> "MergeInputs":
         """Adds a map that the task vectors go through.
 
         Args:
             transform: The map, applied after the present ones.
+            entrywise: Whether it turns an entry into one that depends on no other entry.
 
         Returns:
             The new inputs.
         """
-        return replace(self, maps=(*self.maps, transform))
+        return replace(self, maps=(*self.maps, transform), entrywise=self.entrywise and entrywise)
+
+    def only(self, name: str) -> "MergeInputs":
+        """Selects one tensor, which is read here where the inputs are files.
+
+        Args:
+            name: The tensor; ``given_places`` must tell its place.
+
+        Returns:
+            Inputs of that tensor alone.
+        """
+        return self._with(name, None)
+
+    def parts(self, name: str) -> Iterator["MergeInputs"]:
+        """Cuts one tensor into parts, where no map looks at more than an entry.
+
+        Args:
+            name: The tensor.
+
+        Yields:
+            Inputs of that tensor alone, flat and of at most ``PART`` entries, in order; of the
+            whole tensor where a map looks at all of it.
+        """
+        if not self.entrywise:
+            yield self.only(name)
+            return
+        for start in range(0, self.origin[name].numel(), PART):
+            yield self._with(name, slice(start, start + PART))
+
+    def _with(self, name: str, part: slice | None) -> "MergeInputs":
+        return replace(
+            self,
+            base=None if self.base is None else _Part(self.base, name, part),
+            experts=[_Part(one, name, part) for one in self.experts],
+            statistics=[_Part(one, name, part) for one in self.statistics],
+        )
+
+
+@dataclass(frozen=True)
+class _Part(Mapping[str, Any]):
+    """One tensor, or a part of it: flat, and read when it is asked for."""
+
+    source: Mapping[str, Any]
+    name: str
+    part: slice | None
+
+    def __getitem__(self, name: str) -> Any:
+        if name != self.name:
+            raise KeyError(name)
+        whole = self.source[name]
+        return whole if self.part is None else whole.reshape(-1)[self.part]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter([self.name])
+
+    def __len__(self) -> int:
+        return 1
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,8 @@ class ScaleByDepth(Transform):
         b: What the factor of the last layer has in addition.
     """
 
+    entrywise = True
+
     def __init__(self, a: float, b: float) -> None:
         check_within("a", a, "[0, inf)")
         check_within("b", b, "[0, inf)")

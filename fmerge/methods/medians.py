@@ -5,8 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fmerge.methods.base import TensorFormula, Tensorwise, check_positive_sum
+from fmerge.methods.base import TensorFormula, check_positive_sum
 from fmerge.methods.inputs import MergeInputs, wide
+from fmerge.methods.tensorwise import Tensorwise
 
 
 class FisherMedian(Tensorwise):

@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor
 
-from fmerge.methods.base import TensorFormula, Tensorwise
+from fmerge.methods.base import TensorFormula
 from fmerge.methods.inputs import MergeInputs
+from fmerge.methods.tensorwise import Tensorwise
 
 _SINGULAR = 1e-6
 """Least 1 + (M − 1)cos φ; below it, as in mergekit, the experts say nothing and θ₀ stays."""

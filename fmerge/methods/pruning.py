@@ -9,32 +9,37 @@ from torch import Tensor
 _HALF = 16  # bits of a float32 that one histogram counts by
 
 
-def threshold(vectors: Callable[[], Iterable[Tensor]], density: float) -> float:
-    """Finds the smallest magnitude among the largest ``density`` of all entries, exactly.
+def thresholds(
+    vectors: Callable[[], Iterable[tuple[int, Tensor]]], density: float, count: int
+) -> list[float]:
+    """Finds the smallest magnitude among the largest ``density`` of a vector's entries, exactly.
 
     The bits of float32 numbers ≥ 0, read as integers, are in the numbers' order. A histogram of
     the upper half of the bits finds the bucket of the number, and one of the lower half inside
     that bucket finds the number itself: two passes and no copy of all entries.
 
     Args:
-        vectors: Returns the tensors, of any shapes; called once for each pass.
+        vectors: Returns the parts of the vectors, of any shapes, each with the number of its
+            vector; called once for each pass.
         density: Share in (0, 1] of the entries; at least one is counted.
+        count: The number of vectors.
 
     Returns:
-        The k-th largest magnitude in float32, k = round(density · entries), at least 1.
+        The k-th largest magnitude of each in float32, k = round(density · entries), at least 1.
     """
-    upper = torch.zeros(1 << _HALF, dtype=torch.int64)
-    for vector in vectors():
-        upper += torch.bincount(_bits(vector) >> _HALF, minlength=1 << _HALF).cpu()
-    wanted = max(1, round(density * int(upper.sum())))
-    bucket, wanted = _from_the_top(upper, wanted)
+    upper = torch.zeros(count, 1 << _HALF, dtype=torch.int64)
+    for number, vector in vectors():
+        upper[number] += torch.bincount(_bits(vector) >> _HALF, minlength=1 << _HALF).cpu()
+    wanted = [max(1, round(density * int(one.sum()))) for one in upper]
+    found = [_from_the_top(one, place) for one, place in zip(upper, wanted, strict=True)]
     lower = torch.zeros_like(upper)
-    for vector in vectors():
+    for number, vector in vectors():
         bits = _bits(vector)
-        inside = bits[bits >> _HALF == bucket] & ((1 << _HALF) - 1)
-        lower += torch.bincount(inside, minlength=1 << _HALF).cpu()
-    rest, _ = _from_the_top(lower, wanted)
-    return float(torch.tensor(bucket << _HALF | rest, dtype=torch.int32).view(torch.float32))
+        inside = bits[bits >> _HALF == found[number][0]] & ((1 << _HALF) - 1)
+        lower[number] += torch.bincount(inside, minlength=1 << _HALF).cpu()
+    rests = [_from_the_top(one, place)[0] for one, (_, place) in zip(lower, found, strict=True)]
+    numbers = [bucket << _HALF | rest for (bucket, _), rest in zip(found, rests, strict=True)]
+    return torch.tensor(numbers, dtype=torch.int32).view(torch.float32).tolist()
 
 
 def trim(vector: Tensor, smallest: float) -> Tensor:
@@ -42,7 +47,7 @@ def trim(vector: Tensor, smallest: float) -> Tensor:
 
     Args:
         vector: Any shape.
-        smallest: The result of ``threshold``: entries of that float32 magnitude stay.
+        smallest: The result of ``thresholds``: entries of that float32 magnitude stay.
 
     Returns:
         A new tensor of that shape.

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from fmerge.errors import check_within
-from fmerge.methods.base import TensorFormula, Tensorwise, check_positive_sum
+from fmerge.methods.base import TensorFormula, check_positive_sum
 from fmerge.methods.inputs import MergeInputs, wide
+from fmerge.methods.tensorwise import Tensorwise
 
 RIDGE = 1e-6
 """Ridge, as a share of the mean diagonal entry of Σₘ λₘG̃ₘ: just above a Gram's float32 rounding."""

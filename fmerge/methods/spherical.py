@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from fmerge.errors import UserError, check_within
-from fmerge.methods.base import TensorFormula, Tensorwise, check_positive_sum
+from fmerge.methods.base import TensorFormula, check_positive_sum
 from fmerge.methods.inputs import MergeInputs, wide
+from fmerge.methods.tensorwise import Tensorwise
 
 _COLINEAR = 1e-6  # sin Ω below which sin(tΩ)/sin Ω loses its digits
 _OPPOSITE = 1e-6  # radians from π within which the shortest arc is not defined by the digits

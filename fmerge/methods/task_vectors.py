@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 
 from fmerge.errors import check_within
-from fmerge.methods.base import TensorFormula, Tensorwise
+from fmerge.methods.base import TensorFormula
 from fmerge.methods.elementwise import Chunk, Elementwise, Formula
 from fmerge.methods.gradients import add_scaled, inner_products
 from fmerge.methods.inputs import MergeInputs
+from fmerge.methods.tensorwise import Tensorwise
 from fmerge.params import Params
 
 
@@ -86,6 +87,8 @@ class TaskVectorMethod(ScaledChange):
 class WeightedSum(TaskVectorMethod):
     """Task arithmetic with a factor: θ = θ₀ + s · Σₘ λₘτₘ."""
 
+    entrywise = True
+
     def change(self, vectors: Sequence[Tensor], coefficients: Sequence[float]) -> Tensor:
         """Computes Δ = Σₘ λₘτₘ; see the base class.
 
@@ -108,6 +111,7 @@ class SignElection(TaskVectorMethod):
     """
 
     scale_invariant = True  # a mean with weights λₘ
+    entrywise = True
 
     def change(self, vectors: Sequence[Tensor], coefficients: Sequence[float]) -> Tensor:
         """Computes Δ = Σₘ∈A λₘτₘ / Σₘ∈A λₘ; see the base class.

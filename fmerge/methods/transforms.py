@@ -1,5 +1,6 @@
 """Transforms that thin task vectors: trimming, random drops, masks of outliers."""
 
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor
 from fmerge.errors import UserError, check_within
 from fmerge.methods.composition import Transform
 from fmerge.methods.inputs import MergeInputs, VectorMap
-from fmerge.methods.pruning import ranks, sample, threshold, trim
+from fmerge.methods.pruning import ranks, sample, thresholds, trim
 
 
 class Trim(Transform):
@@ -19,6 +20,8 @@ class Trim(Transform):
             smallest of them stay too.
         per_tensor: Rank the entries within each tensor instead of over the whole task vector.
     """
+
+    entrywise = True
 
     def __init__(self, density: float, per_tensor: bool) -> None:
         check_within("density", density, "(0, 1]")
@@ -37,14 +40,31 @@ class Trim(Transform):
         if self.density == 1:
             return lambda m, name, vector: vector
         if self.per_tensor:
-            return lambda m, name, vector: trim(vector, threshold(lambda: [vector], self.density))
-        names = list(inputs.experts[0])
-        limits = []
-        for m in range(len(inputs.experts)):
-            # anew for each pass, so that a task vector is never whole in memory
-            vectors = partial(map, partial(inputs.task_vector, m), names)
-            limits.append(threshold(vectors, self.density))
+            found: dict[int, tuple[str, float]] = {}  # of the last tensor of each expert
+
+            def trimmed(m: int, name: str, vector: Tensor) -> Tensor:
+                if found.get(m, ("", 0.0))[0] != name:  # the vector may be a part of the tensor
+                    parts = partial(_vectors, inputs, [name], [m])
+                    (limit,) = thresholds(parts, self.density, 1)
+                    found[m] = name, limit
+                return trim(vector, found[m][1])
+
+            return trimmed
+        every = range(len(inputs.experts))
+        # anew for each pass, so that a task vector is never whole in memory
+        vectors = partial(_vectors, inputs, list(inputs.experts[0]), every)
+        limits = thresholds(vectors, self.density, len(every))
         return lambda m, name, vector: trim(vector, limits[m])
+
+
+def _vectors(
+    inputs: MergeInputs, names: Sequence[str], experts: Sequence[int]
+) -> Iterator[tuple[int, Tensor]]:
+    """Parts of task vectors, each with the place of its expert in the list."""
+    for name in names:
+        for part in inputs.parts(name):
+            for place, m in enumerate(experts):
+                yield place, part.task_vector(m, name)
 
 
 class Drop(Transform):

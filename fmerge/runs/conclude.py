@@ -35,7 +35,6 @@ from fmerge.store import RunFolder
 if TYPE_CHECKING:
     from fmerge.runs.merge import MergeRun
 
-
 _FACTS = {False: (), True: ("heads: merged by the same method as the body, into one model",)}
 
 
@@ -115,7 +114,7 @@ class Conclusion:
         if table is not None:
             self._test(table, row, body, refitted)
         report = MergeReport(
-            search=self._search_outcome(chosen, runner_up),
+            search=self.search_outcome(chosen, runner_up),
             tests=TestOutcome(
                 rows=[] if table is None else table.rows(),
                 comparisons=[] if table is None else table.comparisons(row.name),
@@ -123,7 +122,7 @@ class Conclusion:
                 refit_heads=self.run.refitting.when,
                 refit_examples=self.run.refitting.most,
             ),
-            provenance=self._provenance(chosen, folder, fishers[0] if fishers else None, facts),
+            provenance=self.provenance(chosen, folder, fishers[0] if fishers else None, facts),
         )
         place = folder.point(chosen.best.index) if chosen.built else folder.path
         self._save(body, own, refitted, place / "merged", report)
@@ -134,7 +133,8 @@ class Conclusion:
         """Whether this process knows scores: the other processes' searches have no model."""
         return self.run.trainer.is_global_zero and self.run.data is not None
 
-    def _search_outcome(self, chosen: Chosen, runner_up: Trial | None) -> SearchOutcome:
+    def search_outcome(self, chosen: Chosen, runner_up: Trial | None) -> SearchOutcome:
+        """Lists what was searched and chosen."""
         search, front = chosen.search, chosen.search.front()
         trials = non_dominated_trials([*search.history, *chosen.staged] if search.history else [])
         tells = self._tells and not chosen.best.stage
@@ -155,9 +155,10 @@ class Conclusion:
             warning=below_average(self.run, search, chosen.best, chosen.trials),
         )
 
-    def _provenance(
+    def provenance(
         self, chosen: Chosen, folder: RunFolder, fishers: FisherSummary | None, facts: list[str]
     ) -> Provenance:
+        """Lists what the merge was made of; ``facts`` are further sentences."""
         ensemble, first = self.run.ensemble, self.run.trainer.is_global_zero
         vectors = ""
         if ensemble.base is not None:

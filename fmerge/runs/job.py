@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.trainer import call
@@ -41,6 +41,7 @@ from fmerge.runs.pass_plan import Baselines, PassPlan
 from fmerge.runs.polish_stage import Polishing
 from fmerge.runs.portfolio import search_of
 from fmerge.runs.stages import Stage
+from fmerge.runs.streamed import StreamedRun, may_stream, streamed_run
 from fmerge.search import Fixed, Search
 from fmerge.store import (
     Dtype,
@@ -118,10 +119,12 @@ class MergeJob:
             check_strategy(self.trainer)
             run, search = self._prepare()
             if self.dry_run:
+                assert isinstance(run, MergeRun)
                 plan = PassPlan(run, search.budget, self.optimizer.needs_experts, resuming)
                 show_merge_plan(run, search, plan, self.output)
                 return None
             if self.build is not None:
+                assert isinstance(run, MergeRun)
                 return self._build(run, search, folder, records)
             return self._search(run, search, folder, resuming)
 
@@ -150,7 +153,7 @@ class MergeJob:
             return False, find_trial(folder, self.build, self.overwrite, self.dry_run)
         return folder.check(self.overwrite and not is_requeued(self.trainer)), []
 
-    def _prepare(self) -> tuple[MergeRun, Search]:
+    def _prepare(self) -> tuple[MergeRun | StreamedRun, Search]:
         """Reads the inputs and checks all that can be checked before the long part."""
         module: TaskModule = task_module(self.model)
         check_mode(self.heads)  # these before models are read
@@ -169,18 +172,37 @@ class MergeJob:
         scored, names = data is not None, list(self.experts)
         base = base_of(ordered, self.base)
         search = self._checked_search(names, tasks, scored, base is not None)
-        labels = None if data is None else data.labels
+        streams = data is None and may_stream(self, ordered, module)
+        run = self._loaded(module, data, ordered, "places" if streams else not self.dry_run)
+        streamed = streamed_run(run, ordered, self) if streams else None
+        if streams and streamed is None:  # what the files hold is not the parameters themselves
+            run = self._loaded(module, data, ordered, True)
+        space = self.optimizer.space(self.method, names, run.ensemble.tensors)
+        search.start(space, self.optimizer.goal(tasks))
+        for one in run.members.values():
+            check_merge(one, search, self.optimizer.groups != "whole", self.optimizer.racing)
+        for stage in run.stages:
+            stage.check(run)
+        return streamed or run, search
+
+    def _loaded(
+        self,
+        module: TaskModule,
+        data: MultiTask | None,
+        ordered: Mapping[str, Expert],
+        values: bool | Literal["places"],
+    ) -> MergeRun:
+        """Reads the models, or what their headers tell of them."""
+        labels, base = None if data is None else data.labels, base_of(ordered, self.base)
         with adapters_on(base):
             ensemble = load_ensemble(
-                *(ordered, base, self.method, module, labels),
-                values=not self.dry_run,
-                heads=self.heads,
+                *(ordered, base, self.method, module, labels), values=values, heads=self.heads
             )
             forms = saved_forms(ensemble, self.dtype, self.max_shard_size)
-        if not self.dry_run:
+        if values is True:
             models = {ensemble.sources[name]: one for name, one in ensemble.models.items()}
             check_dtype(self.dtype, {path: params_of(one) for path, one in models.items()})
-        run = MergeRun(
+        return MergeRun(
             trainer=self.trainer,
             module=module,
             data=data,
@@ -193,13 +215,6 @@ class MergeJob:
             forms=forms,
             stages=self.stages,
         )
-        space = self.optimizer.space(self.method, names, ensemble.tensors)
-        search.start(space, self.optimizer.goal(tasks))
-        for one in run.members.values():
-            check_merge(one, search, self.optimizer.groups != "whole", self.optimizer.racing)
-        for stage in run.stages:
-            stage.check(run)
-        return run, search
 
     def _checked_search(
         self, names: Sequence[str], tasks: Sequence[str], scored: bool, with_base: bool
@@ -232,15 +247,15 @@ class MergeJob:
         return self._shown(report, folder.point(index))
 
     def _search(
-        self, run: MergeRun, search: Search, folder: RunFolder, resuming: bool
+        self, run: MergeRun | StreamedRun, search: Search, folder: RunFolder, resuming: bool
     ) -> MergeReport:
         # the first process alone reads and writes the folder; run() broadcasts what it read
         done: list[dict[str, Any]] = []
         if self.trainer.is_global_zero and resuming:
-            done = folder.resume(fingerprints(run))
+            done = folder.resume(_identity(run))
             Console().print(f"Resuming after {len(done)} trials: {folder.path}", soft_wrap=True)
         elif self.trainer.is_global_zero:
-            folder.start(fingerprints(run))
+            folder.start(_identity(run))
         try:
             with catch_signals(self.trainer) as stop:
                 report = self._long(
@@ -255,7 +270,7 @@ class MergeJob:
             raise
         return self._shown(report, folder.path)
 
-    def _long(self, run: MergeRun, part: Callable[[], MergeReport]) -> MergeReport:
+    def _long(self, run: MergeRun | StreamedRun, part: Callable[[], MergeReport]) -> MergeReport:
         """Runs the long part as Lightning runs its own, with its handling of interrupts."""
         # the live module now holds the experts' networks, whose tensors passes overwrite
         run.module.adopt(run.ensemble.networks, run.ensemble.tokenizer)
@@ -272,3 +287,7 @@ class MergeJob:
         # no process may leave before the files are complete
         self.trainer.strategy.barrier("the merge is written")
         return report
+
+
+def _identity(run: MergeRun | StreamedRun) -> dict[str, Any]:
+    return run.inputs() if isinstance(run, StreamedRun) else fingerprints(run)

@@ -4,10 +4,12 @@ from fmerge.store.adam_moments import read_second_moments
 from fmerge.store.adapters import adapters_on, is_adapter, read_adapter
 from fmerge.store.atomic import (
     LOCK,
+    append_line,
     check_new_file,
     check_new_folder,
     check_place,
     disk_trouble,
+    explaining,
     recover_folder,
     remove_leftovers,
     replacing_file,
@@ -17,9 +19,11 @@ from fmerge.store.candidates import candidate_trial, read_candidate, write_candi
 from fmerge.store.checkpoints import load_classifier, new_pooler
 from fmerge.store.fisher_cache import FisherCache
 from fmerge.store.fisher_files import (
+    check_fisher,
     check_fisher_path,
     read_fisher,
     read_fisher_header,
+    stored_fisher,
     write_fisher,
 )
 from fmerge.store.label_kinds import (
@@ -35,7 +39,7 @@ from fmerge.store.lock import lock_of, only_run
 from fmerge.store.module_kinds import first_class_path
 from fmerge.store.partial import begun_with, read_partial, remove_partial, write_partial
 from fmerge.store.preprocessors import TOKENIZERS, Preprocessors
-from fmerge.store.run_folder import RunFolder
+from fmerge.store.run_folder import PARTS, RunFolder
 from fmerge.store.saved_form import (
     Dtype,
     SavedForm,
@@ -45,10 +49,13 @@ from fmerge.store.saved_form import (
     parse_size,
 )
 from fmerge.store.saving import save_models
+from fmerge.store.shards import ShardPlan, ShardWriter, plan_shards
 from fmerge.store.sources import check_resume, load_lightning
+from fmerge.store.tensor_files import StoredParams, StoredTensor, tensors_of
 from fmerge.store.tokenizer_match import check_tokenizer, give_padding
 from fmerge.store.tokenizer_parts import tokenizer_differences, vocabulary_difference
 from fmerge.store.tokenizers import find_tokenizer, load_tokenizer
+from fmerge.store.weight_places import places_in, stored_folder
 from fmerge.store.weights import reading_headers
 
 __all__ = [
@@ -59,6 +66,7 @@ __all__ = [
     "Kind",
     "LabelNames",
     "Preprocessors",
+    "PARTS",
     "RunFolder",
     "SavedForm",
     "FisherCache",
@@ -67,9 +75,13 @@ __all__ = [
     "merged_dtypes",
     "parse_size",
     "adapters_on",
+    "append_line",
     "begun_with",
+    "explaining",
     "candidate_trial",
+    "check_fisher",
     "check_fisher_path",
+    "stored_fisher",
     "check_new_file",
     "check_new_folder",
     "check_place",
@@ -97,7 +109,15 @@ __all__ = [
     "read_candidate",
     "read_partial",
     "read_second_moments",
+    "places_in",
+    "plan_shards",
     "reading_headers",
+    "stored_folder",
+    "tensors_of",
+    "ShardPlan",
+    "ShardWriter",
+    "StoredParams",
+    "StoredTensor",
     "recover_folder",
     "remove_leftovers",
     "remove_partial",

@@ -12,11 +12,13 @@ import numpy
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
 from fmerge.errors import UserError
 from fmerge.params import Params, check_finite
 from fmerge.store.atomic import replacing_file
 from fmerge.store.folders import safetensors_header
+from fmerge.store.tensor_files import StoredTensor, tensors_of
 
 SUFFIXES = (".safetensors", ".h5")
 _KEY = "fmerge.fisher"
@@ -79,7 +81,28 @@ def read_fisher(path: Path) -> tuple[Params, dict[str, Any]]:
     return values, provenance
 
 
-def check_fisher(path: Path, values: Params) -> None:
+def stored_fisher(path: Path) -> dict[str, StoredTensor]:
+    """Finds the tensors of a Fisher file, to be read one at a time.
+
+    Args:
+        path: A file that ``write_fisher`` wrote.
+
+    Returns:
+        Names to places.
+    """
+    if path.suffix == ".safetensors":
+        return tensors_of(path)
+    return {
+        name: StoredTensor(path, _dtype_of(kind), tuple(shape), offset)
+        for name, (offset, shape, kind) in _h5_layout(path)["tensors"].items()
+    }
+
+
+def _dtype_of(kind: str) -> torch.dtype:
+    return torch.from_numpy(numpy.empty(0, kind)).dtype
+
+
+def check_fisher(path: Path, values: Mapping[str, Tensor]) -> None:
     """Checks that tensors can weight experts.
 
     Args:
@@ -89,12 +112,14 @@ def check_fisher(path: Path, values: Params) -> None:
     Raises:
         UserError: If one holds a NaN, an infinity or a negative value, or all are zero.
     """
-    check_finite(values, str(path))
-    for name, tensor in values.items():
+    zeros = True
+    for name, tensor in values.items():  # each is read once, as it may be large
+        check_finite({name: tensor}, str(path))
         if (tensor < 0).any():
             raise UserError(f"{path}: tensor '{name}' has negative entries; a Fisher has none")
+        zeros = zeros and not tensor.any()
     # zeros in some tensors are normal, as of words that the examples do not have
-    if not any(tensor.any() for tensor in values.values()):
+    if zeros:
         raise UserError(
             f"{path}: holds nothing but zeros, by which no expert can be weighted; compute it "
             "again with 'fmerge fisher', from a model whose answers depend on its weights"

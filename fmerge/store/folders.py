@@ -108,8 +108,17 @@ def check_weights(folder: Path, config: Mapping[str, Any]) -> Header:
             config describes far more layers than there are tensors.
     """
     header: Header = {}
+    files: dict[str, str] = {}
     for path in weight_files(folder):
-        header |= header_of(path)
+        own = header_of(path)
+        if twice := header.keys() & own.keys():
+            raise UserError(
+                f"{path}: holds tensor '{min(twice)}', which {files[min(twice)]} holds too; a "
+                "shard is listed twice, or is of another model: get the folder again"
+            )
+        header |= own
+        files |= dict.fromkeys(own, path.name)
+    _check_index(folder, files)
     for name in _LAYERS:
         layers = config.get(name)
         if isinstance(layers, int) and layers > max(_MOST_LAYERS, len(header)):
@@ -118,6 +127,20 @@ def check_weights(folder: Path, config: Mapping[str, Any]) -> Header:
                 f"{len(header)} tensors; the config belongs to another model"
             )
     return header
+
+
+def _check_index(folder: Path, files: Mapping[str, str]) -> None:
+    """Refuses an index that names a tensor where there is none."""
+    found = _first_weights(folder)
+    if found is None or found.name not in _INDICES:
+        return
+    named = read_object(found)["weight_map"]
+    for name, file in named.items():
+        if files.get(name) != file:
+            raise UserError(
+                f"{found}: names tensor '{name}' in {file}, which does not hold it; the index is "
+                "of another model: get the folder again"
+            )
 
 
 def check_described(folder: Path, described: int, header: Header) -> None:

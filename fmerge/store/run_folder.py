@@ -30,6 +30,9 @@ _RESULTS = (
 )
 """Files of a finished run; the first one makes it finished."""
 
+PARTS = ".merged.parts"
+"""Folder of the weights that a merge tensor by tensor has written so far."""
+
 _POINTS = "points"
 _STAGES = "stages"
 
@@ -167,7 +170,7 @@ class RunFolder:
         remove_leftovers(self.path / CACHE_FILE)
         for stale in _RESULTS:
             (self.path / stale).unlink(missing_ok=True)  # of the run that --overwrite replaces
-        for folder in ("merged", _POINTS, _STAGES):
+        for folder in ("merged", PARTS, _POINTS, _STAGES):
             shutil.rmtree(self.path / folder, ignore_errors=True)
         write_text(self._log, "")
         self._describe(inputs)

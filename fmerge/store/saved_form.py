@@ -34,11 +34,14 @@ class SavedForm:
         dtypes: The dtype of each tensor, by its name; of others the commonest. Empty: as it is.
         shard_bytes: The most bytes of a shard; None for one file, up to transformers' own bound.
         folder: The folder whose side files the model gets, if there is one.
+        written: The folder that holds its weights already, if there is one: the live model then
+            has none, and only tells what goes with them.
     """
 
     dtypes: Mapping[str, torch.dtype] = field(default_factory=dict)
     shard_bytes: int | None = None
     folder: Path | None = None
+    written: Path | None = None
 
     def dtype_of(self, name: str, otherwise: torch.dtype = torch.float32) -> torch.dtype:
         """Finds a tensor's dtype.

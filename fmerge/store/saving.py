@@ -1,5 +1,6 @@
 """Saves models as Hugging Face folders, in the form that they are stored in."""
 
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -66,11 +67,23 @@ def _save_model(folder: Path, model: "PreTrainedModel", form: SavedForm) -> None
     size: dict[str, Any] = {}
     if form.shard_bytes is not None:
         size = {"max_shard_size": form.shard_bytes}
+    if form.written is not None:
+        size["state_dict"] = {}
     with _own_generation_config(model, form):
         model.save_pretrained(folder, **size)
+    if form.written is not None:
+        _take_weights(form.written, folder)
     if len(counts) > 1:  # transformers names the first tensor's, and converts all to it on reading
         config.dtype = _commonest(counts)
         config.save_pretrained(folder)
+
+
+def _take_weights(written: Path, folder: Path) -> None:
+    """Puts files of weights into a folder too, without their bytes being copied."""
+    for path in folder.glob("*.safetensors"):  # of no tensors
+        path.unlink()
+    for path in written.iterdir():
+        os.link(path, folder / path.name)
 
 
 def _commonest(counts: Counter[torch.dtype]) -> str:
@@ -115,6 +128,10 @@ def stored_as(model: "PreTrainedModel", form: SavedForm) -> Iterator[None]:
         for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
             dtype = form.dtype_of(name, tensor.dtype) if form.dtypes else tensor.dtype
             if name in saved and tensor.is_floating_point() and dtype != tensor.dtype:
+                if form.written is not None:  # one number, which fills no memory
+                    before.append((tensor, tensor.data))
+                    tensor.data = torch.zeros((), dtype=dtype).expand(tensor.shape)
+                    continue
                 rounded = tensor.detach().to(dtype)
                 if torch.isinf(rounded).sum() > torch.isinf(tensor).sum():
                     raise UserError(

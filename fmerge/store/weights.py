@@ -1,11 +1,11 @@
 """A model's weights, or their headers alone, checked against its config before they are read."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -16,25 +16,31 @@ from fmerge.store.adapter_weights import apply_adapter
 from fmerge.store.adapters import Adapter, is_adapter, read_adapter
 from fmerge.store.folders import Header, check_described, check_weights, is_float
 from fmerge.store.sources import base_folder, read_part
+from fmerge.store.tensor_files import StoredTensor, stored_tensors
 from fmerge.store.unused_tensors import check_used
+from fmerge.store.weight_places import note_places, numbered, stored_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-_HEADERS = ContextVar("headers", default=False)
+_HEADERS: ContextVar[Literal["", "shapes", "places"]] = ContextVar("headers", default="")
 
 
 @contextmanager
-def reading_headers() -> Iterator[None]:
+def reading_headers(places: bool = False) -> Iterator[None]:
     """Makes ``read_weights`` read names, kinds and shapes alone inside the block.
 
-    The weights of its models are then zeros that share one number's memory. A model from the hub
-    is read whole, as its header is not on this machine.
+    The weights of its models are then equal numbers that share one number's memory. A model from
+    the hub is read whole, as its header is not on this machine.
+
+    Args:
+        places: Whether ``places_in`` is to tell where the weights lie. Buffers are then read, and
+            a model of the hub's cache is not read whole.
 
     Yields:
         Nothing.
     """
-    token = _HEADERS.set(True)
+    token = _HEADERS.set("places" if places else "shapes")
     try:
         yield
     finally:
@@ -62,23 +68,21 @@ def read_weights(
     Returns:
         The model, and for each tensor that the source does not give it, by name, what is wrong.
     """
+    places: Mapping[str, StoredTensor] = {}
     adapter = _adapter(folder) if state is None else None
-    place = None if state is not None else base_folder(folder)
+    place = None if state is not None else _cached(base_folder(folder))
     describe = partial(_on_meta, kind, config)
-    header = _checked_header(source, place, config, describe)
+    header, buffers = _checked_header(source, place, config, describe)
     quiet: Any = nullcontext()
     if _HEADERS.get() and (state is not None or header):
-        from transformers.initialization import no_init_weights
-
-        place, state = None, _unread(header) if state is None else _emptied(state)
-        quiet = no_init_weights()  # parameters that the file lacks would be given memory
+        state, places, quiet = _without_numbers(place, header, state, buffers)
 
     def read(auto: Any) -> Any:
         # the class itself takes tensors, the Auto class wants a folder
         loader = getattr(auto, kind) if state is None else type(describe(auto))
         # load_state_dict would overwrite a weight that the config ties and the file does not
         return loader.from_pretrained(
-            place,
+            None if state is not None else place,
             config=config,
             state_dict=state,
             trust_remote_code=False,
@@ -90,6 +94,7 @@ def read_weights(
     with quiet:
         model, info = read_part(source, "weights", read, place)
     lacking = _checked(source, model, info, _shapes(header, state), any_head or adapter is not None)
+    note_places(model, info["missing_keys"], {} if adapter is not None else places)
     return model, lacking if adapter is None else _adapt(adapter, model, source, lacking)
 
 
@@ -119,6 +124,29 @@ def _adapter(folder: str) -> Adapter | None:
     return read_adapter(folder) if is_adapter(folder) else None
 
 
+def _cached(place: str) -> str:
+    """The folder of a model in the hub's cache, where its weights are wanted in their places."""
+    return str(stored_folder(place) or place) if _HEADERS.get() == "places" else place
+
+
+def _without_numbers(
+    place: str | None,
+    header: Header,
+    state: Mapping[str, Tensor] | None,
+    buffers: Collection[str],
+) -> tuple[Mapping[str, Tensor], Mapping[str, StoredTensor], Any]:
+    """Weights that take no memory, and where those of a folder lie, if that is wanted."""
+    from transformers.initialization import no_init_weights
+
+    places: Mapping[str, StoredTensor] = {}
+    if _HEADERS.get() == "places" and place is not None:
+        places = stored_tensors(Path(place))
+        state = numbered(places, buffers)
+    else:
+        state = _unread(header) if state is None else _emptied(state)
+    return state, places, no_init_weights()  # which gives no memory to what the file lacks
+
+
 def _shapes(header: Header, state: Mapping[str, Tensor] | None) -> dict[str, tuple[int, ...]]:
     known = {name: shape for name, (_, shape) in header.items()}
     return known | {name: tuple(one.shape) for name, one in (state or {}).items()}
@@ -139,18 +167,21 @@ def _on_meta(kind: str, config: Any, auto: Any) -> Any:
 
 def _checked_header(
     source: str, place: str | None, config: Any, describe: Callable[[Any], Any]
-) -> Header:
-    """Reads the header of a local folder and compares it with the config."""
+) -> tuple[Header, Collection[str]]:
+    """Reads the header of a local folder and compares it with the config; lists the buffers."""
     # before the weights are read: a damaged config may describe a model that fills the memory
     if place is None or not Path(place).is_dir():
-        return {}
+        return {}, ()
     header = check_weights(Path(place), config.to_dict())
+    buffers: list[str] = []
     if header:
-        described = dict(read_part(source, "config", describe).named_parameters())
+        model = read_part(source, "config", describe)
+        buffers = [name for name, _ in model.named_buffers()]
+        described = dict(model.named_parameters())
         numbers = sum(parameter.numel() for parameter in described.values())
         check_described(Path(place), numbers, header)
         _check_kinds(source, described, header)
-    return header
+    return header, buffers
 
 
 # one number, expanded to any shape, takes the memory of one number

@@ -7,7 +7,7 @@ from fmerge.errors import UserError
 from fmerge.merging.assembler import Assembler
 from fmerge.methods import DFMerge, FisherMerge, FisherTSV, LiNeS, RegMean, TaskArithmetic
 from fmerge.methods.averages import Isotropic
-from fmerge.methods.base import Tensorwise
+from fmerge.methods.tensorwise import Tensorwise
 from tests.compare import assert_same
 
 BASE = {"emb": torch.tensor([1.0, 2.0]), "layer.0.w": torch.tensor([4.0]), "out": torch.zeros(2)}

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fmerge.methods import DARE, DELLA, TIES, Breadcrumbs, TaskArithmetic
-from fmerge.methods.pruning import threshold
+from fmerge.methods.pruning import thresholds
 from tests.compare import SAMPLED, assert_same
 
 
@@ -71,7 +71,8 @@ def test_the_threshold_is_the_kth_largest_magnitude(density, scale):
     vectors = [scale * v.float() for v in random_model(3).values()]
     ordered = torch.cat([v.reshape(-1) for v in vectors]).abs().sort(descending=True).values
     expected = ordered[max(1, round(density * len(ordered))) - 1]
-    assert threshold(lambda: vectors, density) == float(expected)
+    parts = [(0, one) for one in vectors]
+    assert thresholds(lambda: parts, density, 1) == [float(expected)]
 
 
 def test_the_threshold_of_equal_entries_keeps_them_all():
