@@ -16,6 +16,7 @@ from fmerge import __version__
 from fmerge.cli.defaults import CHECKPOINT, say, with_length
 from fmerge.cli.given import expanded, names_own_data
 from fmerge.cli.parser import FMergeParser, command_line, share_files
+from fmerge.cli.recipes import with_recipe
 from fmerge.data import MultiTask
 from fmerge.errors import UserError
 from fmerge.merging.optimizer import MergeOptimizer
@@ -83,6 +84,7 @@ class FMergeCLI(LightningCLI):
         parser.set_defaults({"model": {"class_path": "fmerge.modules.TextClassifier"}})
         if self._adding == "merge":
             parser.add_lightning_class_args(MergeOptimizer, "optimizer")
+            parser.add_argument("--mergekit", type=str | None, help=_RECIPE)  # see with_recipe
         if self._adding == "fit":
             parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
             parser.set_defaults(CHECKPOINT)
@@ -178,6 +180,9 @@ class FMergeCLI(LightningCLI):
         )
 
 
+_RECIPE = "A recipe of mergekit (YAML), instead of experts, base, method and dtype."
+
+
 def _models_of(found: Any) -> list[str]:
     """Lists the trained models that a command was given, which tell the kind of its module."""
     options = found.get(found.subcommand)
@@ -208,7 +213,7 @@ def main(args: list[str] | None = None) -> None:
     warnings.filterwarnings("ignore", ".*treespec, LeafSpec.*")
     try:
         with watch_processes():
-            _run(args)
+            _run(with_recipe(command_line(args)))
     except (UserError, ValueError) as error:
         # jsonargparse wraps what a constructor raises into an error of its own
         cause: BaseException | None = error

@@ -40,6 +40,7 @@ from fmerge.runs.merge import MergeRun
 from fmerge.runs.pass_plan import Baselines, PassPlan
 from fmerge.runs.polish_stage import Polishing
 from fmerge.runs.portfolio import search_of
+from fmerge.runs.recipes import write_recipe
 from fmerge.runs.stages import Stage
 from fmerge.runs.streamed import StreamedRun, may_stream, streamed_run
 from fmerge.search import Fixed, Search
@@ -268,6 +269,8 @@ class MergeJob:
                     f"the same command resumes: {folder.path}\n"
                 )
             raise
+        if self.trainer.is_global_zero:
+            write_recipe(run.whole if isinstance(run, StreamedRun) else run, report, folder.path)
         return self._shown(report, folder.path)
 
     def _long(self, run: MergeRun | StreamedRun, part: Callable[[], MergeReport]) -> MergeReport:
