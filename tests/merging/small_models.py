@@ -7,6 +7,7 @@ from torch import nn
 
 from fmerge.errors import UserError
 from fmerge.params import params_of, select
+from fmerge.store.preprocessors import TOKENIZERS
 
 
 class Network(nn.Module):
@@ -23,6 +24,8 @@ class Network(nn.Module):
 class Module:
     """Reads networks by their names, and notes how it was asked to."""
 
+    reads = TOKENIZERS
+
     def __init__(self, **networks):
         self.networks, self.asked = networks, []
 
@@ -31,6 +34,9 @@ class Module:
         if source not in self.networks:
             raise UserError(f"{source}: no such file or folder")
         return self.networks[source]
+
+    def check_preprocessor(self, model, preprocessor, source):
+        self.reads.check(model, preprocessor, source)
 
     def body(self, model):
         return select(params_of(model), "body.")

@@ -4,12 +4,11 @@ import pytest
 import torch
 
 from fmerge.errors import UserError
-from fmerge.merging import tokenizers as tokenizers_module
 from fmerge.merging.expert_fishers import Expert
 from fmerge.merging.experts import load_ensemble, target_first
 from fmerge.methods import SLERP, Average, FisherMerge, TaskArithmetic
 from fmerge.params import fingerprint, params_of
-from fmerge.store import write_fisher
+from fmerge.store import preprocessors, write_fisher
 from tests.compare import assert_same
 from tests.merging.small_models import Module, Network, near
 
@@ -27,7 +26,7 @@ def tokenizers(monkeypatch):
     """Path to tokenizer; a path without one is one that was saved without."""
     known = {path: Words("a", "b", "c") for path in ("one", "two", "three")}
 
-    monkeypatch.setattr(tokenizers_module, "find_tokenizer", known.get)
+    monkeypatch.setattr(preprocessors, "find_tokenizer", known.get)
     return known
 
 
