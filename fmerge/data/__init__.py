@@ -10,6 +10,7 @@ Examples:
 """
 
 from fmerge.data.blocks import BLOCKS
+from fmerge.data.chats import Chats, PlainText
 from fmerge.data.docs import DocsTopics
 from fmerge.data.examples import Example, Split, TaskData
 from fmerge.data.files import TextFiles
@@ -21,10 +22,12 @@ from fmerge.data.tasks import MultiTask
 
 __all__ = [
     "BLOCKS",
+    "Chats",
     "DocsTopics",
     "Example",
     "Glue",
     "MultiTask",
+    "PlainText",
     "Prompted",
     "Split",
     "Squad2",

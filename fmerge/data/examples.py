@@ -41,7 +41,8 @@ class TaskData(Recorded, ABC):
 
         Returns:
             Mappings with ``text`` (string), ``label`` (number) and, where the task has them,
-            ``text_pair`` (string) or ``choices`` (the example's own answers, strings).
+            ``text_pair`` (string) or ``choices`` (the example's own answers, strings); for
+            ``TextGenerator`` ``text`` with ``answer`` (string), or alone, or ``messages``.
         """
 
     def has(self, split: Split) -> bool:
@@ -107,7 +108,7 @@ def check_examples(where: str, labels: Sequence[str], examples: Sequence[Example
         UserError: If a text is no text, or a label is missing, not finite or no class's number.
     """
     for row, example in enumerate(examples, 1):
-        for key in ("text", "text_pair"):
+        for key in ("text", "text_pair", "answer"):
             if key in example and not isinstance(example[key], str):
                 raise UserError(
                     f"{where}, example {row}: its {key} is {example[key]!r}, but must be a string"
@@ -161,4 +162,5 @@ def length(example: Example) -> int:
     Returns:
         Characters of its texts.
     """
-    return len(str(example.get("text", ""))) + len(str(example.get("text_pair", "")))
+    texts = [str(example.get(key, "")) for key in ("text", "text_pair", "answer")]
+    return sum(map(len, [*texts, *(str(one["content"]) for one in example.get("messages", ()))]))

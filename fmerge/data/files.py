@@ -1,6 +1,7 @@
 """A task from your own CSV, JSON lines or Parquet files."""
 
-from collections.abc import Sequence
+from abc import ABC
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -11,7 +12,61 @@ from fmerge.errors import UserError
 from fmerge.store import USUAL_METRICS, LabelNames
 
 
-class TextFiles(TaskData):
+class FileTask(TaskData, ABC):
+    """A task whose splits are files with one example a row.
+
+    Args:
+        given: Split to its files, where it has any.
+    """
+
+    def __init__(self, given: Mapping[str, Files | None]) -> None:
+        self._files = {split: find_files(files) for split, files in given.items() if files}
+
+    def has(self, split: Split) -> bool:
+        """Tells whether there are files for a split.
+
+        Args:
+            split: Which one.
+
+        Returns:
+            Whether it was given.
+        """
+        return split in self._files
+
+    def check_given(self, split: str) -> None:
+        """Checks that there are files for a split.
+
+        Args:
+            split: Which one.
+
+        Raises:
+            UserError: If there are none.
+        """
+        if split not in self._files:
+            name = type(self).__name__
+            raise UserError(f"{name}: no file is given for the {split} split; set {split}")
+
+    def read_rows(self, split: str, columns: Sequence[str]) -> list[Row]:
+        """Reads the rows of a split.
+
+        Args:
+            split: Which one.
+            columns: Columns that must be there.
+
+        Returns:
+            The rows, one at least.
+
+        Raises:
+            UserError: If there are none.
+        """
+        rows = [row for file in self._files[split] for row in read_table(file, columns, split)]
+        if not rows:
+            names = ", ".join(map(str, self._files[split]))
+            raise UserError(f"{names}: holds no rows, but the {split} split needs some")
+        return rows
+
+
+class TextFiles(FileTask):
     """A task of classes, several labels or numbers, from files with one example a row.
 
     Cells are read as they stand in the file: no word means null, and a number is its text. In CSV
@@ -47,8 +102,7 @@ class TextFiles(TaskData):
         separator: str | None = None,
         metrics: list[str] | None = None,
     ) -> None:
-        given = {"train": train, "validation": validation, "test": test}
-        self._files = {split: find_files(files) for split, files in given.items() if files}
+        super().__init__({"train": train, "validation": validation, "test": test})
         self._texts = {"text": text} | ({"text_pair": text_pair} if text_pair else {})
         self._answers = answer_columns(label, labels, separator)
         self._metrics = metrics
@@ -63,17 +117,6 @@ class TextFiles(TaskData):
         """Names of the metrics, whose mean is the score."""
         return self._metrics or USUAL_METRICS[self._names.kind]
 
-    def has(self, split: Split) -> bool:
-        """Tells whether there are files for a split.
-
-        Args:
-            split: Which one.
-
-        Returns:
-            Whether it was given.
-        """
-        return split in self._files
-
     def examples(self, split: Split) -> Sequence[Example]:
         """Reads one split.
 
@@ -86,9 +129,8 @@ class TextFiles(TaskData):
 
         Raises:
             UserError: If there is no file for the split, a label is unknown, or a cell is missing.
-        """
-        if split not in self._files:
-            raise UserError(f"TextFiles: no file is given for the {split} split; set {split}")
+        """  # noqa: DOC502 - what is called raises it
+        self.check_given(split)
         return [
             {**texts, "label": self._answers.label(answer, row, self._names)}
             for row, texts, answer in self._rows[split]
@@ -115,8 +157,7 @@ class TextFiles(TaskData):
 
     def _read(self, split: str) -> list[tuple[Row, dict[str, str], Any]]:
         columns = [*self._texts.values(), *self._answers.columns]
-        rows = [row for file in self._files[split] for row in read_table(file, columns, split)]
-        if not rows:
-            names = ", ".join(map(str, self._files[split]))
-            raise UserError(f"{names}: holds no rows, but the {split} split needs some")
-        return [(row, self._read_texts(row), self._answers.read(row)) for row in rows]
+        return [
+            (row, self._read_texts(row), self._answers.read(row))
+            for row in self.read_rows(split, columns)
+        ]

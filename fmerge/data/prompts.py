@@ -9,7 +9,7 @@ from typing import Any
 from fmerge.data.examples import Example, Split, TaskData
 from fmerge.data.hub import read_rows
 from fmerge.data.missing import TemplateError, with_missing
-from fmerge.data.rendering import AnswerTemplate, Prompt, PromptsourceTemplate
+from fmerge.data.rendering import AnswerTemplate, FreeTemplate, Prompt, PromptsourceTemplate
 from fmerge.data.tables import Files, Row, find_files, is_table, read_table, with_numbers
 from fmerge.data.template_files import SPLITS, Fields, check_fields, read_template
 from fmerge.errors import UserError
@@ -20,7 +20,7 @@ _Table = tuple[Prompt, Any, Callable[[int], tuple[str, str]]]
 
 
 class Prompted(TaskData):
-    """A text-to-text task: each row of a data set becomes a prompt with choices to rank.
+    """A text-to-text task: each row becomes a prompt with choices to rank, or a free answer.
 
     Shipped templates, of the tasks of Lee et al. (NAACL 2025): paws, qasc, quartz, story_cloze,
     wiki_qa and winogrande. Their files in ``fmerge/data/templates`` show how to write one. Its
@@ -41,6 +41,10 @@ class Prompted(TaskData):
         choices: A Jinja text for each choice, or one Jinja expression that gives a list.
         label: Jinja expression of the true choice: its index, from 0, or its text.
         template_name: Which template of a promptsource file.
+        answer: Jinja of a free answer, or the name of the column that holds it, for
+            ``TextGenerator``, in the place of choices and label.
+        metrics: Names of metrics; when left out, accuracy of choices, and inverse_perplexity of
+            free answers.
     """
 
     def __init__(
@@ -53,10 +57,12 @@ class Prompted(TaskData):
         choices: list[str] | str | None = None,
         label: str | None = None,
         template_name: str | None = None,
+        answer: str | None = None,
+        metrics: list[str] | None = None,
     ) -> None:
         given: dict[str, Any] = {
             "source": source, "name": name, "splits": splits,
-            "text": text, "choices": choices, "label": label,
+            "text": text, "choices": choices, "label": label, "answer": answer,
         }  # fmt: skip
         given = {key: value for key, value in given.items() if value is not None}
         check_fields(given, "Prompted")
@@ -72,12 +78,14 @@ class Prompted(TaskData):
         self._one_file = None if fields.splits else fields.source
         self._fields = fields
         self._prompt = self._compile(fields)
+        usual = ("inverse_perplexity" if self._prompt.free else "accuracy",)
+        self.metrics = usual if metrics is None else metrics
         self._word = fields.text if fields.text and fields.text.isidentifier() else None
         self._examples: dict[Split, list[Example]] = {}
 
     @property
     def labels(self) -> list[str]:
-        """Empty: the choices differ by example."""
+        """Empty: the choices differ by example, or the answers are free."""
         return []
 
     def has(self, split: Split) -> bool:
@@ -98,7 +106,7 @@ class Prompted(TaskData):
             split: Which one.
 
         Returns:
-            Mappings with ``text``, ``choices`` and ``label``.
+            Mappings with ``text``, and ``choices`` and ``label`` or ``answer``.
 
         Raises:
             UserError: If the split or a column is missing, or a row cannot be rendered.
@@ -188,9 +196,15 @@ class Prompted(TaskData):
         own = {key: value for key, value in asdict(fields).items() if value is not None}
         try:
             if "jinja" in own:
-                if more := {"text", "choices", "label"} & set(own):
+                if more := {"text", "choices", "label", "answer"} & set(own):
                     raise TemplateError(f"is promptsource's: {min(more)} cannot be given beside it")
-                return PromptsourceTemplate(own["jinja"], own["answer_choices"])
+                return PromptsourceTemplate(own["jinja"], own.get("answer_choices"))
+            if "answer" in own:
+                if more := {"choices", "label"} & set(own):
+                    raise TemplateError(f"answer: is given, and so is {min(more)}; drop one")
+                if "text" not in own:
+                    raise TemplateError("text is not set")
+                return FreeTemplate(own["text"], own["answer"])
             for key in ("text", "choices", "label"):
                 if key not in own:
                     raise TemplateError(f"{key} is not set")

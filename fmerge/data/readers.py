@@ -1,4 +1,7 @@
-"""Readers of CSV, JSON lines and Parquet, which leave every cell as it stands in the file."""
+"""Readers of CSV, JSON lines, Parquet and plain text, which leave every cell as it stands.
+
+Each line of a plain text that is not blank is a row of one column, ``text``.
+"""
 
 import csv
 import io
@@ -179,6 +182,13 @@ def _read_parquet(
         return names, enumerate(file.read(columns=wanted).to_pylist(), 1)
 
 
+def _read_text(
+    path: Path, columns: Sequence[str], optional: Sequence[str]
+) -> tuple[list[str], Numbered]:
+    lines = enumerate(_decoded(path).splitlines(), 1)
+    return ["text"], ((number, {"text": line}) for number, line in lines if line.strip())
+
+
 READERS: Final[
     dict[str, Callable[[Path, Sequence[str], Sequence[str]], tuple[list[str], Numbered]]]
 ] = {
@@ -187,5 +197,6 @@ READERS: Final[
     ".jsonl": _read_json,
     ".parquet": _read_parquet,
     ".tsv": _read_csv,
+    ".txt": _read_text,
 }
 """Ending of a file to what reads it: its columns, if known, and its rows by number."""

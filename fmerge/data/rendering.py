@@ -22,9 +22,11 @@ class Prompt(ABC):
 
     Attributes:
         columns: Columns that it reads.
+        free: Whether its answers are free, not choices.
     """
 
     columns: frozenset[str]
+    free = False
 
     @abstractmethod
     def example(self, row: Mapping[str, Any]) -> Example:
@@ -34,7 +36,8 @@ class Prompt(ABC):
             row: Column name to value.
 
         Returns:
-            ``text``, ``choices`` and ``label``, the index of the true one.
+            ``text`` with ``choices`` and ``label``, the index of the true one, or with a free
+            ``answer``.
 
         Raises:
             TemplateError: If the row does not give a valid example.
@@ -82,18 +85,20 @@ class AnswerTemplate(Prompt):
         return _example(text, choices, _rendered("label", read, row))
 
 
-class PromptsourceTemplate(Prompt):
-    """promptsource's form: ``prompt ||| target`` and ``choice ||| choice``.
+class FreeTemplate(Prompt):
+    """fmerge's own form with a free answer.
 
     Args:
-        jinja: Prompt and target.
-        answer_choices: The choices; the prompt can read them as ``answer_choices``.
+        text: Jinja.
+        answer: Jinja with braces or blocks, or an expression, such as the name of a column.
     """
 
-    def __init__(self, jinja: str, answer_choices: str) -> None:
-        self._both = _compiled("jinja", Template, jinja)
-        self._choices = _compiled("answer_choices", Template, answer_choices)
-        self.columns = (self._both.columns - {"answer_choices"}) | self._choices.columns
+    free = True
+
+    def __init__(self, text: str, answer: str) -> None:
+        self._text = _compiled("text", Template, text)
+        self._answer, self._answer_is_text = _value("answer", answer)
+        self.columns = self._text.columns | self._answer.columns
 
     def example(self, row: Mapping[str, Any]) -> Example:
         """Renders a row.
@@ -102,21 +107,71 @@ class PromptsourceTemplate(Prompt):
             row: Column name to value.
 
         Returns:
-            ``text``, ``choices`` and ``label``.
+            ``text`` and ``answer``.
+
+        Raises:
+            TemplateError: If the answer is neither a text nor a number.
+        """
+        text = _rendered("text", self._text.text, row)
+        read = self._answer.text if self._answer_is_text else self._answer.value
+        answer = _rendered("answer", read, row)
+        if not isinstance(answer, str | int | float):
+            raise TemplateError(f"answer: is {type(answer).__name__}, but must be a text")
+        return _free_example(text, str(answer).strip())
+
+
+class PromptsourceTemplate(Prompt):
+    """promptsource's form: ``prompt ||| target`` and ``choice ||| choice``.
+
+    Args:
+        jinja: Prompt and target.
+        answer_choices: The choices; the prompt can read them as ``answer_choices``. Without them
+            the target is a free answer.
+    """
+
+    def __init__(self, jinja: str, answer_choices: str | None) -> None:
+        self._both = _compiled("jinja", Template, jinja)
+        self._choices: Template | None = None
+        self.columns = self._both.columns
+        self.free = answer_choices is None
+        if answer_choices is not None:
+            self._choices = _compiled("answer_choices", Template, answer_choices)
+            self.columns = (self.columns - {"answer_choices"}) | self._choices.columns
+
+    def example(self, row: Mapping[str, Any]) -> Example:
+        """Renders a row.
+
+        Args:
+            row: Column name to value.
+
+        Returns:
+            ``text`` with ``choices`` and ``label``, or with ``answer``.
 
         Raises:
             TemplateError: If there is not one bar between a prompt and a target.
         """
         row = _without_bars(row)
-        choices = _rendered("answer_choices", self._choices.text, row).split(_BAR)
-        choices = [one.strip() for one in choices]
-        both = _rendered("jinja", self._both.text, {**row, "answer_choices": choices})
+        choices: list[str] = []
+        if self._choices is not None:
+            listed = _rendered("answer_choices", self._choices.text, row).split(_BAR)
+            choices = [one.strip() for one in listed]
+            row = {**row, "answer_choices": choices}
+        both = _rendered("jinja", self._both.text, row)
         parts = [one.strip().replace(_STAND_IN, _BAR) for one in both.split(_BAR)]
         if len(parts) != 2:
             raise TemplateError(
                 f"jinja: gives {len(parts)} part(s), but must give 'prompt ||| target'"
             )
+        if self._choices is None:
+            return _free_example(*parts)
         return _example(parts[0], [one.replace(_STAND_IN, _BAR) for one in choices], parts[1])
+
+
+def _free_example(text: str, answer: str) -> Example:
+    for key, value in (("text: the prompt", text), ("answer: it", answer)):
+        if not value:
+            raise TemplateError(f"{key} is empty")
+    return {"text": text, "answer": answer}
 
 
 def _example(text: str, choices: list[str], label: Any) -> Example:

@@ -125,7 +125,7 @@ def read_table(
     """Reads some columns of a file.
 
     Args:
-        path: A .csv, .tsv, .json, .jsonl or .parquet file.
+        path: A .csv, .tsv, .json, .jsonl, .parquet or .txt file.
         columns: Columns that must be there.
         split: What it is read for, for errors.
         optional: Columns that are read where they are there.

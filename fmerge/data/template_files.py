@@ -26,9 +26,11 @@ class Fields:
         text: Jinja of the prompt.
         choices: A Jinja text for each choice, or an expression that gives a list.
         label: An expression for the true choice: its index, or its text.
+        answer: An expression or Jinja text for a free answer, in the place of choices and label.
         obtain: How to obtain a data set that has no source.
         jinja: promptsource's prompt and target in one text.
-        answer_choices: promptsource's choices in one text.
+        answer_choices: promptsource's choices in one text; None where its target is a free
+            answer.
     """
 
     source: str | None = None
@@ -37,6 +39,7 @@ class Fields:
     text: str | None = None
     choices: str | list[str] | None = None
     label: str | None = None
+    answer: str | None = None
     obtain: str | None = None
     jinja: str | None = None
     answer_choices: str | None = None
@@ -133,15 +136,18 @@ def _promptsource(content: dict[str, Any], template: str, name: str | None) -> F
     if name is not None and name not in named:
         raise UserError(f"{where}: has no template '{name}'; it has: {known(named)}")
     chosen = next(iter(named.values())) if name is None else named[name]
-    found: dict[str, Any] = {}
-    for key in ("jinja", "answer_choices"):
-        if not isinstance(chosen.get(key), str):
-            raise UserError(
-                f"{where}: '{chosen.get('name')}' has no {key}, so there is nothing to rank; "
-                "pick another template_name"
-            )
-        found[key] = chosen[key]
-    return Fields(source=content.get("dataset"), name=content.get("subset"), **found)
+    jinja, choices = chosen.get("jinja"), chosen.get("answer_choices")
+    if not isinstance(jinja, str) or not isinstance(choices, str | None):
+        key = "answer_choices" if isinstance(jinja, str) else "jinja"
+        raise UserError(
+            f"{where}: '{chosen.get('name')}' has no text as its {key}; pick another template_name"
+        )
+    return Fields(
+        source=content.get("dataset"),
+        name=content.get("subset"),
+        jinja=jinja,
+        answer_choices=choices,
+    )
 
 
 def _load(path: Path, template: str) -> Any:

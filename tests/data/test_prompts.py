@@ -292,3 +292,34 @@ def test_columns_are_named_and_files_are_several(tmp_path, ending):
     data = Prompted(splits={"train": one}, **OWN | {"text": "Well"})
     assert data.examples("train")[0]["text"] == "Well"
     assert data.has("train") and not data.has("test")
+
+
+FREE = {"text": "Is it {{ question }}?"}
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        ("answer", "yes"),
+        ("{{ answer }}", "yes"),
+        (" {{ answer }}, {{ good }}. ", "yes, 1."),
+        ("good", "1"),
+    ],
+)
+def test_free_answers(tmp_path, answer, expected):
+    file = write(tmp_path / "a.jsonl")
+    data = Prompted(splits={"train": file}, answer=answer, **FREE)
+    assert data.examples("train")[0] == {"text": "Is it a?", "answer": expected}
+    assert data.metrics == ("inverse_perplexity",)
+    assert Prompted(source=file, answer=answer, metrics=["bleu"], **FREE).metrics == ["bleu"]
+
+
+def test_free_answers_that_do_not_do(tmp_path):
+    source = write(tmp_path / "a.jsonl", {"question": ["a"], "answer": [" "], "many": [["b"]]})
+    where = {"source": source, **FREE}
+    refused("row 1 of .*: answer: it is empty", answer="answer", **where)
+    refused("row 1 of .*: answer: is list, but must be a text", answer="many", **where)
+    refused("answer: is given, and so is choices; drop one", answer="many", choices=["a"], **where)
+    refused("has no column 'missing'", answer="missing", **where)
+    refused("answer: ", answer="the answer", **where)
+    refused("text is not set", answer="many", source=source)

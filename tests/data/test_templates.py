@@ -85,7 +85,7 @@ def test_templates_travel_to_other_processes():
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("text: a\nprompt: b", "unknown field 'prompt'; known: choices, label, name, obtain, sour"),
+        ("text: a\nprompt: b", "unknown field 'prompt'; known: answer, choices, label, name, obt"),
         ("jinja: a", "unknown field 'jinja'"),
         ("choices: [no, yes]", "choices has False, which is no text; quote it"),
         ("label: 1", "label is 1, which is no text; quote it"),
@@ -143,6 +143,10 @@ templates:
     answer_choices: 'x ||| y'
     jinja: '{{ q }}'
     name: aimless
+  5be7cecc-9427-4743-9c74-ed2f2b7b2f2a: !Template
+    answer_choices: [x, y]
+    jinja: '{{ q }} ||| x'
+    name: listed
 """
 
 
@@ -163,14 +167,23 @@ def test_a_file_of_promptsource(source):
     assert random.getstate() == state
 
 
+def test_a_target_without_choices_is_a_free_answer(source):
+    data = Prompted(**source, template_name="free")
+    assert data.examples("train") == [
+        {"text": "blue", "answer": "x"},
+        {"text": "odd", "answer": "x"},
+    ]
+    assert data.metrics == ("inverse_perplexity",)
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        (None, "has several; set template_name to one of: aimless, drawn, free, which, wrong"),
+        (None, "has several; set template_name to one of: aimless, drawn, free, listed, which"),
         ("nope", "has no template 'nope'; it has: aimless, drawn"),
         ("wrong", r"row 1 of .*: label: 'z' is none of the choices \['x', 'y'\]"),
         ("drawn", "jinja: line 1 of the template: the filter 'choice' draws at random"),
-        ("free", "'free' has no answer_choices, so there is nothing to rank"),
+        ("listed", "'listed' has no text as its answer_choices; pick another template_name"),
         ("aimless", "row 1 of .*: jinja: gives 1 part.s., but must give 'prompt .* target'"),
     ],
 )
