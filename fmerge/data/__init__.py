@@ -11,7 +11,7 @@ Examples:
 
 from fmerge.data.blocks import BLOCKS
 from fmerge.data.chats import Chats, PlainText
-from fmerge.data.docs import DocsTopics
+from fmerge.data.docs import DocsText, DocsTopics
 from fmerge.data.examples import Example, Split, TaskData
 from fmerge.data.files import TextFiles
 from fmerge.data.glue import Glue
@@ -23,6 +23,7 @@ from fmerge.data.tasks import MultiTask
 __all__ = [
     "BLOCKS",
     "Chats",
+    "DocsText",
     "DocsTopics",
     "Example",
     "Glue",

@@ -97,6 +97,53 @@ class DocsTopics(TaskData):
         return _sentences_of(self.library)
 
 
+class DocsText(TaskData):
+    """Sentences of a library's own documentation, as plain texts for a language model.
+
+    Nothing is downloaded: the sentences are those of ``DocsTopics``, of all topics together.
+
+    Args:
+        library: One of the libraries whose topics are known: sklearn, sympy or torch.
+        train: Training sentences.
+        validation: Validation sentences.
+        test: Test sentences.
+        seed: Seed of the split.
+    """
+
+    metrics = ("inverse_perplexity",)
+
+    def __init__(
+        self,
+        library: str,
+        train: int = 1600,
+        validation: int = 160,
+        test: int = 480,
+        seed: int = 0,
+    ) -> None:
+        topics = len(TOPICS.get(library, "1"))
+        for name, size in (("train", train), ("validation", validation), ("test", test)):
+            if size % topics:
+                raise UserError(f"DocsText: {name} is {size}, but must be a multiple of {topics}")
+        sizes = (train // topics, validation // topics, test // topics)
+        self._topics = DocsTopics(library, *sizes, seed=seed)
+
+    @property
+    def labels(self) -> list[str]:
+        """Empty: there is nothing to tell apart."""
+        return []
+
+    def examples(self, split: Split) -> Sequence[Example]:
+        """Reads one split.
+
+        Args:
+            split: Which one.
+
+        Returns:
+            Mappings with ``text`` alone.
+        """
+        return [{"text": one["text"]} for one in self._topics.examples(split)]
+
+
 @lru_cache
 def _sentences_of(library: str) -> Mapping[str, Sequence[str]]:
     """Sorted sentences of each topic, without those that topics share; read once."""

@@ -185,7 +185,7 @@ def _read_parquet(
 def _read_text(
     path: Path, columns: Sequence[str], optional: Sequence[str]
 ) -> tuple[list[str], Numbered]:
-    lines = enumerate(_decoded(path).splitlines(), 1)
+    lines = enumerate(decoded(path).splitlines(), 1)
     return ["text"], ((number, {"text": line}) for number, line in lines if line.strip())
 
 

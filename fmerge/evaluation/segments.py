@@ -164,7 +164,8 @@ def targets_of(
     evaluator.write_body(body)
     loader = evaluator.data.loaders("train", [task], examples, seed)[task]
     with silent(evaluator.trainer):
-        found = evaluator.trainer.predict(TargetPass(evaluator.module), dataloaders=loader)  # type: ignore[arg-type]
+        one = TargetPass(evaluator.module, len(loader.dataset))  # type: ignore[arg-type]
+        found = evaluator.trainer.predict(one, dataloaders=loader)
     evaluator.note("score", "train", [task], examples)
     shares = [share for share in gather(evaluator.trainer, found) if share]
     width = max(batch.shape[1] for share in shares for batch in share)

@@ -11,6 +11,7 @@ from fmerge.data import MultiTask, Split
 from fmerge.evaluation.evaluator import Evaluator, by_accuracy, mean
 from fmerge.modules import Predictions, record_predictions
 from fmerge.modules.metrics import CORRELATIONS, UNBOUNDED, make_metric
+from fmerge.modules.text_metrics import answer_metric, is_of_texts
 from fmerge.params import Params
 from fmerge.report.confidence import DRAWS, Estimate, mean_over_tasks, paired, proportion
 from fmerge.report.resamples import (
@@ -167,11 +168,13 @@ class TestTable:
             return None
         if (task, second) not in row.resamples:
             predictions, targets = row.outcomes[task]
-            score, labels = self._score(task), self.evaluator.data.labels[task]
+            texts = all(map(is_of_texts, self.evaluator.data.metrics[task]))
+            score = self._score_of_texts(task) if texts else self._score(task)
+            labels = self.evaluator.data.labels[task]
             # the resamples of one seed are the same for every row, so differences are paired
             row.resamples[task, second] = (
                 of_classes(score, predictions, targets, len(labels), second, self.draws)
-                if kind_of(labels) == "classes"
+                if not texts and kind_of(labels) == "classes"
                 else of_numbers(score, predictions, targets, self.draws)
             )
         return row.resamples[task, second]
@@ -187,6 +190,19 @@ class TestTable:
                 metric.update(predictions, targets)
                 found[name] = float(metric.compute())
             return mean(found)
+
+        return score
+
+    def _score_of_texts(self, task: str) -> Score:
+        metrics = [answer_metric(name) for name in self.evaluator.data.metrics[task]]
+        sizes = [metric.size for metric in metrics]
+
+        def score(statistics: Tensor, targets: Tensor) -> float:
+            totals = torch.split(statistics.double().sum(0), sizes)
+            return mean({
+                str(i): float(metric.value(total))
+                for i, (metric, total) in enumerate(zip(metrics, totals, strict=True))
+            })
 
         return score
 

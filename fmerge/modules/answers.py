@@ -153,16 +153,36 @@ def answer_log_likelihoods(
     Returns:
         L (n, c), at least float32, and the numbers of tokens they are sums over (n, c).
     """
-    score = _decode if model.config.is_encoder_decoder else _continue
-    logits, targets = score(model, input_ids, attention_mask, answers)
-    # half precision has too few bits for a sum over the vocabulary
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    logits, targets = _logits(model, input_ids, attention_mask, answers)
     # unlike a gather from log_softmax, it saves only one tensor (r, s, v) for the backward pass
     losses = F.cross_entropy(
         logits.flatten(0, 1), targets.flatten(), ignore_index=ABSENT, reduction="none"
     )
     sums = -losses.view(targets.shape).sum(1).view(answers.shape[:2])
     return sums, (answers != ABSENT).sum(2)
+
+
+def token_distributions(
+    model: "PreTrainedModel", input_ids: Tensor, attention_mask: Tensor, answers: Tensor
+) -> Tensor:
+    """Computes log p(· | y₍<ₛ₎, x), what the model says of each token of given answers.
+
+    Args:
+        model: A text-to-text or causal language model.
+        input_ids: The prompts (n, t), padded on the right.
+        attention_mask: 1 where there is a token (n, t).
+        answers: The answers' tokens (n, s), −100 where there is none.
+
+    Returns:
+        log p (n, s, v), at least float32, −∞ where there is no token.
+    """
+    logits, targets = _logits(model, input_ids, attention_mask, answers[:, None])
+    # the first logit that predicts one of the answer's tokens, which follow each other
+    first = (targets != ABSENT).int().argmax(1, keepdim=True)
+    places = first + torch.arange(answers.shape[1], device=answers.device)
+    places = places.clamp_max(logits.shape[1] - 1)
+    own = logits.take_along_dim(places[..., None], 1).log_softmax(2)
+    return own.masked_fill((answers == ABSENT)[..., None], -torch.inf)
 
 
 def mean_log_likelihoods(sums: Tensor, lengths: Tensor) -> Tensor:
@@ -176,6 +196,16 @@ def mean_log_likelihoods(sums: Tensor, lengths: Tensor) -> Tensor:
         ℓ (n, c), −∞ where an example has no such choice.
     """
     return (sums / lengths.clamp_min(1)).masked_fill(lengths == 0, -torch.inf)
+
+
+def _logits(
+    model: "PreTrainedModel", input_ids: Tensor, attention_mask: Tensor, answers: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Runs answers (n, c, s) after their prompts: logits (r, k, v) and their targets (r, k)."""
+    score = _decode if model.config.is_encoder_decoder else _continue
+    logits, targets = score(model, input_ids, attention_mask, answers)
+    # half precision has too few bits for a sum over the vocabulary
+    return logits.to(torch.promote_types(logits.dtype, torch.float32)), targets
 
 
 def _decode(

@@ -182,6 +182,22 @@ class TaskModule(ScoredModule, ABC):
         """
         raise NotImplementedError(f"{type(self).__name__} lists all answers of a batch")
 
+    def token_log_probs(self, batch: Mapping[str, Any]) -> Tensor:
+        """Computes the distribution of each token of answers that are not listed, but are texts.
+
+        Required by the losses ``experts`` and ``entropy`` of such answers.
+
+        Args:
+            batch: What ``collate`` made, on this module's device.
+
+        Returns:
+            log q (n, s, v), −∞ where an example has no such token.
+
+        Raises:
+            NotImplementedError: If answers are no texts.
+        """
+        raise NotImplementedError(f"{type(self).__name__} writes no texts")
+
     def outcome(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
         """Computes the losses and predictions of a batch.
 

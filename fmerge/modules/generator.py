@@ -9,14 +9,14 @@ from torchmetrics import Metric
 
 from fmerge.errors import UserError, check_within
 from fmerge.fisher import Estimator
-from fmerge.modules.answers import ABSENT, target_tokens
+from fmerge.modules.answers import ABSENT, target_tokens, token_distributions
 from fmerge.modules.choices import named
 from fmerge.modules.generation import drawn, likeliest
 from fmerge.modules.language_model import LanguageModule
 from fmerge.modules.optimization import Scheduler
 from fmerge.modules.text_metrics import AnswerMetric, Written, answer_metric
 from fmerge.modules.truncation import max_input_length
-from fmerge.modules.turns import Turn, causal_tokens, cut, turn_of
+from fmerge.modules.turns import Turn, causal_tokens, check_prompts, cut, turn_of
 
 _SEEDS = 2**53
 """As many as a uniform number in float64 has values."""
@@ -175,6 +175,18 @@ class TextGenerator(LanguageModule):
         sums, lengths = self._sums(batch, batch["choice_ids"])
         return (-sums / lengths)[:, 0], torch.zeros_like(batch["labels"])
 
+    def token_log_probs(self, batch: Mapping[str, Any]) -> Tensor:
+        """Computes log q(· | y₍<ₛ₎, x) at each token of the given answers; see the base class.
+
+        Args:
+            batch: What ``collate`` made.
+
+        Returns:
+            log q (n, s, v), at least float32, −∞ where there is no token.
+        """
+        ids, mask = batch["input_ids"], batch["attention_mask"]
+        return token_distributions(self._ready, ids, mask, batch["choice_ids"][:, 0])
+
     def write(self, batch: Mapping[str, Any]) -> list[str]:
         """Writes an answer to each prompt, the likeliest token at each step.
 
@@ -260,14 +272,7 @@ class TextGenerator(LanguageModule):
     def _encoder_tokens(
         self, turns: Sequence[Turn], limit: int, task: str
     ) -> tuple[list[list[int]], list[list[int]]]:
-        other = next((turn.form for turn in turns if turn.form != "prompt"), None)
-        if other is not None:
-            kind = {"text": "plain texts", "chat": "conversations"}[other]
-            raise UserError(
-                f"task '{task}': has {kind}, which a causal model continues, but "
-                f"{type(self._ready).__name__} reads a prompt and writes an answer; give prompts "
-                "with answers, such as Prompted"
-            )
+        check_prompts(turns, type(self._ready).__name__, task)
         prompts = self._prompt_tokens([turn.prompt for turn in turns], [limit] * len(turns), task)
         answers = target_tokens(self.tokenizer_of(task), [[turn.answer] for turn in turns])
         return prompts, [answer for [answer] in answers]

@@ -8,9 +8,11 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
+from fmerge.errors import UserError
 from fmerge.modules.base import TaskModule
 from fmerge.modules.losses import Loss, example_losses, expert_targets
 from fmerge.params import Params
+from fmerge.system.memory import free_memory
 
 _LARGEST = 1e18
 """What is larger has diverged: a product of two such numbers overflows."""
@@ -172,11 +174,13 @@ class TargetPass(LightningModule):
 
     Args:
         module: The task module, with the expert's weights.
+        examples: How many examples there are in all.
     """
 
-    def __init__(self, module: TaskModule) -> None:
+    def __init__(self, module: TaskModule, examples: int) -> None:
         super().__init__()
         self.module = module
+        self.examples = examples
         self.collate = module.collate
 
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
@@ -189,8 +193,21 @@ class TargetPass(LightningModule):
 
         Returns:
             See ``expert_targets``, on the CPU in float32 or wider.
+
+        Raises:
+            UserError: If those of all examples would not fit into memory.
         """
-        return expert_targets(self.module, batch).cpu()
+        found = expert_targets(self.module, batch).cpu()
+        # padded to the widest and joined: twice as much for a moment
+        needed = 2 * self.examples * found.shape[1] * found.element_size()
+        memory = free_memory(torch.device("cpu"))
+        if memory is not None and needed > memory.free:
+            raise UserError(
+                f"loss experts: the probabilities of {self.examples} examples of task "
+                f"'{batch['task']}' take {needed / 2**30:.1f} GiB, but {memory.free / 2**30:.1f} "
+                "are free; lower --optimizer.examples or --model.max_length, or use labels"
+            )
+        return found
 
 
 def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:

@@ -9,7 +9,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from fmerge.errors import UserError
 from fmerge.modules.base import TaskModule
 from fmerge.modules.independent import IndependentAnswers, answer_log_probs
 from fmerge.modules.label_answers import LabelAnswers
@@ -21,31 +20,6 @@ TARGETS = "targets"
 """The key under which a batch holds what the expert says of its examples."""
 
 
-def check_loss(module: TaskModule, task: str, loss: Loss) -> None:
-    """Checks that a task's answers have the probabilities that a loss compares.
-
-    Args:
-        module: The task module, which has adopted the task's network.
-        task: The task.
-        loss: The loss.
-
-    Raises:
-        UserError: If they are too many to be listed, or numbers.
-    """
-    if loss == "labels" or module.lists_answers(task, "exact"):
-        return
-    if not _is_regression(module, task):
-        raise UserError(
-            f"loss {loss}: compares the probabilities of listed answers, but those of task "
-            f"'{task}' ({type(module).__name__}) are not listed; use labels"
-        )
-    if loss == "entropy":
-        raise UserError(
-            f"loss entropy: task '{task}' has numbers for answers, whose entropy does not change; "
-            "use experts or labels"
-        )
-
-
 def expert_targets(module: TaskModule, batch: Mapping[str, Any]) -> Tensor:
     """Computes what an expert says of a batch, for the loss ``experts``.
 
@@ -54,7 +28,8 @@ def expert_targets(module: TaskModule, batch: Mapping[str, Any]) -> Tensor:
         batch: What ``collate`` made.
 
     Returns:
-        log p (n, c), −∞ where an example has no such candidate; of independent parts (n, g·c);
+        log p (n, c), −∞ where an example has no such candidate; of independent parts, or of a
+        text's tokens, (n, g·c);
         of a regression its mean (n, 1).
     """
     if _is_regression(module, batch["task"]):
@@ -69,9 +44,10 @@ def example_losses(module: TaskModule, batch: Mapping[str, Any], loss: Loss) -> 
         -\log q_{n y_n}, \quad \sum_c p_{nc} (\log p_{nc} - \log q_{nc}), \quad
         -\sum_c q_{nc} \log q_{nc}
 
-    q is the softmax of ℓ over an example's candidates; losses of independent parts add up. A
-    regression's answers are normal of variance one: half the squared distance to the label, or to
-    the expert's mean. Answers that are not listed have the loss of ``outcome``.
+    q is the softmax of ℓ over an example's candidates; losses of independent parts add up,
+    and those of the tokens of a text are averaged. A regression's answers are normal of variance
+    one: half the squared distance to the label, or to the expert's mean. The ``labels`` of answers
+    that are not listed have the loss of ``outcome``.
 
     Args:
         module: The task module.
@@ -82,7 +58,8 @@ def example_losses(module: TaskModule, batch: Mapping[str, Any], loss: Loss) -> 
         The losses (n,).
     """
     task = batch["task"]
-    if not module.lists_answers(task, "exact"):
+    listed, regression = module.lists_answers(task, "exact"), _is_regression(module, task)
+    if regression or (loss == "labels" and not listed):
         losses, means = module.outcome(batch)
         if loss == "experts":
             losses = (batch[TARGETS][:, 0].to(means) - means).square() / 2
@@ -98,12 +75,16 @@ def example_losses(module: TaskModule, batch: Mapping[str, Any], loss: Loss) -> 
     known_q = torch.where(there, log_q, 0.0)
     p = torch.where(there, log_p, -torch.inf).exp()
     if loss == "entropy":
-        return -(p * known_q).sum(dim=2).sum(dim=1)
-    return (p * (torch.where(there, log_p, 0.0) - known_q)).sum(dim=2).sum(dim=1)
+        losses = -(p * known_q).sum(dim=2).sum(dim=1)
+    else:
+        losses = (p * (torch.where(there, log_p, 0.0) - known_q)).sum(dim=2).sum(dim=1)
+    return losses if listed else losses / there.any(dim=2).sum(dim=1)
 
 
 def _part_log_probs(module: TaskModule, batch: Mapping[str, Any]) -> Tensor:
-    """The log-probabilities of each part's candidates (n, g, c); a listed answer is one part."""
+    """The log-probabilities of each part's candidates (n, g, c): of listed answers, or of tokens."""
+    if not module.lists_answers(batch["task"], "exact"):
+        return module.token_log_probs(batch)
     if isinstance(module, IndependentAnswers):
         parts = module.part_log_probs(batch)
         # normalised once more, as listed choices are: runs of before are resumed bit for bit

@@ -27,6 +27,7 @@ from torchmetrics.regression import (
 
 from fmerge.errors import UserError, known
 from fmerge.modules.answers import ABSENT
+from fmerge.modules.text_metrics import ANSWER_METRICS
 from fmerge.store import Kind, kind_of
 
 
@@ -241,7 +242,9 @@ def make_metric(name: str, labels: Sequence[str]) -> Metric:
         UserError: If the name is unknown, or the metric is of other answers than the task's.
     """
     if name not in METRICS:
-        raise UserError(f"unknown metric '{name}'; known: {known(METRICS)}")
+        other = "; for texts that a model writes, give --model TextGenerator"
+        more = other if name in ANSWER_METRICS else ""
+        raise UserError(f"unknown metric '{name}'; known: {known(METRICS)}{more}")
     kind = kind_of(labels)
     if kind not in METRICS[name]:
         fitting = [other for other, kinds in METRICS.items() if kind in kinds]

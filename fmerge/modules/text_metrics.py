@@ -206,6 +206,18 @@ COMPARISONS: Final[dict[str, Compare]] = {
 ANSWER_METRICS: Final = ("inverse_perplexity", "bleu", *COMPARISONS)
 
 
+def is_of_texts(name: str) -> bool:
+    """Tells whether a metric is one of texts.
+
+    Args:
+        name: A metric's name.
+
+    Returns:
+        Whether ``answer_metric`` makes it: all functions of a user's own are.
+    """
+    return name in ANSWER_METRICS or "." in name
+
+
 def answer_metric(name: str) -> AnswerMetric:
     """Makes a metric of texts.
 

@@ -101,6 +101,26 @@ def causal_tokens(tokenizer: "PreTrainedTokenizerBase", turn: Turn) -> tuple[lis
     return ids, answer
 
 
+def check_prompts(turns: Sequence[Turn], model: str, task: str) -> None:
+    """Checks that an encoder-decoder can read turns.
+
+    Args:
+        turns: The turns.
+        model: The model's class.
+        task: The task's name.
+
+    Raises:
+        UserError: If one is no answer to a prompt.
+    """
+    other = next((turn.form for turn in turns if turn.form != "prompt"), None)
+    if other is not None:
+        kind = {"text": "plain texts", "chat": "conversations"}[other]
+        raise UserError(
+            f"task '{task}': has {kind}, which a causal model continues, but {model} reads a "
+            "prompt and writes an answer; give prompts with answers, such as Prompted"
+        )
+
+
 def cut(prompt: Sequence[int], answer: Sequence[int], limit: int, where: str) -> Sequence[int]:
     """Cuts an answer to the tokens that its prompt leaves it.
 

@@ -82,6 +82,8 @@ class FisherJob:
         wanted = self.settings.errors is not None
         check_automatic(self.trainer, self.data, self.settings.estimator, wanted)
         run = FisherRun(self, self.data.only_task(task))
+        if isinstance(self.module, TaskModule):
+            self.module.check_estimator(run.task, self.settings.estimator)
         with (
             only_run(lock_of(self.output, folder=False), on=self.trainer.is_global_zero),
             explaining_texts(self.module, self.data),

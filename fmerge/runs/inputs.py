@@ -170,6 +170,9 @@ def check_merge(run: "MergeRun", search: Search, grouped: bool, racing: bool = F
     if statistic is not None:
         wanted = run.settings.errors is not None
         check_automatic(run.trainer, run.data, run.settings.estimator, wanted)
+        if statistic.cost == "Fisher":
+            for task in run.data.tasks:
+                run.module.check_estimator(task, run.settings.estimator)
     else:
         # scores do not depend on batches, but several processes cannot agree on a size
         check_automatic(run.trainer, run.data, "exact", False)

@@ -37,7 +37,10 @@ _WORDS: Final = {
     "MultipleChoice": ("a multiple-choice model", _LATER),
     "SequenceClassification": ("a text classifier", "give --model TextClassifier"),
     "QuestionAnswering": ("a question-answering model", "give --model SpanAnswers"),
-    "CausalLM|LMHead|ConditionalGeneration": ("a language model", "give --model RankChoice"),
+    "CausalLM|LMHead|ConditionalGeneration": (
+        "a language model",
+        "give --model RankChoice or TextGenerator",
+    ),
 }
 _PRETRAINED: Final = r"Model$|MaskedLM$|PreTraining$|LMHead|CausalLM$|ConditionalGeneration$"
 """Architectures that are bodies, or bodies under heads that are replaced by fine-tuning."""

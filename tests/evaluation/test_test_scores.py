@@ -149,3 +149,49 @@ def test_the_splits_are_counted(table):
     facts = task_facts(table.evaluator.data, dict.fromkeys(TARGETS, "ab"))
     assert facts["plain"].sizes == {"validation": N, "test": N} and facts["plain"].kind == "Data"
     assert task_facts(None, {}) == {}
+
+
+class Texts:
+    """An evaluator whose module tells what the metrics of its texts are sums of."""
+
+    def __init__(self):
+        self.trainer = SimpleNamespace(callbacks=[], world_size=1, is_global_zero=True)
+        self.data = SimpleNamespace(
+            metrics={"texts": ["exact_match", "inverse_perplexity"]}, labels={"texts": []}
+        )
+
+    def score(self, body, split, tasks):
+        (recorder,) = self.trainer.callbacks
+        outputs = {"predictions": body, "targets": torch.zeros(N, dtype=torch.long)}
+        recorder.on_test_batch_end(self.trainer, None, outputs, {"task": "texts"}, 0)
+        return {"texts": score_of_texts(body)}
+
+
+def score_of_texts(rows):
+    """Half the share of exact matches, and half the inverse of the perplexity."""
+    right, _, log_likelihoods, tokens = rows.double().sum(0)
+    return float((right / len(rows) + (log_likelihoods / tokens).exp()) / 2)
+
+
+def test_scores_of_texts_are_resampled():
+    generator = torch.Generator().manual_seed(7)
+    lengths = torch.randint(1, 9, (N,), generator=generator).float()
+    better, worse = (
+        torch.stack([
+            (torch.rand(N, generator=generator) < share).float(),
+            torch.ones(N),
+            -2 * lengths * torch.rand(N, generator=generator),
+            lengths,
+        ], dim=1)
+        for share in (0.7, 0.4)
+    )  # fmt: skip
+    table = TestTable(Texts(), draws=25)
+    table.add("plain average", worse, ["texts"])
+    table.add("this merge", better, ["texts"])
+    mine, its = (
+        of_numbers(lambda p, _: score_of_texts(p), rows, rows[:, 0], 25) for rows in (better, worse)
+    )
+    assert table.rows()[-1].estimates["texts"] == spread(mine)
+    (found,) = table.comparisons("this merge")
+    assert found.differences["texts"] == difference(mine, its)
+    assert found.differences["texts"].value > 0

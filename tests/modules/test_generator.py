@@ -8,8 +8,10 @@ from transformers import Qwen2Config
 
 from fmerge.errors import UserError
 from fmerge.fisher import FisherAccumulator, FisherSettings, uniforms
-from fmerge.modules import FisherPass, RankChoice, TextGenerator
+from fmerge.modules import FisherPass, RankChoice, TextGenerator, learner
 from fmerge.modules.generation import _Draws
+from fmerge.modules.losses import example_losses, expert_targets
+from fmerge.system.memory import Memory
 from tests import oracle, tiny
 from tests.compare import assert_same
 
@@ -346,3 +348,48 @@ def test_validation_by_loss_and_by_written_answers():
     assert found["val/score"] == pytest.approx(mean)
     with pytest.raises(UserError, match="'one': its metrics compare written answers, but it has"):
         scores(module, ["bleu"], [{"text": "red cat"}])
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "t5"])
+@pytest.mark.parametrize("loss", ["labels", "experts", "entropy"])
+def test_losses_are_means_over_the_tokens_of_an_answer(kind, loss):
+    expert, module = make(kind).requires_grad_(False), make(kind).requires_grad_(False)
+    with torch.no_grad():
+        for parameter in module.model.parameters():
+            parameter.mul_(0.9)
+    examples = answered(3)
+    batch = module.collate(examples, "one")
+    targets = torch.cat([
+        torch.nn.functional.pad(
+            expert_targets(expert, expert.collate([one], "one")), (0, 500), value=-torch.inf
+        )[:, :400]
+        for one in examples
+    ])  # as batches of other widths are brought together
+    found = example_losses(module, {**batch, "targets": targets}, loss)
+    expected = []
+    for example in examples:
+        prompt, answer = tokens(module, example)
+        terms = []
+        for t, token in enumerate(answer):
+            log_p, log_q = (
+                next_logits(one.model, prompt, answer[:t]).log_softmax(0)
+                for one in (expert, module)
+            )
+            terms.append(
+                {
+                    "labels": -log_q[token],
+                    "experts": (log_p.exp() * (log_p - log_q)).sum(),
+                    "entropy": -(log_q.exp() * log_q).sum(),
+                }[loss]
+            )
+        expected.append(torch.stack(terms).mean())
+    assert_same({"loss": found}, {"loss": torch.stack(expected)}, rtol=1e-8)
+
+
+def test_targets_that_exceed_the_memory_are_refused(monkeypatch):
+    module = make("gpt2").requires_grad_(False)
+    monkeypatch.setattr(learner, "free_memory", lambda _: Memory(10_000, 10_000))
+    batch = module.collate(answered(2), "one")
+    assert learner.TargetPass(module, 1).predict_step(batch, 0).shape[0] == 2
+    with pytest.raises(UserError, match="^loss experts: the probabilities of 9000 examples of"):
+        learner.TargetPass(module, 9000).predict_step(batch, 0)
