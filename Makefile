@@ -1,4 +1,5 @@
 # make quickstart   environment, three experts, their Fishers, three merges, one table
+# make language-example  a tiny language model, three experts, four merges, one table
 # make test         the suite, but for its slow tests
 # make slow         those: lost processes, hundreds of trials, a T5 from scratch
 # make sweep        every text architecture of transformers through every command
@@ -10,6 +11,7 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
+LANGUAGE := runs/language
 RUNS := runs/quickstart
 CONFIGS := configs/quickstart
 LIBRARIES := sklearn sympy torch
@@ -20,7 +22,7 @@ UNIT := $(addprefix tests/,methods fisher search store data modules report evalu
 # the lowest torch declared is older; this is the one build that the bounds were tried with
 TORCH ?= 2.13.0
 
-.PHONY: quickstart test slow sweep lint coverage lowest bare clean
+.PHONY: quickstart language-example test slow sweep lint coverage lowest bare clean
 .DELETE_ON_ERROR:
 
 quickstart: $(RUNS)/average/report.md $(RUNS)/fisher_merge/report.md $(RUNS)/df_merge/report.md
@@ -59,7 +61,7 @@ bare: .venv-bare/installed
 	.venv-bare/bin/fmerge --help
 
 clean:
-	rm -rf $(RUNS) runs/sweep.jsonl
+	rm -rf $(RUNS) $(LANGUAGE) runs/sweep.jsonl
 
 .venv/installed: pyproject.toml .ci/constraints.txt
 	$(ENVIRONMENT)
@@ -107,5 +109,45 @@ $(RUNS)/df_merge/report.md: $(FISHERS) $(CONFIGS)/merge.yaml
 	$(MERGE) --method DFMerge --baselines experts \
 	  --optimizer.search AxSearch --optimizer.search.trials 10 \
 	  --optimizer.search.initial_trials 5
+
+# language models: the experts of other libraries go on from one that was trained on all
+language-example: $(foreach one,average ties fisher_merge df_merge,$(LANGUAGE)/$(one)/report.md)
+	@$(BIN)/python -m fmerge.report.score_table $(^D)
+	@echo "100 / perplexity. Merged models: $(LANGUAGE)/*/merged/"
+
+$(LANGUAGE)/start/config.json: configs/language/start.py | .venv/installed
+	$(BIN)/python configs/language/start.py --output $(@D)
+
+$(LANGUAGE)/base/expert/config.json: $(LANGUAGE)/start/config.json configs/language/fit.yaml
+	$(FMERGE) fit --config configs/language/fit.yaml --config configs/language/all.yaml \
+	  --model.path $(LANGUAGE)/start --trainer.max_epochs 6 \
+	  --output $(LANGUAGE)/base --overwrite true
+
+$(LIBRARIES:%=$(LANGUAGE)/%/expert/config.json): $(LANGUAGE)/%/expert/config.json: \
+  $(LANGUAGE)/base/expert/config.json configs/language/%.yaml
+	$(FMERGE) fit --config configs/language/fit.yaml --config configs/language/$*.yaml \
+	  --output $(LANGUAGE)/$* --overwrite true
+
+$(LANGUAGE)/%/fisher.safetensors: $(LANGUAGE)/%/expert/config.json
+	$(FMERGE) fisher --config configs/language/$*.yaml --expert $(LANGUAGE)/$*/expert \
+	  --model TextGenerator --estimator sampled --examples 256 --output $@ --overwrite true
+
+LANGUAGE_FISHERS := $(LIBRARIES:%=$(LANGUAGE)/%/fisher.safetensors)
+LANGUAGE_MERGE = $(FMERGE) merge --config configs/language/all.yaml \
+  --config configs/language/merge.yaml --output $(@D) --overwrite true
+LANGUAGE_SEARCH := --optimizer.search AxSearch --optimizer.search.trials 8 \
+  --optimizer.search.initial_trials 4
+
+$(LANGUAGE)/average/report.md: $(LANGUAGE_FISHERS) configs/language/merge.yaml
+	$(LANGUAGE_MERGE) --method Average
+
+$(LANGUAGE)/ties/report.md: $(LANGUAGE_FISHERS) configs/language/merge.yaml
+	$(LANGUAGE_MERGE) --method TIES --baselines experts $(LANGUAGE_SEARCH)
+
+$(LANGUAGE)/fisher_merge/report.md: $(LANGUAGE_FISHERS) configs/language/merge.yaml
+	$(LANGUAGE_MERGE) --method FisherMerge --baselines experts $(LANGUAGE_SEARCH)
+
+$(LANGUAGE)/df_merge/report.md: $(LANGUAGE_FISHERS) configs/language/merge.yaml
+	$(LANGUAGE_MERGE) --method DFMerge --baselines experts $(LANGUAGE_SEARCH)
 
 .SECONDARY:
