@@ -1,12 +1,13 @@
 """Every shipped configuration runs, with a tiny model in the place of the real one."""
 
+import importlib.util
 import re
 import shlex
 from pathlib import Path
 
 import pytest
 import yaml
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from fmerge.cli.app import main
 from fmerge.data.docs import TOPICS
@@ -16,6 +17,7 @@ from tests import tiny
 CONFIGS = Path(__file__).parents[1] / "configs"
 QUICKSTART = CONFIGS / "quickstart"
 DF_MERGE = CONFIGS / "df_merge"
+LANGUAGE = CONFIGS / "language"
 LIBRARIES = sorted(
     path.stem for path in QUICKSTART.glob("*.yaml") if path.stem not in {"fit", "merge"}
 )
@@ -152,3 +154,58 @@ def test_commands_in_headers_can_be_given(name, monkeypatch, capsys):
         with pytest.raises(SystemExit) as end:
             main([*arguments, "--print_config"])
         assert end.value.code == 0, capsys.readouterr().err
+
+
+def language_sizes(*libraries):
+    return [
+        f"--data.tasks.{library}.init_args.{split}=8"
+        for library in libraries
+        for split in ("train", "validation", "test")
+    ]
+
+
+@pytest.mark.slow
+def test_language_models_are_fitted_and_merged(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tiny.language_model(tiny.gpt2_config()).save_pretrained("base")
+    tiny.text_tokenizer("$A").save_pretrained("base")
+    names = {path.stem for path in LANGUAGE.glob("*.yaml")}
+    assert names == {"fit", "all", "merge", *LIBRARIES}
+    quiet = ["--trainer.enable_progress_bar=false", "--trainer.accelerator=cpu"]
+    experts = []
+    for library in LIBRARIES:
+        task = ["--config", str(LANGUAGE / f"{library}.yaml"), *language_sizes(library), *quiet]
+        main([
+            *["fit", "--config", str(LANGUAGE / "fit.yaml"), *task, "--model.path=base"],
+            *["--output", library, "--trainer.max_epochs=1"],
+        ])
+        main([
+            *["fisher", *task, "--model=TextGenerator", "--model.max_new_tokens=3"],
+            *["--expert", f"{library}/expert", "--estimator=sampled", "--examples=3"],
+            *["--output", f"{library}/fisher.safetensors"],
+        ])
+        experts += [
+            f"--experts.{library}.path={library}/expert",
+            f"--experts.{library}.fisher={library}/fisher.safetensors",
+        ]
+    configs = [f"--config={LANGUAGE / name}.yaml" for name in ("all", "merge")]
+    main([
+        *["merge", *configs, *experts, *language_sizes(*LIBRARIES), *quiet, "--base=base"],
+        *["--output=out", "--method=FisherMerge", "--optimizer.search=Fixed"],
+    ])
+    assert Path("out/merged/model.safetensors").is_file()
+
+
+@pytest.mark.slow
+def test_the_language_model_of_the_example_starts_its_texts(tmp_path, monkeypatch):
+    spec = importlib.util.spec_from_file_location("start", LANGUAGE / "start.py")
+    start = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(start)
+    monkeypatch.setattr("sys.argv", ["start.py", "--output", str(tmp_path)])
+    start.main()
+    words = AutoTokenizer.from_pretrained(tmp_path)
+    ids = words("The model is fitted.")["input_ids"]
+    assert ids[0] == words.eos_token_id and len(words) == start.TOKENS
+    assert words.decode(ids, skip_special_tokens=True) == "The model is fitted."
+    config = AutoConfig.from_pretrained(tmp_path)
+    assert (config.vocab_size, config.n_positions) == (start.TOKENS, start.LENGTH)

@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from fmerge.data import DocsTopics
+from fmerge.data import DocsText, DocsTopics
 from fmerge.data.docs import TOPICS
 from fmerge.data.documentation import WORDS, key, package_folder, sentences
 from fmerge.errors import UserError
@@ -87,6 +87,18 @@ def test_splits_are_balanced_disjoint_and_seeded(library):
     assert len(data.labels) == 4
     again, other = (DocsTopics(library, 60, 20, 30, seed=seed) for seed in (0, 1))
     assert again.examples("test") == splits["test"] != other.examples("test")
+
+
+def test_texts_are_the_sentences_of_all_topics():
+    plain, labelled = DocsText("sklearn", 240, 80, 120), DocsTopics("sklearn", 60, 20, 30)
+    for split in ("train", "validation", "test"):
+        texts = [{"text": one["text"]} for one in labelled.examples(split)]
+        assert plain.examples(split) == texts
+    assert plain.labels == [] and plain.metrics == ("inverse_perplexity",)
+    with pytest.raises(UserError, match="^DocsText: validation is 6, but must be a multiple of 4"):
+        DocsText("sklearn", validation=6)
+    with pytest.raises(UserError, match="unknown library 'nope'"):
+        DocsText("nope")
 
 
 def test_nothing_is_imported():
