@@ -120,7 +120,7 @@ $(LANGUAGE)/start/config.json: configs/language/start.py | .venv/installed
 
 $(LANGUAGE)/base/expert/config.json: $(LANGUAGE)/start/config.json configs/language/fit.yaml
 	$(FMERGE) fit --config configs/language/fit.yaml --config configs/language/all.yaml \
-	  --model.path $(LANGUAGE)/start --trainer.max_epochs 6 \
+	  --model.path $(LANGUAGE)/start --trainer.max_epochs 4 \
 	  --output $(LANGUAGE)/base --overwrite true
 
 $(LIBRARIES:%=$(LANGUAGE)/%/expert/config.json): $(LANGUAGE)/%/expert/config.json: \
@@ -135,8 +135,7 @@ $(LANGUAGE)/%/fisher.safetensors: $(LANGUAGE)/%/expert/config.json
 LANGUAGE_FISHERS := $(LIBRARIES:%=$(LANGUAGE)/%/fisher.safetensors)
 LANGUAGE_MERGE = $(FMERGE) merge --config configs/language/all.yaml \
   --config configs/language/merge.yaml --output $(@D) --overwrite true
-LANGUAGE_SEARCH := --optimizer.search AxSearch --optimizer.search.trials 8 \
-  --optimizer.search.initial_trials 4
+LANGUAGE_SEARCH := --optimizer.search.trials 8
 
 $(LANGUAGE)/average/report.md: $(LANGUAGE_FISHERS) configs/language/merge.yaml
 	$(LANGUAGE_MERGE) --method Average

@@ -208,4 +208,4 @@ def test_the_language_model_of_the_example_starts_its_texts(tmp_path, monkeypatc
     assert ids[0] == words.eos_token_id and len(words) == start.TOKENS
     assert words.decode(ids, skip_special_tokens=True) == "The model is fitted."
     config = AutoConfig.from_pretrained(tmp_path)
-    assert (config.vocab_size, config.n_positions) == (start.TOKENS, start.LENGTH)
+    assert (config.vocab_size, config.n_positions) == (start.TOKENS, 2 * start.LENGTH)

@@ -55,7 +55,7 @@ def main() -> None:
     words = tokenizer()
     torch.manual_seed(0)
     config = GPT2Config(
-        vocab_size=len(words), n_positions=LENGTH, n_embd=128, n_layer=2, n_head=4,
+        vocab_size=len(words), n_positions=2 * LENGTH, n_embd=96, n_layer=2, n_head=4,
         bos_token_id=words.bos_token_id, eos_token_id=words.eos_token_id,
     )  # fmt: skip
     GPT2LMHeadModel(config).save_pretrained(output)

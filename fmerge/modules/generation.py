@@ -140,14 +140,14 @@ def _generated(
         begin = 1
     else:
         begin = input_ids.shape[1]
-        positions = position_count(model)
-        if positions is not None and begin + most > positions:
-            raise UserError(
-                f"--model.max_new_tokens: is {most}, but a prompt has {begin} tokens and the model "
-                f"takes {positions} in all; lower it, or shorten the prompts"
-            )
         input_ids = left_padded(input_ids, attention_mask)
         attention_mask = left_padded(attention_mask, attention_mask)
+    positions = position_count(model)
+    if positions is not None and begin + most > positions:
+        raise UserError(
+            f"--model.max_new_tokens: is {most}, but up to {begin} tokens stand before, and the "
+            f"model takes {positions} in all; lower it, or shorten the prompts"
+        )
     written: Tensor = model.generate(
         input_ids=input_ids, attention_mask=attention_mask, generation_config=settings, **options
     )[:, begin:]
