@@ -82,7 +82,7 @@ def example_losses(module: TaskModule, batch: Mapping[str, Any], loss: Loss) -> 
 
 
 def _part_log_probs(module: TaskModule, batch: Mapping[str, Any]) -> Tensor:
-    """The log-probabilities of each part's candidates (n, g, c): of listed answers, or of tokens."""
+    """Log-probabilities of each part's candidates (n, g, c): of listed answers, or of tokens."""
     if not module.lists_answers(batch["task"], "exact"):
         return module.token_log_probs(batch)
     if isinstance(module, IndependentAnswers):
