@@ -46,3 +46,22 @@ def difference(values: Sequence[float], others: Sequence[float]) -> str:
     pairs = [value - other for value, other in zip(values, others, strict=True)]
     text = interval(pairs)
     return text if text.startswith("-") else f"+{text}"
+
+
+def detectable(values: Sequence[float], others: Sequence[float], power: float = 0.8) -> str:
+    """Computes the true difference that repeats of this spread find: (t₀.₉₇₅ + t_power) s / √n.
+
+    Args:
+        values: Repeats.
+        others: What each is compared with, in the same order.
+        power: The share of experiments of n repeats whose 95% interval then excludes 0.
+
+    Returns:
+        The difference, in the values' units; empty for one repeat.
+    """
+    n = len(values)
+    if n == 1:
+        return ""
+    pairs = [value - other for value, other in zip(values, others, strict=True)]
+    quantiles = float(t.ppf(0.975, n - 1)) + float(t.ppf(power, n - 1))
+    return f"{quantiles * statistics.stdev(pairs) / n**0.5:.1f}"

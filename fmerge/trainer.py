@@ -25,6 +25,7 @@ from fmerge.runs.fit import ConfigWriter, check_limits, check_places, save_exper
 from fmerge.runs.fit_callbacks import LastEpoch, WeightsFirst, with_callbacks
 from fmerge.runs.inputs import check_data, explaining_texts, tasks_of
 from fmerge.runs.job import MergeJob
+from fmerge.runs.labels import Labels
 from fmerge.runs.pass_plan import Baselines
 from fmerge.runs.polish_stage import Polishing
 from fmerge.store import (
@@ -238,23 +239,21 @@ class FMergeTrainer(Trainer):
 
     def merge(
         self, model: LightningModule, datamodule: LightningDataModule | Loaders | None = None, *,
-        experts: dict[str, str | Expert], output: Path,
-        method: MergeMethod | None = None, coefficients: dict[str, float] | None = None,
-        base: str | None = None, fisher: FisherSettings = MERGE_DEFAULTS,
-        baselines: Baselines = "all", heads: HeadMode = "keep",
-        refit_heads: Refit = "off", refit_examples: int | None = 512, refit_seed: int = 0,
-        polish_steps: int = 0, polish_loss: Loss = "experts", polish_anchor: float = 0.0,
-        polish_learning_rate: float = 1e-4, dtype: Dtype | None = None,
+        experts: dict[str, str | Expert], output: Path, method: MergeMethod | None = None,
+        coefficients: dict[str, float] | None = None, base: str | None = None,
+        fisher: FisherSettings = MERGE_DEFAULTS, baselines: Baselines = "all",
+        heads: HeadMode = "keep", refit_heads: Refit = "off", refit_examples: int | None = 512,
+        refit_seed: int = 0, polish_steps: int = 0, polish_loss: Loss = "experts",
+        polish_anchor: float = 0.0, polish_learning_rate: float = 3e-4, dtype: Dtype | None = None,
         max_shard_size: int | str | None = None, overwrite: bool = False, dry_run: bool = False,
-        build: int | None = None,
+        build: int | None = None, labels: Labels = "all", budget: str | None = None,
     ) -> MergeReport | None:  # fmt: skip
         """Merge experts into one model, with the best coefficients that a search finds.
 
         Args:
             model: The kind of model.
             datamodule: The tasks, or a LightningDataModule whose loaders are by task name, if any.
-            experts: Task name to expert: Hugging Face or PEFT folder, hub id or .ckpt; or {path:
-                the same, fisher: its Fisher's file, or the .ckpt of its fit for Adam's moments}.
+            experts: Task to Hugging Face or PEFT folder, hub id, .ckpt; or {path: it, fisher: file}.
             output: Folder for the merged model, the trials and the report.
             method: The formula, such as Average, TaskArithmetic, TIES, FisherMerge or DFMerge.
             coefficients: By expert, without a search; below 0 for what an expert is to unlearn.
@@ -266,7 +265,7 @@ class FMergeTrainer(Trainer):
             refit_examples: Training examples of a task that heads are fitted on; null: all.
             refit_seed: Seed of their choice.
             polish_steps: Steps that train all weights of the best merge at the end; 0 for none.
-            polish_loss: What they learn from: experts, without labels; labels; or entropy.
+            polish_loss: What they learn from: experts, without labels; labels; both; or entropy.
             polish_anchor: How strongly exact Fishers hold weights to the merge; 0: not at all.
             polish_learning_rate: Adam's.
             dtype: What merged models are written in; the experts' own dtype if left out.
@@ -274,15 +273,21 @@ class FMergeTrainer(Trainer):
             overwrite: Replace a run in the output folder; without it the run is resumed.
             dry_run: Check headers, time one batch, print the plan, and write nothing.
             build: Build this trial of the finished run in points/<index>/, and nothing else.
+            labels: none: read no label before the test, but score trials by the experts' answers.
+            budget: Time for the search and the stages after it, such as 10min; no limit if unset.
 
         Returns:
             The report: the merge that was saved and its test scores; None of a dry run.
         """
-        made = object_of("method", method or Average(), MergeMethod, methods)  # type: ignore[type-abstract]
         return MergeJob(
-            trainer=self, model=model, datamodule=datamodule, experts=experts,
-            output=path_of(output), method=made, base=base, fisher=fisher, baselines=baselines,
+            trainer=self, model=model, datamodule=datamodule, experts=experts, base=base,
+            output=path_of(output), method=_made(method), fisher=fisher, baselines=baselines,
             refitting=Refitting(refit_heads, refit_examples, refit_seed), overwrite=overwrite,
             dry_run=dry_run, build=build, config=self.resolved_config, heads=heads, dtype=dtype,
             polishing=Polishing(polish_steps, polish_loss, polish_anchor, polish_learning_rate),
-            max_shard_size=max_shard_size, coefficients=coefficients).run()  # fmt: skip
+            max_shard_size=max_shard_size, coefficients=coefficients, labels=labels,
+            budget=budget).run()  # fmt: skip
+
+
+def _made(method: MergeMethod | str | type[MergeMethod] | None) -> MergeMethod:
+    return object_of("method", method or Average(), MergeMethod, methods)  # type: ignore[type-abstract]

@@ -80,7 +80,7 @@ class Assembler:
         self.others: Callable[[str], Assembler] | None = None
         self._scales: dict[tuple[str, str], float] = {}
         self._dtypes = dtypes or {}
-        self._finish = finish
+        self.finish = finish
         self._inputs = stored(experts, self._dtypes)
         self._merged: Params = {}
         self._rounded: Params = {}
@@ -124,9 +124,9 @@ class Assembler:
         self._merged = {name: self._merged[name] for name in self.order}
         name = f"{type(self.method).__name__} at {dict(coefficients)}"
         finished = self._merged
-        if self._finish is not None:
+        if self.finish is not None:
             check_finite(self._merged, f"the start of {name}")
-            finished = self._finish(self._merged)
+            finished = self.finish(self._merged)
         self._rounded = self.in_dtypes(finished)
         check_finite(self._rounded, name)
         self._merged_at = dict(coefficients)
@@ -205,8 +205,8 @@ class Assembler:
             New tensors, in ``dtypes``.
         """
         merged = Average().merge(None, list(self._inputs.values()), [])
-        if self._finish is not None and not self.method.calibrates:  # whose own it is else
-            merged = self._finish(merged)
+        if self.finish is not None and not self.method.calibrates:  # whose own it is else
+            merged = self.finish(merged)
         return self.in_dtypes(merged)
 
     def in_dtypes(self, merged: Params) -> Params:

@@ -169,8 +169,9 @@ def _statistics(
     statistics: Sequence[Mapping[str, Any]] | Mapping[str, Mapping[str, Any]] | None,
     names: Sequence[Any],
 ) -> list[Mapping[str, Any]] | None:
-    if method.calibrates:
-        raise UserError(f"method: {kind} is calibrated on examples; merge by FMergeTrainer.merge")
+    if method.calibrates or method.chooses:
+        how = "is calibrated on examples" if method.calibrates else "chooses by scores"
+        raise UserError(f"method: {kind} {how}; merge by FMergeTrainer.merge, with data")
     if method.statistic is None and statistics is not None:
         raise UserError(f"statistics: {kind} uses none; leave them out")
     if method.statistic is None:

@@ -9,6 +9,7 @@ Examples:
 """
 
 from fmerge.methods.arcs import MultiSLERP, NuSLERP
+from fmerge.methods.auto import Auto
 from fmerge.methods.averages import Average, FisherMerge, Isotropic
 from fmerge.methods.base import MergeMethod
 from fmerge.methods.calibrated import FeatCal, RegMeanPP
@@ -32,6 +33,7 @@ __all__ = [
     "TIES",
     "TSVM",
     "WUDI",
+    "Auto",
     "Average",
     "Breadcrumbs",
     "DFMerge",

@@ -7,10 +7,15 @@ from typing import final
 
 from fmerge.errors import UserError, check_within, classes_of, known
 from fmerge.methods.base import MergeMethod, Statistic
+from fmerge.methods.calibrated import FeatCal
 from fmerge.methods.inputs import MergeInputs
+from fmerge.methods.task_vectors import TaskArithmetic
 from fmerge.params import Params
 
-PORTFOLIO = ("TaskArithmetic", "TIES", "IsoC", "TSVM", "FisherMerge", "RegMean")
+PORTFOLIO = (
+    *("TaskArithmetic", "TIES", "IsoC", "TSVM", "FisherMerge"),
+    *("RegMean", "RegMeanPP", "FeatCal"),
+)
 """What is raced beside the plain average unless a portfolio is given."""
 
 
@@ -20,17 +25,26 @@ class Auto(MergeMethod):
 
     First every method of the portfolio is scored with its usual coefficients, the plain average
     before all others. Then a Bayesian search over the coefficients, in which the method is a
-    categorical parameter, searches the best of them. Every trial names its method.
+    categorical parameter, searches the best of them. Every trial names its method. At last the
+    weights of the best merge are trained for some steps.
 
     Args:
         portfolio: Names or class paths of the methods, each with its defaults. When left out:
-            task arithmetic, TIES, Iso-C and TSV-M where there is a base, Fisher merging and
-            RegMean.
+            task arithmetic, TIES, Iso-C, TSV-M and FeatCal from task arithmetic where there is a
+            base, Fisher merging, RegMean and RegMean++.
         leaders: How many of them are searched after the race.
+        steps: Steps that train all weights of the best merge at the end, body and heads, towards
+            the experts' probabilities and, unless ``--labels none``, the labels; 0 for none.
+            ``--polish_steps`` and what belongs to it take their place.
     """
 
-    def __init__(self, portfolio: list[str] | None = None, leaders: int = 2) -> None:
+    chooses = True
+
+    def __init__(
+        self, portfolio: list[str] | None = None, leaders: int = 2, steps: int = 60
+    ) -> None:
         check_within("leaders", leaders, "[1, inf)")
+        check_within("steps", steps, "[0, inf)")
         if portfolio is not None and not portfolio:
             raise UserError(
                 "portfolio: is empty, so that there is nothing to choose from; name methods, such "
@@ -38,6 +52,7 @@ class Auto(MergeMethod):
             )
         self.portfolio = portfolio
         self.leaders = leaders
+        self.steps = steps
         self._base_given = True
 
     @cached_property
@@ -45,6 +60,8 @@ class Auto(MergeMethod):
         """The methods by name, the plain average first."""
         names = ["Average", *(PORTFOLIO if self.portfolio is None else self.portfolio)]
         made = {name.rpartition(".")[2]: _made(name) for name in names}
+        if self.portfolio is None:
+            made["FeatCal"] = FeatCal(TaskArithmetic())  # whose coefficients can be searched
         if self.portfolio is None and not self._base_given:
             made = {name: one for name, one in made.items() if not one.needs_base}
         return made
@@ -98,7 +115,7 @@ def _made(name: str) -> MergeMethod:
         found = getattr(import_module(module or "fmerge.methods"), short, None)
     except ImportError as error:
         raise UserError(f"portfolio: {name} cannot be imported ({error})") from error
-    if not (isinstance(found, type) and issubclass(found, MergeMethod) and found is not Auto):
+    if not (isinstance(found, type) and issubclass(found, MergeMethod) and not found.chooses):
         names = known(classes_of(methods, MergeMethod))
         raise UserError(f"portfolio: unknown method '{name}'; known: {names}")
     try:

@@ -50,6 +50,7 @@ class MergeMethod(Recorded, ABC):
         streams: Whether ``by_tensor`` merges a tensor without the others in memory.
         entrywise: Whether an entry of the merge depends on that entry of the inputs and on what
             is found of all tensors beforehand, and on nothing else.
+        chooses: Whether it chooses among methods by scores, and is no formula itself.
     """
 
     statistic: Statistic | None = None
@@ -62,6 +63,7 @@ class MergeMethod(Recorded, ABC):
     calibrates: bool = False
     streams: bool = False
     entrywise: bool = False
+    chooses: bool = False
 
     def __repr__(self) -> str:
         return constructor_call(self)

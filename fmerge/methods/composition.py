@@ -53,6 +53,7 @@ class Wrapper(MergeMethod):
         self.statistic = self.inner.statistic
         self.uses_coefficients = self.inner.uses_coefficients
         self.scale_invariant = self.inner.scale_invariant
+        self.usual_coefficient = self.inner.usual_coefficient
         self.writes_into_out = self.inner.writes_into_out
 
     def check_count(self, count: int) -> None:
@@ -85,12 +86,17 @@ def check_kind(owner: MergeMethod, name: str, given: object, kind: type) -> None
         kind: What it must be.
 
     Raises:
-        UserError: If it is none.
+        UserError: If it is none, or a method that chooses among others.
     """
     if not isinstance(given, kind):
         raise UserError(
             f"{type(owner).__name__}: {name} is {given!r}, but must be a {kind.__name__}; "
             "give an object, not a name"
+        )
+    if isinstance(given, MergeMethod) and given.chooses:
+        raise UserError(
+            f"{type(owner).__name__}: {name} is {type(given).__name__}, which is no formula but "
+            "chooses one by scores; give a method of its portfolio"
         )
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fmerge.errors import UserError
 from fmerge.modules.base import TaskModule
-from fmerge.modules.losses import Loss, example_losses, expert_targets
+from fmerge.modules.losses import TARGETS, Loss, example_losses, expert_targets
 from fmerge.params import Params
 from fmerge.system.memory import free_memory
 
@@ -208,6 +208,36 @@ class TargetPass(LightningModule):
                 "are free; lower --optimizer.examples or --model.max_length, or use labels"
             )
         return found
+
+
+@final
+class DistancePass(LightningModule):
+    """Computes KL(p ‖ q) of each example, p what an expert says of it, by ``Trainer.predict``.
+
+    Args:
+        module: The task module, with the weights that give q.
+        targets: What the expert says of each batch; see ``expert_targets``.
+    """
+
+    def __init__(self, module: TaskModule, targets: Sequence[Tensor]) -> None:
+        super().__init__()
+        self.module = module
+        self.targets = targets
+        self.collate = module.collate
+
+    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
+        """Computes a batch's distances.
+
+        Args:
+            batch: What ``collate`` made.
+            batch_idx: The batch's index, as in ``targets``.
+            dataloader_idx: The loader's index; required by Lightning.
+
+        Returns:
+            The loss ``experts`` of each example (n,), on the CPU.
+        """
+        given = {**batch, TARGETS: self.targets[batch_idx]}
+        return example_losses(self.module, given, "experts").cpu()
 
 
 def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:

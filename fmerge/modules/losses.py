@@ -4,7 +4,7 @@ Letters: n example, c candidate answer; p the expert's probabilities, q the merg
 """
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import torch
 from torch import Tensor
@@ -13,8 +13,11 @@ from fmerge.modules.base import TaskModule
 from fmerge.modules.independent import IndependentAnswers, answer_log_probs
 from fmerge.modules.label_answers import LabelAnswers
 
-Loss = Literal["labels", "experts", "entropy"]
-"""labels: −log q of the true answer; experts: KL(p ‖ q); entropy: −Σ q log q."""
+Loss = Literal["labels", "experts", "both", "entropy"]
+"""labels: −log q of the true answer; experts: KL(p ‖ q); both: their mean; entropy: −Σ q log q."""
+
+GUIDED: Final = frozenset({"experts", "both"})
+"""The losses that ask the experts."""
 
 TARGETS = "targets"
 """The key under which a batch holds what the expert says of its examples."""
@@ -61,14 +64,15 @@ def example_losses(module: TaskModule, batch: Mapping[str, Any], loss: Loss) -> 
     listed, regression = module.lists_answers(task, "exact"), _is_regression(module, task)
     if regression or (loss == "labels" and not listed):
         losses, means = module.outcome(batch)
-        if loss == "experts":
-            losses = (batch[TARGETS][:, 0].to(means) - means).square() / 2
+        if loss in GUIDED:
+            squared = (batch[TARGETS][:, 0].to(means) - means).square() / 2
+            losses = (losses + squared) / 2 if loss == "both" else squared
         return losses
     log_q = _part_log_probs(module, batch)
     if loss == "labels":
-        return -answer_log_probs(log_q, _true_parts(module, batch)[:, None])[:, 0]
+        return _named(module, log_q, batch)
     log_p = log_q
-    if loss == "experts":
+    if loss in GUIDED:
         log_p = batch[TARGETS][:, : log_q[0].numel()].to(log_q).view_as(log_q)
     there = log_p > -torch.inf
     # an absent candidate adds 0 · (−∞), whose gradient would be NaN
@@ -78,7 +82,17 @@ def example_losses(module: TaskModule, batch: Mapping[str, Any], loss: Loss) -> 
         losses = -(p * known_q).sum(dim=2).sum(dim=1)
     else:
         losses = (p * (torch.where(there, log_p, 0.0) - known_q)).sum(dim=2).sum(dim=1)
-    return losses if listed else losses / there.any(dim=2).sum(dim=1)
+    if not listed:
+        losses = losses / there.any(dim=2).sum(dim=1)
+    if loss == "both":
+        named = _named(module, log_q, batch) if listed else module.outcome(batch)[0]
+        losses = (named + losses) / 2
+    return losses
+
+
+def _named(module: TaskModule, log_q: Tensor, batch: Mapping[str, Any]) -> Tensor:
+    """−log q of the true answers (n,)."""
+    return -answer_log_probs(log_q, _true_parts(module, batch)[:, None])[:, 0]
 
 
 def _part_log_probs(module: TaskModule, batch: Mapping[str, Any]) -> Tensor:

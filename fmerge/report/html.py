@@ -42,6 +42,7 @@ def html(report: MergeReport) -> str:
             front=search.front.table() if scored and search.front else None,
             pictures=_pictures(report) if scored else [],
             trials=report.trade_off() if scored else None,
+            stages=report.stages(),
             coefficients=coefficient_table(report.best.coefficients, search.sensitivity),
             fishers=fisher_tables(found.fishers) if found.fishers else [],
             data=task_table(found.tasks) if found.tasks else None,
@@ -67,7 +68,7 @@ def to_html(table: Table, level: int = 2) -> str:
 
 def _pictures(report: MergeReport) -> list[tuple[Picture, str]]:
     """The pictures of the search, with their captions."""
-    search, measure = report.search, report.tests.measure
+    search, measure = report.search, report.search.measure
     if search.built:  # no search was made
         return []
     pictures = []

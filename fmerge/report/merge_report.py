@@ -13,6 +13,7 @@ from fmerge.report.sections import (
     comparison_table,
     fisher_tables,
     score_table,
+    stage_table,
     task_table,
     trial_table,
 )
@@ -94,6 +95,14 @@ class MergeReport:
             return None
         return trial_table(self.search.non_dominated, self.best)
 
+    def stages(self) -> Table | None:
+        """Lays out what each part of the run brought.
+
+        Returns:
+            The table, if the parts were timed.
+        """
+        return stage_table(self.search.stages) if self.search.stages else None
+
     def record(self) -> dict[str, Any]:
         """Lists what ``scores.json`` holds, for tables over several runs.
 
@@ -161,7 +170,7 @@ class MergeReport:
         """The tables of ``report.md``, in order."""
         search, found = self.search, self.provenance
         scored = [self.scores(), self.differences(), self.trade_off()] if self.rows else []
-        tables = [table for table in scored if table is not None]
+        tables = [table for table in [*scored, self.stages()] if table is not None]
         if search.sensitivity:
             tables.append(coefficient_table(self.best.coefficients, search.sensitivity))
         tables += fisher_tables(found.fishers) if found.fishers else []

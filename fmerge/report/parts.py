@@ -46,6 +46,25 @@ class Trials(list[Trial]):
 
 
 @dataclass(frozen=True, kw_only=True)
+class StageFacts:
+    """What one part of a run brought.
+
+    Attributes:
+        name: Such as ``race``, ``search`` or ``polish``.
+        seconds: How long it took.
+        trials: How many trials it made.
+        before: The best objective before it, if there was one.
+        after: The best objective after it.
+    """
+
+    name: str
+    seconds: float
+    trials: int = 0
+    before: float | None = None
+    after: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class SearchOutcome:
     """What was searched, and what was chosen.
 
@@ -66,6 +85,9 @@ class SearchOutcome:
         built: Whether ``best`` is a trial built by its index, not the choice of the search.
         ended: Why the search ended before its budget was spent; empty if it did not.
         warning: That the merge is below the plain average on validation; empty where it is not.
+        stages: What each part of the run brought, where its parts were timed.
+        measure: What the trials' scores are: ``accuracy``, ``score`` or, without labels,
+            ``agreement``.
     """
 
     method: str
@@ -82,6 +104,8 @@ class SearchOutcome:
     built: bool = False
     ended: str = ""
     warning: str = ""
+    stages: Sequence[StageFacts] = ()
+    measure: str = "accuracy"
 
 
 @dataclass(frozen=True, kw_only=True)

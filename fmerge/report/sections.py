@@ -6,6 +6,7 @@ from torch import Tensor
 
 from fmerge.fisher.summary import FisherSummary, layer_of
 from fmerge.params import Params
+from fmerge.report.parts import StageFacts
 from fmerge.report.scores import EXPERTS, Comparison, Row, TaskFacts
 from fmerge.report.tables import (
     MISSING,
@@ -225,6 +226,31 @@ def layer_table(fisher: Params, title: str) -> Table:
         lines.append(Line([Cell(layer), Cell(f"{entries:,}"), Cell(mean), percent(share)]))
     names = map(Column, ("entries", "mean Fisher", "share, %"))
     return Table(title, [Column("layer", text=True), *names], lines)
+
+
+def stage_table(stages: Sequence[StageFacts]) -> Table:
+    """Lays out what each part of a run brought.
+
+    Args:
+        stages: The parts, in order.
+
+    Returns:
+        A row a part: its trials, the best objective before and after it, and its time.
+    """
+    total = sum(one.seconds for one in stages) or 1.0
+    lines = [
+        Line([
+            Cell(one.name),
+            Cell(str(one.trials) if one.trials else MISSING),
+            *(Cell(MISSING) if x is None else percent(x) for x in (one.before, one.after)),
+            Cell(f"{one.seconds:.1f}"),
+            percent(one.seconds / total),
+        ])
+        for one in stages
+    ]
+    names = ("trials", "before", "after", "seconds", "share of time, %")
+    columns = [Column("stage", text=True), *map(Column, names)]
+    return Table("What each stage brought, best objective on validation in %", columns, lines)
 
 
 def task_table(tasks: Mapping[str, TaskFacts]) -> Table:

@@ -28,7 +28,7 @@ def show(report: MergeReport, output: Path) -> None:
     if report.rows:
         if not search.built:
             picture = output / "search.png"
-            draw_search(search.trials, picture, search.goal, report.tests.measure)
+            draw_search(search.trials, picture, search.goal, search.measure)
         write_text(output / "scores.json", json.dumps(report.record(), indent=1) + "\n")
         title = f": {search.method}, {search.name}"
         console.print(to_rich(report.scores(title)))
@@ -40,6 +40,8 @@ def show(report: MergeReport, output: Path) -> None:
         for fact in (*ended, *bounds_met(search), *warned):
             said = fact[0].upper() + fact[1:]
             console.print(said, soft_wrap=True, highlight=False, markup=False)
+    if (stages := report.stages()) is not None:
+        console.print(to_rich(stages))
     if (front := search.front) is not None:
         write_text(output / FRONT, json.dumps(front.record(), indent=1) + "\n")
         draw_front(search.trials, front.trials, front.objectives, output / PICTURE)

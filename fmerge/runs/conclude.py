@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from fmerge.evaluation.chance import below_chance
-from fmerge.evaluation.evaluator import Evaluator, by_accuracy
+from fmerge.evaluation.evaluator import Evaluator
 from fmerge.evaluation.head_refit import Heads, Refitter, using_heads
 from fmerge.evaluation.statistics import Fisher, statistic_of
 from fmerge.evaluation.test_scores import TestTable, task_facts
@@ -22,10 +22,13 @@ from fmerge.report.model_card import loader_of, model_card, parameters_of
 from fmerge.report.pareto_front import Front
 from fmerge.report.parts import Provenance, SearchOutcome, TestOutcome, Trials
 from fmerge.report.scores import AVERAGE, AVERAGE_TUNED, BASE, EXPERTS, REFITTED, RUNNER_UP, Row
-from fmerge.runs.data_provenance import split_facts
+from fmerge.runs.clock import Clock
+from fmerge.runs.data_provenance import measure_of, split_facts
 from fmerge.runs.finish import calibration_facts
 from fmerge.runs.guards import below_average
+from fmerge.runs.labels import label_facts
 from fmerge.runs.pass_plan import TestedRow, tested_rows
+from fmerge.runs.stage_facts import stage_facts
 from fmerge.runs.stages import Candidate
 from fmerge.runs.trained_rows import TrainedRows
 from fmerge.search import Search, Trial, non_dominated_trials
@@ -50,6 +53,7 @@ class Chosen:
         built: Whether the trial is built by its index, apart from a search.
         notes: Sentences on racing and on stages, if there were any.
         targets: What the experts say of their training examples, where it is known already.
+        clock: The seconds of the run's parts, where it has been timed.
     """
 
     search: Search
@@ -59,6 +63,7 @@ class Chosen:
     built: bool = False
     notes: Sequence[str] = ()
     targets: dict[tuple[Any, ...], Tensor] = field(default_factory=dict)
+    clock: Clock | None = None
 
     @property
     def best(self) -> Trial:
@@ -113,12 +118,14 @@ class Conclusion:
         row = tested_rows(self.run, rival=False)[-1]
         if table is not None:
             self._test(table, row, body, refitted)
+        if chosen.clock is not None:
+            chosen.clock.lap("tests")
         report = MergeReport(
             search=self.search_outcome(chosen, runner_up),
             tests=TestOutcome(
                 rows=[] if table is None else table.rows(),
                 comparisons=[] if table is None else table.comparisons(row.name),
-                measure=self._measure(),
+                measure=measure_of(self.run.data),
                 refit_heads=self.run.refitting.when,
                 refit_examples=self.run.refitting.most,
             ),
@@ -153,6 +160,8 @@ class Conclusion:
             built=chosen.built,
             ended="" if chosen.built or not self._tells else search.ended,
             warning=below_average(self.run, search, chosen.best, chosen.trials),
+            measure="agreement" if self.run.labels == "none" else measure_of(self.run.data),
+            stages=stage_facts(search, chosen.trials, chosen.clock) if self._tells else [],
         )
 
     def provenance(
@@ -177,13 +186,6 @@ class Conclusion:
             fishers=fishers,
         )
 
-    def _measure(self) -> str:
-        tasks = [] if self.run.data is None else list(self.run.data.tasks)
-        plain = all(
-            self.run.data is not None and by_accuracy(self.run.data, task) for task in tasks
-        )
-        return "accuracy" if plain else "score"
-
     def _facts(self) -> list[str]:
         if self.run.data is None:
             return []
@@ -192,7 +194,7 @@ class Conclusion:
         facts = split_facts(
             self.run.data, self.run.method, self.run.settings, origins, ensemble.tasks
         )
-        return [*facts, *calibration_facts(self.run)]
+        return [*facts, *label_facts(self.run.labels), *calibration_facts(self.run)]
 
     def _test_baselines(
         self, chosen: Chosen, assembler: Assembler
@@ -225,7 +227,7 @@ class Conclusion:
 
     def _test_trained(self, table: TestTable, name: str, body: Params, chosen: Chosen) -> None:
         """Trains a row as long as the merge was, and tests it under its own heads."""
-        rows = TrainedRows(self.run)
+        rows = TrainedRows(self.run, chosen.staged)
         body, heads = rows.train(name, body, chosen.search, chosen.goal, chosen.targets)
         with using_heads(self.run.module, heads):
             table.add(name, body, self.run.ensemble.tasks)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from fmerge.data import MultiTask, Split
+from fmerge.evaluation.evaluator import by_accuracy
 from fmerge.evaluation.statistics import statistic_of
 from fmerge.fisher import FisherSettings
 from fmerge.methods import MergeMethod
@@ -53,3 +54,16 @@ def split_facts(
 
 def _counts(data: MultiTask, tasks: Sequence[str], split: Split, most: int | None = None) -> str:
     return ", ".join(f"{task} {data.size(task, split, most)}" for task in tasks)
+
+
+def measure_of(data: MultiTask | None) -> str:
+    """Names what the tasks are scored by.
+
+    Args:
+        data: The tasks, if there are any.
+
+    Returns:
+        accuracy, or score where a task has another metric.
+    """
+    plain = data is None or all(by_accuracy(data, task) for task in data.tasks)
+    return "accuracy" if plain else "score"

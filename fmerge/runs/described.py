@@ -135,6 +135,8 @@ def merge_config(job: "MergeJob") -> str:
         **{f"polish_{name}": one for name, one in described(job.polishing).items()},
         "dtype": job.dtype,
         "max_shard_size": job.max_shard_size,
+        "labels": job.labels,
+        "budget": job.budget,
     })
 
 

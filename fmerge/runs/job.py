@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -24,18 +24,20 @@ from fmerge.merging.experts import load_ensemble, target_first
 from fmerge.merging.merged_heads import HeadMode, check_mode
 from fmerge.merging.optimizer import MergeOptimizer
 from fmerge.merging.saved_forms import saved_forms
-from fmerge.methods import Average, MergeMethod
-from fmerge.methods.auto import Auto
+from fmerge.methods import Auto, Average, MergeMethod
 from fmerge.modules import TaskModule
 from fmerge.params import params_of
 from fmerge.report.merge_report import MergeReport
 from fmerge.report.write import show
 from fmerge.runs.build import find_trial
+from fmerge.runs.clock import seconds_of
 from fmerge.runs.described import merge_config
 from fmerge.runs.dry_run import show_merge_plan
 from fmerge.runs.guards import AverageBaseline
 from fmerge.runs.inputs import check_merge, fingerprints, task_module, tasks_of
+from fmerge.runs.labels import Asked, Labels
 from fmerge.runs.learning import training_stages
+from fmerge.runs.left_out import checked_stages, polishing_of
 from fmerge.runs.merge import MergeRun
 from fmerge.runs.pass_plan import Baselines, PassPlan
 from fmerge.runs.polish_stage import Polishing
@@ -81,6 +83,8 @@ class MergeJob:
         dtype: The dtype that merged models are written in; the experts' if None.
         max_shard_size: The largest size of a shard of theirs; as the experts' if None.
         coefficients: Those of the merge, where they are given instead of a search.
+        labels: Which labels may be read before the test.
+        budget: How long the search and the stages may take.
         config: The resolved configuration, which the run's folder keeps; None describes the job.
     """
 
@@ -103,6 +107,8 @@ class MergeJob:
     dtype: Dtype | None = None
     max_shard_size: int | str | None = None
     coefficients: dict[str, float] | None = None
+    labels: Labels = "all"
+    budget: str | None = None
 
     def run(self) -> MergeReport | None:
         """Does the job, alone in its folder.
@@ -141,10 +147,11 @@ class MergeJob:
         """What follows the search, in order."""
         given = self.coefficients is not None or isinstance(self.optimizer.search, Fixed)
         searched = not (given and self.method.uses_coefficients)
-        scored = self._data() is not None and self.baselines == "all"
+        scored = self._data() is not None
         held = isinstance(self.method, Average | Auto)  # which try the average themselves
         compared = [AverageBaseline()] if scored and searched and not held else []
-        return [*compared, *training_stages(self.optimizer, self.polishing, self.heads)]
+        polishing = polishing_of(self.method, self.polishing, self.labels)
+        return [*compared, *training_stages(self.optimizer, polishing, self.heads)]
 
     def _look_into(self, folder: RunFolder) -> tuple[bool, Sequence[Mapping[str, Any]]]:
         """Whether a run is resumed; or the records of the trials, one of which is built."""
@@ -159,6 +166,7 @@ class MergeJob:
         module: TaskModule = task_module(self.model)
         check_mode(self.heads)  # these before models are read
         assert self.stages is not None  # raises where its options do not go together
+        seconds_of(self.budget)
         check_dtype(self.dtype, {})
         parse_size(self.max_shard_size)
         if not isinstance(self.fisher, FisherSettings):
@@ -166,6 +174,7 @@ class MergeJob:
                 f"fisher: is {self.fisher!r}, but must be FisherSettings, such as "
                 "dataclasses.replace(MERGE_DEFAULTS, examples=100)"
             )
+        Asked(self.optimizer, self.polishing, self.refitting, self.fisher).check(self.labels)
         data = self._data()
         # formulas want the target first; coefficients keep the order they were given in
         ordered = target_first(self.experts, self.optimizer.target)
@@ -178,12 +187,11 @@ class MergeJob:
         streamed = streamed_run(run, ordered, self) if streams else None
         if streams and streamed is None:  # what the files hold is not the parameters themselves
             run = self._loaded(module, data, ordered, True)
+        run = replace(run, stages=checked_stages(run, unasked=not self.polishing.steps))
         space = self.optimizer.space(self.method, names, run.ensemble.tensors)
         search.start(space, self.optimizer.goal(tasks))
         for one in run.members.values():
             check_merge(one, search, self.optimizer.groups != "whole", self.optimizer.racing)
-        for stage in run.stages:
-            stage.check(run)
         return streamed or run, search
 
     def _loaded(
@@ -215,6 +223,8 @@ class MergeJob:
             refitting=self.refitting,
             forms=forms,
             stages=self.stages,
+            labels=self.labels,
+            budget=seconds_of(self.budget),
         )
 
     def _checked_search(

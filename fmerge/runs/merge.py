@@ -10,8 +10,9 @@ from lightning.pytorch import Trainer
 
 from fmerge.data import MultiTask
 from fmerge.errors import UserError
+from fmerge.evaluation.agreement import Agreement
 from fmerge.evaluation.evaluator import Evaluator
-from fmerge.evaluation.head_refit import Heads, Refitter, Refitting, obstacle, using_heads
+from fmerge.evaluation.head_refit import Heads, Refitter, Refitting, obstacle
 from fmerge.evaluation.statistics import Statistic, statistic_of
 from fmerge.fisher import FisherSettings
 from fmerge.merging.assembler import Assembler
@@ -25,12 +26,15 @@ from fmerge.modules import TaskModule
 from fmerge.params import Params
 from fmerge.report.merge_report import MergeReport
 from fmerge.runs.balance import with_balance
+from fmerge.runs.clock import Clock, checked, clock_of, timed, watch
 from fmerge.runs.conclude import Chosen, Conclusion
+from fmerge.runs.labels import Labels
 from fmerge.runs.own_scores import own_scores
 from fmerge.runs.pass_plan import Baselines
 from fmerge.runs.portfolio import Portfolio, assembler_of, members_of, portfolio_facts
 from fmerge.runs.stage_context import StageContext, staged_so_far
 from fmerge.runs.stages import Candidate, Stage
+from fmerge.runs.trial_scores import trial_scores
 from fmerge.search import Search, Trial
 from fmerge.search.objective import Objective, Scores
 from fmerge.store import RunFolder, SavedForm
@@ -54,6 +58,8 @@ class MergeRun:
         refitting: When heads are refitted, and on what; never, if left out.
         forms: Task name to the form that its merged model is written in.
         stages: What improves the search's best, in order.
+        labels: Which labels may be read before the test.
+        budget: Seconds for the search and the stages; None for no limit.
     """
 
     trainer: Trainer
@@ -67,6 +73,8 @@ class MergeRun:
     refitting: Refitting = Refitting()
     forms: Mapping[str, SavedForm] = field(default_factory=dict)
     stages: Sequence[Stage] = ()
+    labels: Labels = "all"
+    budget: float | None = None
 
     @property
     def estimated(self) -> Statistic | None:
@@ -99,25 +107,28 @@ class MergeRun:
         if self.data is not None and self.data.automatic:  # a resumed run has the same
             self.evaluator.sizes.note = partial(folder.note, _SIZES)
         goal, assembler = self._begin(optimizer, search, folder)
+        clock = clock_of(self, folder)
         # started again: the bounds are shares of the experts' scores, known only now
         search.start(with_balance(search.space, assembler, self.trainer, folder), goal)
         # every process replays, as each decides for itself whether the search is finished
         known = [Trial.from_record(one) for one in self.trainer.strategy.broadcast(list(done))]
         staged = [trial for trial in known if trial.stage]
+        watch(search, clock, bool(staged))
         for trial in known[: len(known) - len(staged)]:
             search.replay(trial)
         forget = folder.forget if self.trainer.is_global_zero else lambda _: None
         staged = list(staged_so_far(search, staged, forget))
-        score = self._scoring(optimizer, search, goal, assembler)
+        score = timed(self._scoring(optimizer, search, goal, assembler), search, clock)
+        stop = checked(stop, search, clock)
         best = optimizer.optimize(self.trainer, search, assembler, score, folder.append, stop)
         own, assembler = self.members[best.method], assembler.of(best.method)
-        context = own._context(search, goal, assembler, folder, search.history)
+        context = own._context(search, goal, assembler, folder, search.history, clock)
         raced = [race_facts(search.history)] if optimizer.racing else portfolio_facts(search)
         context.notes += raced
         final = context.run_stages(Candidate(best), staged, stop)
         chosen = Chosen(
             search=search, goal=goal, candidate=final, trials=context.trials,
-            notes=context.notes, targets=context.targets,
+            notes=context.notes, targets=context.targets, clock=clock,
         )  # fmt: skip
         report = own._conclusion().conclude(chosen, assembler, folder)
         context.forget()
@@ -169,6 +180,9 @@ class MergeRun:
     ) -> tuple[Objective, Assemblers]:
         if self.data is not None and self.data.automatic:
             self.evaluator.sizes.found |= folder.noted(_SIZES) or {}
+        if self.data is not None and self.labels == "none":
+            tasks = self.ensemble.tasks
+            self.agreement.ask({task: self.ensemble.bodies[task] for task in tasks})
         own = own_scores(self, folder) if optimizer.needs_experts else {}
         goal = optimizer.goal(self.ensemble.tasks, own)
         if len(self.members) > 1:
@@ -182,10 +196,11 @@ class MergeRun:
         assembler: Assembler,
         folder: RunFolder,
         trials: Sequence[Trial],
+        clock: Clock | None = None,
     ) -> StageContext:
         return StageContext(
             run=self, search=search, goal=goal, assembler=assembler,
-            folder=folder, trials=list(trials),
+            folder=folder, trials=list(trials), clock=clock,
         )  # fmt: skip
 
     @cached_property
@@ -209,7 +224,7 @@ class MergeRun:
     def probed(self) -> bool:
         """Whether the table has the base under refitted heads, where these can be."""
         given = self.ensemble.base is not None and not self.ensemble.heads_merged
-        return self.baselines == "all" and given
+        return self.baselines == "all" and given and self.labels == "all"
 
     def _conclusion(self) -> Conclusion:
         # heads are refitted for the merge, or for the table's base alone
@@ -217,7 +232,7 @@ class MergeRun:
         return Conclusion(
             run=self,
             evaluator=None if self.data is None else self.evaluator,
-            refitter=self._refitter if fits else None,
+            refitter=self.refitter if fits else None,
         )
 
     @cached_property
@@ -228,37 +243,25 @@ class MergeRun:
         return Evaluator(self.trainer, self.module, self.data)
 
     @cached_property
-    def _refitter(self) -> Refitter:
+    def agreement(self) -> Agreement:
+        """Scores without labels."""
+        return Agreement(self.evaluator)
+
+    @cached_property
+    def refitter(self) -> Refitter:
+        """Refits heads."""
         return Refitter(self.evaluator, self.refitting, self.ensemble.tasks)
 
     def validate(self, body: Params, goal: Objective, heads: Heads | None = None) -> Scores:
-        """Scores a merge on the validation split, under the heads that trials are scored with.
-
-        Args:
-            body: The merged tensors.
-            goal: What is maximised.
-            heads: Heads of its own, if it has any.
-
-        Returns:
-            The scores; none without data.
-        """
-        if self.data is None:
-            return Scores()
-        if heads:
-            with using_heads(self.module, heads):
-                metrics = self.evaluator.score(body, "validation", self.ensemble.tasks)
-        elif self.refitting.when == "trials":
-            metrics = self._refitter.score(body, "validation", self._refitter.fit(body))
-        else:
-            metrics = self.evaluator.score(body, "validation", self.ensemble.tasks)
-        return goal.of(metrics, self.evaluator.errors(metrics, "validation"))
+        """Scores the merge of a trial; see ``trial_scores``."""
+        return trial_scores(self, body, goal, heads)
 
     @contextmanager
     def _live(self, body: Params) -> Iterator[None]:
         """A body in the live module, under the heads that trials are scored with."""
         with ExitStack() as stack:
             if self.refitting.when == "trials":
-                stack.enter_context(self._refitter.fitted(body))
+                stack.enter_context(self.refitter.fitted(body))
             else:
                 self.evaluator.write_body(body)
             yield

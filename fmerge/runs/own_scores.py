@@ -20,6 +20,8 @@ def own_scores(run: "MergeRun", folder: RunFolder) -> dict[str, float]:
     Returns:
         Task name to score.
     """
+    if run.labels == "none":  # each agrees with itself
+        return dict.fromkeys(run.ensemble.tasks, 1.0)
     noted = (folder.noted(_OWN) or {}) if run.trainer.is_global_zero else {}
     own: dict[str, float] = run.trainer.strategy.broadcast(noted)
     if not own:

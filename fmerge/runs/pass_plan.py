@@ -109,7 +109,8 @@ class PassPlan:
         def scored(split: Split) -> Pass:
             return Pass("score", task, split, data.size(task, split))
 
-        passes[scored("validation")] += self.trials + self.own_scores
+        asked = self.own_scores or self.run.labels == "none"
+        passes[scored("validation")] += self.trials + asked
         passes[scored("test")] += len(rows) + refits
         # the features of a refit cost a forward pass, as a score does
         fits = refits + self.trials * (refitting.when == "trials")

@@ -35,7 +35,7 @@ class Polishing:
     steps: int = 0
     loss: Loss = "experts"
     anchor: float = 0.0
-    learning_rate: float = 1e-4
+    learning_rate: float = 3e-4
 
 
 @final

@@ -1,13 +1,14 @@
 """A portfolio of methods in one run: an assembler for each, and statistics that they share."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from fmerge.errors import UserError
 from fmerge.merging.assembler import Assembler
-from fmerge.methods import Average, MergeMethod
-from fmerge.methods.auto import Auto
+from fmerge.methods import Auto, Average, MergeMethod
 from fmerge.params import Params
 from fmerge.runs.finish import finish_of
 from fmerge.search import AxSearch, Search, SearchSpace
@@ -69,6 +70,7 @@ def members_of(run: "MergeRun") -> Mapping[str, "MergeRun"]:
     if run.data is not None:
         for one in found.values():
             one.__dict__["evaluator"] = run.evaluator  # what is known of batch sizes is shared
+            one.__dict__["agreement"] = run.agreement  # and what the experts say
     return found
 
 
@@ -98,7 +100,12 @@ def portfolio_facts(search: Search) -> list[str]:
         return []
     race, rest = search.history[: len(search.usual)], search.history[len(search.usual) :]
     scores = ", ".join(
-        f"{trial.method} {'failed' if trial.objective is None else f'{100 * trial.objective:.1f}'}"
+        f"{trial.method} "
+        + (
+            f"failed ({trial.reason})"
+            if trial.objective is None
+            else f"{100 * trial.objective:.1f}"
+        )
         for trial in race
     )
     facts = [f"Auto, race: {len(race)} trials, a method each: {scores}"]
@@ -147,8 +154,11 @@ class Portfolio:
             if kind is not None and kind not in self._statistics:  # estimated once for all
                 self._statistics[kind] = run.statistics()
             statistics = None if kind is None else self._statistics[kind]
-            self._made[method] = assembler_of(run, self.space, self.folder, statistics)
-            self._made[method].others = self.of
+            made = assembler_of(run, self.space, self.folder, statistics)
+            if made.finish is not None and run.method.calibrates:
+                made.finish = _failing_by_name(method, made.finish)
+            made.others = self.of
+            self._made[method] = made
         return self._made[method]
 
     def average(self) -> Params:
@@ -158,6 +168,21 @@ class Portfolio:
             New tensors.
         """
         return self.of(Average.__name__).average()
+
+
+def _failing_by_name(method: str, finish: Callable[[Params], Params]) -> Callable[[Params], Params]:
+    """Makes a calibration that a model cannot have a trial that failed, not the end of the run."""
+
+    def finished(body: Params) -> Params:
+        try:
+            return finish(body)
+        except torch.OutOfMemoryError:  # of which more is known elsewhere
+            raise
+        except (RuntimeError, TypeError) as error:  # of networks that no calibration was made for
+            reason = " ".join(str(error).split())
+            raise UserError(f"{method} cannot calibrate this model: {reason}") from error
+
+    return finished
 
 
 def assembler_of(

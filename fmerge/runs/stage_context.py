@@ -14,6 +14,7 @@ from fmerge.evaluation.head_refit import Heads
 from fmerge.merging.assembler import Assembler
 from fmerge.merging.trials import attempt
 from fmerge.params import Params
+from fmerge.runs.clock import Clock
 from fmerge.runs.stages import PLAIN_AVERAGE, Candidate
 from fmerge.search import Search, Trial
 from fmerge.search.objective import Objective
@@ -39,6 +40,7 @@ class StageContext:
         stop: Tells the number of the signal that asked to stop, or 0.
         notes: Sentences for the report.
         targets: What the experts say of their training examples, computed once for all stages.
+        clock: Takes the stages' times, where the run has one.
     """
 
     run: "MergeRun"
@@ -50,6 +52,7 @@ class StageContext:
     stop: Callable[[], int] = lambda: 0
     notes: list[str] = field(default_factory=list)
     targets: dict[tuple[Any, ...], Tensor] = field(default_factory=dict)
+    clock: Clock | None = None
     _recalled: list[Trial] = field(default_factory=list)
 
     def run_stages(
@@ -144,7 +147,20 @@ class StageContext:
         self.trials.append(trial)
         if self.run.trainer.is_global_zero:
             self.folder.append(trial.as_record())
+        if self.clock is not None:
+            self.clock.lap(stage)
         return trial
+
+    def late(self, stage: str) -> bool:
+        """Tells whether a stage has no time for a further trial.
+
+        Args:
+            stage: The stage's name.
+
+        Returns:
+            Whether its share of the budget is spent.
+        """
+        return self.clock is not None and self.clock.over(stage)
 
     def logged(self, stage: str) -> int:
         """Counts the trials in the log that the next calls of ``score`` give back.

@@ -1,6 +1,6 @@
 """Baselines of a trained merge: others, trained on the same examples with as many steps."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,7 @@ from fmerge.evaluation.passes import Passes
 from fmerge.merging.learnable import Weights, write_heads
 from fmerge.merging.trials import attempt
 from fmerge.modules import Loss
+from fmerge.modules.losses import GUIDED
 from fmerge.params import Params, write_params
 from fmerge.report.scores import AVERAGE_TUNED, BASE_DISTILLED, BASE_TUNED
 from fmerge.runs.polish_stage import Polishing, PolishStage
@@ -34,9 +35,11 @@ class TrainedRows:
 
     Attributes:
         run: The merge.
+        staged: The trials of its stages, where they have been made.
     """
 
     run: "MergeRun"
+    staged: Sequence[Trial] = ()
 
     @property
     def stages(self) -> list[TrainingStage]:
@@ -54,7 +57,7 @@ class TrainedRows:
         found: dict[str, Loss] = {}
         if run.baselines != "all":
             return found
-        if "labels" in used:
+        if used & {"labels", "both"}:
             if run.ensemble.base is not None:
                 found[BASE_TUNED] = "labels"
             found[AVERAGE_TUNED] = "labels"
@@ -63,7 +66,9 @@ class TrainedRows:
         return found
 
     def settings(self, loss: Loss) -> TrainingSettings:
-        """Takes the examples and as many steps as all stages together.
+        """Takes the examples and as many steps as all stages together, at most.
+
+        Where a budget has ended the stages, the row has as many steps as they made.
 
         Args:
             loss: What the row learns from.
@@ -73,10 +78,14 @@ class TrainedRows:
         """
         polishing = [one for one in self.stages if isinstance(one, PolishStage)]
         rates = [one.settings.learning_rate for one in polishing]
+        steps = sum(one.settings.steps for one in self.stages)
+        if self.run.budget is not None and self.staged:
+            every = {one.name: one.settings.every for one in self.stages}
+            steps = min(steps, sum(every.get(trial.stage, 0) for trial in self.staged))
         return replace(
             self.stages[0].settings,
             loss=loss,
-            steps=sum(one.settings.steps for one in self.stages),
+            steps=steps,
             learning_rate=rates[0] if rates else Polishing.learning_rate,
         )
 
@@ -86,7 +95,7 @@ class TrainedRows:
         Returns:
             How often each is made.
         """
-        asked = any(one.settings.loss == "experts" for one in self.stages)
+        asked = any(one.settings.loss in GUIDED for one in self.stages)
         found = Passes()
         for loss in self.losses.values():
             found += self.settings(loss).passes(self.run, targets=loss == "experts" and not asked)

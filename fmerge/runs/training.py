@@ -10,6 +10,7 @@ from fmerge.evaluation.evaluator import Evaluator
 from fmerge.evaluation.segments import Source, fit_steps, targets_of
 from fmerge.merging.learnable import Leaves, head_values, write_heads
 from fmerge.modules.learner import Learnable, Learner
+from fmerge.modules.losses import GUIDED
 from fmerge.params import Params
 from fmerge.runs.training_settings import TrainingSettings
 
@@ -137,7 +138,7 @@ def sources_of(
         examples = loader.dataset.examples  # type: ignore[attr-defined]
         size = min(data.batch_size, len(examples))
         source = Source(examples, size, settings.seed * 1_000 + number)
-        if settings.loss == "experts":
+        if settings.loss in GUIDED:
             key = (task, settings.examples, settings.seed)
             if key not in known:
                 known[key] = _targets(run, evaluator, task, settings)

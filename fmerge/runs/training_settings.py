@@ -1,12 +1,12 @@
 """How a merge is trained, what that takes, and what it needs."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from fmerge.errors import UserError, check_within
 from fmerge.evaluation.passes import Pass, Passes
 from fmerge.modules import SpanAnswers
-from fmerge.modules.losses import Loss
+from fmerge.modules.losses import GUIDED, Loss
 from fmerge.store import kind_of
 
 if TYPE_CHECKING:
@@ -49,9 +49,9 @@ class TrainingSettings:
         check_within(f"{prefix}patience", self.patience, "[1, inf)")
         if self.examples is not None:
             check_within(f"{prefix}examples", self.examples, "[1, inf)")
-        if self.loss not in {"labels", "experts", "entropy"}:
+        if self.loss not in get_args(Loss):
             raise UserError(
-                f"{prefix}loss: is {self.loss!r}, but must be labels, experts or entropy"
+                f"{prefix}loss: is {self.loss!r}, but must be labels, experts, both or entropy"
             )
 
     def segments(self) -> list[range]:
@@ -82,7 +82,7 @@ class TrainingSettings:
             found[self.step_pass(run, task)] += 1
             validation = Pass("score", task, "validation", data.size(task, "validation"))
             found[validation] += len(self.segments())
-            if targets and self.loss == "experts":
+            if targets and self.loss in GUIDED:
                 found[Pass("score", task, "train", there)] += 1
         return found
 

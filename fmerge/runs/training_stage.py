@@ -11,6 +11,7 @@ import torch
 from fmerge.evaluation.passes import Passes
 from fmerge.merging.learnable import write_heads
 from fmerge.modules.learner import Learner
+from fmerge.modules.losses import GUIDED
 from fmerge.params import Params, write_params
 from fmerge.runs.stage_context import StageContext
 from fmerge.runs.stages import Candidate, Stage
@@ -64,7 +65,7 @@ class TrainingStage(Stage):
         asking = [
             one
             for one in run.stages
-            if isinstance(one, TrainingStage) and one.settings.loss == "experts"
+            if isinstance(one, TrainingStage) and one.settings.loss in GUIDED
         ]
         return self.settings.passes(run, targets=asking[:1] == [self])  # they are asked once
 
@@ -95,6 +96,9 @@ class TrainingStage(Stage):
         done = self._resume(context, start, trained.course.learner)
         best, waited = start, 0
         for number, steps in enumerate(self.settings.segments()):
+            if number >= done and context.late(self.name):
+                context.notes.append(f"{self.option}: ended by --budget before step {steps.start}")
+                break
             if number >= done and not trained.course.train(steps):
                 context.say(
                     f"{self.option}: what is learned has diverged by step {steps.stop}: "

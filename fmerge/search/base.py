@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -122,6 +122,7 @@ class Search(Recorded, ABC):
     Attributes:
         method: The method of what ``ask`` proposed last, where it chooses among several.
         patience: After how many trials without an improvement it ends; never if None.
+        late: Says why no time is left for another trial; empty while there is.
     """
 
     needs_errors = False
@@ -135,6 +136,7 @@ class Search(Recorded, ABC):
         self.goal = Objective()
         self.patience: int | None = None
         self.method = ""
+        self.late: Callable[[], str] = lambda: ""
 
     def start(self, space: SearchSpace, objective: Objective | None = None) -> None:
         """Begins anew.
@@ -171,7 +173,9 @@ class Search(Recorded, ABC):
     @property
     def ended(self) -> str:
         """Why it ends before its budget is spent; empty while it does not."""
-        return "" if len(self.history) >= self.budget else reason_to_stop(self)
+        if len(self.history) >= self.budget:
+            return ""
+        return self.late() or reason_to_stop(self)
 
     @abstractmethod
     def ask(self) -> dict[str, float]:

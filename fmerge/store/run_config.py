@@ -29,7 +29,8 @@ _ADDED = {
     "polish_steps": 0,
     "polish_loss": "experts",
     "polish_anchor": 0.0,
-    "polish_learning_rate": 1e-4,
+    "polish_learning_rate": 3e-4,
+    "labels": "all",
 }
 """Options that an older run's config.yaml lacks, and their defaults: it went without them."""
 

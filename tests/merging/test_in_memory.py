@@ -25,7 +25,9 @@ BASE = {"w": torch.ones(2, 2), "b": torch.zeros(2)}
 ONES = {"w": torch.ones(2, 2), "b": torch.ones(2)}
 GRAM = {"w": Gram(torch.eye(2))}
 FORMULAS = sorted(
-    name for name, one in classes_of(methods, MergeMethod).items() if not one.calibrates
+    name
+    for name, one in classes_of(methods, MergeMethod).items()
+    if not one.calibrates and not one.chooses
 )
 
 

@@ -11,7 +11,7 @@ from fmerge import methods
 from tests.compare import assert_same
 
 PAGE = (Path(__file__).parents[2] / "docs" / "methods.md").read_text()
-NAMES = sorted(set(methods.__all__) - {"MergeMethod", "Gram", "Grams"})
+NAMES = sorted(set(methods.__all__) - {"MergeMethod", "Gram", "Grams", "Auto"})
 
 
 def rows(name):

@@ -49,6 +49,8 @@ def test_losses_of_listed_answers_by_hand():
     # of a softmax the gradient is q - p
     expected = torch.tensor([[1 / 3 - 1 / 2, 1 / 3 - 1 / 2, 1 / 3], [-0.25, 0.25, 0.0]])
     torch.testing.assert_close(merged.values.grad, expected.double())
+    both = example_losses(merged, batch, "both").tolist()
+    assert both == pytest.approx([(math.log(3) + math.log(3 / 2)) / 2, (math.log(4) + second) / 2])
 
 
 def test_an_expert_diverges_from_itself_by_nothing():
@@ -76,6 +78,8 @@ def test_a_regression_is_half_a_squared_distance():
     )
     expected = (means[:, 0] - torch.tensor([0.5, -1.0])).square() / 2
     torch.testing.assert_close(example_losses(module, batch, "labels"), expected)
+    both = example_losses(module, batch, "both")
+    torch.testing.assert_close(both, (expected + torch.tensor([0.5, 2.0])) / 2)
 
 
 def test_losses_of_several_labels_add_up():

@@ -126,7 +126,7 @@ def test_the_average_follows_the_search_and_makes_way_for_more_trials(zoo, tmp_p
     assert all(built[name].equal(one) for name, one in expected.items())
 
 
-DEFAULTS = sorted(classes_of(fmerge.methods, MergeMethod).keys() - {"Average"})
+DEFAULTS = sorted(classes_of(fmerge.methods, MergeMethod).keys() - {"Average", "Auto"})
 
 
 @pytest.mark.slow
@@ -150,6 +150,12 @@ def test_a_search_that_was_at_the_average_scores_it_once(zoo, tmp_path):
 def test_who_needs_no_average_is_spared_it(zoo, tmp_path):
     half = Fixed({"colour": 0.5, "animal": 0.25})  # no search
     merge(zoo, tmp_path / "fixed", half)
-    merge(zoo, tmp_path / "experts", Sobol(trials=1), baselines="experts")
-    for name in ("fixed", "experts"):
-        assert len(records(tmp_path / name)) == 1
+    assert len(records(tmp_path / "fixed")) == 1
+
+
+def test_a_merge_below_the_average_is_said_whatever_rows_are_asked_for(zoo, tmp_path, capsys):
+    merge(zoo, tmp_path / "out", Sobol(trials=1), baselines="experts")
+    found = records(tmp_path / "out")
+    assert [one.get("stage") for one in found] == [None, "average"]
+    below = found[1]["objective"] > found[0]["objective"]
+    assert ("BELOW THE PLAIN AVERAGE" in capsys.readouterr().out) == below

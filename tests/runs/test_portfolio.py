@@ -1,6 +1,9 @@
 """``--method Auto``: a race, a search over methods, and the best of all trials."""
 
+import csv
+import io
 import json
+from types import SimpleNamespace
 
 import pytest
 
@@ -8,13 +11,16 @@ import fmerge
 from fmerge.data import MultiTask, TextFiles
 from fmerge.errors import UserError
 from fmerge.merging.optimizer import MergeOptimizer
-from fmerge.methods.auto import Auto
+from fmerge.methods import Auto
+from fmerge.runs.clock import Clock
 from fmerge.runs.portfolio import search_of
 from fmerge.search import AxSearch, Sobol
 from tests import tiny
 
+THREE = ("TaskArithmetic", "TIES", "FisherMerge")
 
-def merge(zoo, output, trials=4, portfolio=("TaskArithmetic", "TIES", "FisherMerge"), **options):
+
+def merge(zoo, output, trials=4, portfolio=THREE, steps=0, method=None, **options):
     tasks = {
         name: TextFiles(**files, labels=tiny.LABELS[name]) for name, files in zoo.tasks.items()
     }
@@ -25,7 +31,8 @@ def merge(zoo, output, trials=4, portfolio=("TaskArithmetic", "TIES", "FisherMer
     )  # fmt: skip
     return trainer.merge(
         fmerge.modules.TextClassifier(), MultiTask(tasks, 16), experts=zoo.experts,
-        method=Auto(list(portfolio)), output=output, **{"base": zoo.base, **options},
+        method=method or Auto(list(portfolio), steps=steps), output=output,
+        **{"base": zoo.base, **options},
     )  # fmt: skip
 
 
@@ -80,27 +87,30 @@ def test_an_interrupted_portfolio_goes_on_to_the_same_trials(zoo, tmp_path):
     assert records(cut) == records(whole) and len(report.trials) == 9
 
 
+def test_what_cannot_calibrate_a_model_is_left_out_by_name(zoo, tmp_path, monkeypatch):
+    def broken(*_):
+        raise RuntimeError("shapes do not match")
+
+    monkeypatch.setattr("fmerge.runs.finish.calibrate", broken)
+    method = Auto(steps=0)  # of the default portfolio
+    report = merge(zoo, tmp_path / "out", 9, method=method, baselines="experts", budget="1h")
+    found = records(tmp_path / "out")
+    failed = [one for one in found if one["status"] == "failed"]
+    assert [one["method"] for one in failed] == ["RegMeanPP", "FeatCal"]
+    reason = "cannot calibrate this model: shapes do not match"
+    assert f"RegMeanPP failed (RegMeanPP {reason}), FeatCal failed (" in report.markdown()
+    assert report.search.method not in {"RegMeanPP", "FeatCal"}
+
+
 def test_any_trial_is_built_by_its_method(zoo, tmp_path):
     merge(zoo, tmp_path / "out", trials=4, baselines="experts")
     built = merge(zoo, tmp_path / "out", trials=4, baselines="experts", build=2)
     assert built.search.method == "TIES" and built.best.index == 2
 
 
-def test_without_a_base_the_default_portfolio_is_smaller():
-    method = Auto()
-    assert list(method.methods)[:3] == ["Average", "TaskArithmetic", "TIES"] and method.needs_base
-    method.with_base(False)
-    assert list(method.methods) == ["Average", "FisherMerge", "RegMean"]
-    assert not method.needs_base and method.statistic == "fisher"
-
-
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Auto([]), "portfolio: is empty, so that there is nothing to choose from"),
-        (lambda: Auto(["Foo"]).methods, "portfolio: unknown method 'Foo'; known: Average, Bread"),
-        (lambda: Auto(["no.such.Method"]).methods, "portfolio: no.such.Method cannot be imported"),
-        (lambda: Auto(leaders=0), "leaders: is 0"),
         (
             lambda: search_of(Auto(), MergeOptimizer(Sobol())),
             "Sobol: is no search over methods; leave --optimizer.search out",
@@ -127,3 +137,96 @@ def test_a_portfolio_needs_scores(zoo, tmp_path):
             fmerge.modules.TextClassifier(), experts=zoo.experts, base=zoo.base, method=Auto(),
             output=tmp_path / "out",
         )  # fmt: skip
+
+
+def polished(zoo, output, labels="none", files=None, steps=11, **options):
+    """A whole ``Auto`` of one method, which is raced, searched and polished."""
+    options = {"portfolio": ["TaskArithmetic"], "labels": labels, **options}
+    return merge(files or zoo, output, 3, steps=steps, **options)
+
+
+def shuffled_labels(zoo, folder):
+    """The same experts, and data whose labels are others in all splits but the test's."""
+    tasks = {}
+    for name, files in zoo.tasks.items():
+        tasks[name] = {}
+        for split, path in files.items():
+            text = path.read_text() if hasattr(path, "read_text") else open(path).read()
+            rows = list(csv.DictReader(io.StringIO(text)))
+            if split != "test":
+                column = [row["label"] for row in rows]
+                for row, label in zip(rows, column[1:] + column[:1], strict=True):
+                    row["label"] = label
+            tasks[name][split] = folder / f"{name}_{split}.csv"
+            with tasks[name][split].open("w", newline="") as file:
+                writer = csv.DictWriter(file, rows[0])
+                writer.writeheader()
+                writer.writerows(rows)
+    return SimpleNamespace(experts=zoo.experts, base=zoo.base, tasks=tasks)
+
+
+def test_without_labels_none_is_read_before_the_test(zoo, tmp_path):
+    report = polished(zoo, tmp_path / "out")
+    found = records(tmp_path / "out")
+    assert [one.get("stage") for one in found] == [None] * 3 + ["polish"] * 2
+    assert all(0 < score < 1 for one in found for score in one["metrics"].values())
+    assert report.best.index == max(found, key=lambda one: one["objective"])["trial"]
+    polished(zoo, tmp_path / "other", files=shuffled_labels(zoo, tmp_path), baselines="experts")
+    assert records(tmp_path / "other") == found
+    names = [row.name for row in report.rows]
+    assert "base, distilled" in names and not any("refitted" in name for name in names)
+    text = report.markdown()
+    assert "labels: none was read before the test; a trial's score of a task is exp(−KL)" in text
+    lines = [line for line in text.splitlines() if line.startswith(("| race", "| search", "| pol"))]
+    assert [line.split("|")[2].strip() for line in lines] == ["2", "1", "2"]
+    assert [one.name for one in report.search.stages] == ["race", "search", "polish", "tests"]
+
+
+@pytest.mark.slow
+def test_with_labels_both_are_learned_from_and_rows_are_trained_on_both(zoo, tmp_path):
+    report = polished(zoo, tmp_path / "out", "all")
+    names = [row.name for row in report.rows]
+    assert {"base, fine-tuned", "plain average, fine-tuned", "base, distilled"} <= set(names)
+
+
+def test_a_spent_budget_ends_the_search_and_the_training(zoo, tmp_path, monkeypatch):
+    monkeypatch.setattr(Clock, "over", lambda clock, part: part != "race")
+    options = {"baselines": "experts", "budget": "1h"}
+    report = polished(zoo, tmp_path / "out", **options)
+    assert [one.method for one in report.trials] == ["Average", "TaskArithmetic"]
+    assert "search ended before its budget: its share of --budget is spent" in report.markdown()
+    assert "--polish_steps: ended by --budget before step 0" in report.markdown()
+
+
+def test_a_budget_for_less_than_one_trial_is_refused(zoo, tmp_path):
+    with pytest.raises(UserError, match="--budget: is 0.001 s, but the first trial alone took"):
+        polished(zoo, tmp_path / "out", baselines="experts", budget="0.001s")
+
+
+def test_training_that_nobody_asked_for_is_left_out_by_name(zoo, tmp_path):
+    tasks = {
+        name: {split: files[split] for split in ("validation", "test")}
+        for name, files in zoo.tasks.items()
+    }
+    untrained = SimpleNamespace(experts=zoo.experts, base=zoo.base, tasks=tasks)
+    report = polished(zoo, tmp_path / "out", files=untrained, baselines="experts")
+    assert len(report.trials) == 3
+    assert "Auto: the stage polish was left out: --polish_steps: task 'colour'" in report.markdown()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"polish_loss": "labels"}, "--polish_loss labels: needs labels, but --labels is none"),
+        ({"refit_heads": "end"}, "--refit_heads end: needs labels, but --labels is none"),
+        (
+            {"fisher": fmerge.fisher.FisherSettings(estimator="empirical")},
+            "--fisher.estimator empirical: needs labels, but --labels is none",
+        ),
+        ({"labels": "few"}, "--labels: is 'few', but must be all or none"),
+        ({"budget": "10"}, "--budget: is '10', but must be a time with its unit"),
+    ],
+)
+def test_what_needs_labels_is_refused_without(options, message, zoo, tmp_path):
+    with pytest.raises(UserError, match=message):
+        polished(zoo, tmp_path / "out", **options)
