@@ -57,7 +57,7 @@ def test_the_coefficients_of_the_start_are_searched(zoo, tmp_path):
         *["--output", str(tmp_path / "out"), "--baselines", "experts"],
     ])
     trials = [json.loads(line) for line in (tmp_path / "out/trials.jsonl").read_text().splitlines()]
-    assert len(trials) == 3 and all(trial["status"] == "ok" for trial in trials)
+    assert len(trials) == 4 and all(trial["status"] == "ok" for trial in trials)
 
 
 @pytest.mark.slow

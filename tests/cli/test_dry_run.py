@@ -247,8 +247,8 @@ def test_the_estimates_of_both_commands(zoo, tmp_path, capsys, monkeypatch):
     run(*merge(zoo, tmp_path, "--method", "Isotropic"))
     assert f"about {2 * (8 * 4 + 5 * 3 + 8)}.0 h" in capsys.readouterr().out
     run(*merge(zoo, tmp_path, "--method", "Isotropic", "--baselines", "experts"))
-    assert f"about {2 * (7 * 4 + 2 * 3)}.0 h" in capsys.readouterr().out
+    assert f"about {2 * (8 * 4 + 2 * 3)}.0 h" in capsys.readouterr().out
     # the Fishers of 13 examples at each of 7 trials and for the best
     run(*merge(zoo, tmp_path, "--baselines", "experts"))
-    assert f"about {2 * (7 * 4 + 2 * 3 + 8 * 4)}.0 h" in capsys.readouterr().out
+    assert f"about {2 * (8 * 4 + 2 * 3 + 8 * 4)}.0 h" in capsys.readouterr().out
     assert not (tmp_path / "runs").exists() and not (tmp_path / "x.h5").exists()

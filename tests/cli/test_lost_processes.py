@@ -101,7 +101,8 @@ def test_a_merge_that_loses_a_process_ends_and_goes_on(zoo, tmp_path, rank, reco
     begun = trials.read_text().rpartition("\n")[0]
     assert "Resuming after" in in_process(*arguments)
     assert trials.read_text().startswith(begun)
-    assert len(trials.read_text().splitlines()) == 60 and (output / "report.md").is_file()
+    # and the plain average
+    assert len(trials.read_text().splitlines()) == 61 and (output / "report.md").is_file()
     record_property("figure", f"merge without process {rank}: ended in {seconds:.1f} s: {line}")
 
 

@@ -132,7 +132,7 @@ def test_more_trials_of_a_finished_run_can_be_interrupted(zoo, tmp_path):
     assert kill(more, "logging", 1) == -signal.SIGKILL
     assert trials(output).count("\n") == 2 and not (output / "report.md").exists()
     run(*more)
-    assert trials(output).count("\n") == 3 and (output / "report.md").is_file()
+    assert trials(output).count("\n") == 4 and (output / "report.md").is_file()
 
 
 @pytest.mark.slow

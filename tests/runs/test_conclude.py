@@ -122,7 +122,7 @@ class Case:
             baselines=baselines,
             refitting=Refitting(when, 9),
             can_refit=can_refit,
-            is_average=isinstance(method, Average), forms={}, stages=(),
+            is_average=isinstance(method, Average), forms={}, stages=(), labels="all",
             ensemble=SimpleNamespace(
                 bodies=BODIES, base=base, tasks=list(HEADS), names=list(BODIES),
                 sources={name: f"made/{name}" for name in BODIES},

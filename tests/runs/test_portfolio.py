@@ -1,8 +1,8 @@
 """``--method Auto``: a race, a search over methods, and the best of all trials."""
 
 import csv
-import io
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -139,26 +139,24 @@ def test_a_portfolio_needs_scores(zoo, tmp_path):
         )  # fmt: skip
 
 
-def polished(zoo, output, labels="none", files=None, steps=11, **options):
-    """A whole ``Auto`` of one method, which is raced, searched and polished."""
-    options = {"portfolio": ["TaskArithmetic"], "labels": labels, **options}
-    return merge(files or zoo, output, 3, steps=steps, **options)
+def polished(zoo, output, labels="none", trials=2, steps=11, **options):
+    """``Auto`` of one method: raced, searched if there are more than two trials, and polished."""
+    options = {"portfolio": ["TaskArithmetic"], "baselines": "experts", **options}
+    return merge(zoo, output, trials, steps=steps, labels=labels, **options)
 
 
 def shuffled_labels(zoo, folder):
     """The same experts, and data whose labels are others in all splits but the test's."""
     tasks = {}
     for name, files in zoo.tasks.items():
-        tasks[name] = {}
-        for split, path in files.items():
-            text = path.read_text() if hasattr(path, "read_text") else open(path).read()
-            rows = list(csv.DictReader(io.StringIO(text)))
-            if split != "test":
-                column = [row["label"] for row in rows]
-                for row, label in zip(rows, column[1:] + column[:1], strict=True):
-                    row["label"] = label
-            tasks[name][split] = folder / f"{name}_{split}.csv"
-            with tasks[name][split].open("w", newline="") as file:
+        tasks[name] = dict(files)
+        for split in ("train", "validation"):
+            rows = list(csv.DictReader(Path(files[split]).open(newline="")))
+            column = [row["label"] for row in rows]
+            for row, label in zip(rows, column[1:] + column[:1], strict=True):
+                row["label"] = label
+            tasks[name][split] = str(folder / f"{name}_{split}.csv")
+            with Path(tasks[name][split]).open("w", newline="") as file:
                 writer = csv.DictWriter(file, rows[0])
                 writer.writeheader()
                 writer.writerows(rows)
@@ -168,31 +166,33 @@ def shuffled_labels(zoo, folder):
 def test_without_labels_none_is_read_before_the_test(zoo, tmp_path):
     report = polished(zoo, tmp_path / "out")
     found = records(tmp_path / "out")
-    assert [one.get("stage") for one in found] == [None] * 3 + ["polish"] * 2
+    assert [one.get("stage") for one in found] == [None] * 2 + ["polish"] * 2
     assert all(0 < score < 1 for one in found for score in one["metrics"].values())
     assert report.best.index == max(found, key=lambda one: one["objective"])["trial"]
-    polished(zoo, tmp_path / "other", files=shuffled_labels(zoo, tmp_path), baselines="experts")
+    polished(shuffled_labels(zoo, tmp_path), tmp_path / "other")
     assert records(tmp_path / "other") == found
-    names = [row.name for row in report.rows]
-    assert "base, distilled" in names and not any("refitted" in name for name in names)
     text = report.markdown()
     assert "labels: none was read before the test; a trial's score of a task is exp(−KL)" in text
-    lines = [line for line in text.splitlines() if line.startswith(("| race", "| search", "| pol"))]
-    assert [line.split("|")[2].strip() for line in lines] == ["2", "1", "2"]
-    assert [one.name for one in report.search.stages] == ["race", "search", "polish", "tests"]
+    lines = [line for line in text.splitlines() if line.startswith(("| race", "| polish"))]
+    assert [line.split("|")[2].strip() for line in lines] == ["2", "2"]
+    assert [one.name for one in report.search.stages] == ["race", "polish", "tests"]
 
 
 @pytest.mark.slow
-def test_with_labels_both_are_learned_from_and_rows_are_trained_on_both(zoo, tmp_path):
-    report = polished(zoo, tmp_path / "out", "all")
-    names = [row.name for row in report.rows]
-    assert {"base, fine-tuned", "plain average, fine-tuned", "base, distilled"} <= set(names)
+def test_rows_are_trained_on_what_the_merge_has_learned_from(zoo, tmp_path):
+    rows = {}
+    for labels in ("none", "all"):
+        report = polished(zoo, tmp_path / labels, labels, 3, baselines="all")
+        rows[labels] = {row.name for row in report.rows}
+        assert [one.name for one in report.search.stages] == ["race", "search", "polish", "tests"]
+    assert "base, distilled" in rows["none"]
+    assert not any("refitted" in name or "tuned" in name for name in rows["none"])
+    assert {"base, fine-tuned", "plain average, fine-tuned", "base, distilled"} <= rows["all"]
 
 
 def test_a_spent_budget_ends_the_search_and_the_training(zoo, tmp_path, monkeypatch):
     monkeypatch.setattr(Clock, "over", lambda clock, part: part != "race")
-    options = {"baselines": "experts", "budget": "1h"}
-    report = polished(zoo, tmp_path / "out", **options)
+    report = polished(zoo, tmp_path / "out", trials=3, budget="1h")
     assert [one.method for one in report.trials] == ["Average", "TaskArithmetic"]
     assert "search ended before its budget: its share of --budget is spent" in report.markdown()
     assert "--polish_steps: ended by --budget before step 0" in report.markdown()
@@ -200,7 +200,7 @@ def test_a_spent_budget_ends_the_search_and_the_training(zoo, tmp_path, monkeypa
 
 def test_a_budget_for_less_than_one_trial_is_refused(zoo, tmp_path):
     with pytest.raises(UserError, match="--budget: is 0.001 s, but the first trial alone took"):
-        polished(zoo, tmp_path / "out", baselines="experts", budget="0.001s")
+        polished(zoo, tmp_path / "out", budget="0.001s")
 
 
 def test_training_that_nobody_asked_for_is_left_out_by_name(zoo, tmp_path):
@@ -209,8 +209,8 @@ def test_training_that_nobody_asked_for_is_left_out_by_name(zoo, tmp_path):
         for name, files in zoo.tasks.items()
     }
     untrained = SimpleNamespace(experts=zoo.experts, base=zoo.base, tasks=tasks)
-    report = polished(zoo, tmp_path / "out", files=untrained, baselines="experts")
-    assert len(report.trials) == 3
+    report = polished(untrained, tmp_path / "out")
+    assert len(report.trials) == 2
     assert "Auto: the stage polish was left out: --polish_steps: task 'colour'" in report.markdown()
 
 
