@@ -253,7 +253,7 @@ class FMergeTrainer(Trainer):
         Args:
             model: The kind of model.
             datamodule: The tasks, or a LightningDataModule whose loaders are by task name, if any.
-            experts: Task to Hugging Face or PEFT folder, hub id, .ckpt; or {path: it, fisher: file}.
+            experts: Task to folder, of PEFT too, hub id or .ckpt; or {path: it, fisher: its file}.
             output: Folder for the merged model, the trials and the report.
             method: The formula, such as Average, TaskArithmetic, TIES, FisherMerge or DFMerge.
             coefficients: By expert, without a search; below 0 for what an expert is to unlearn.

@@ -164,17 +164,7 @@ class MergeJob:
     def _prepare(self) -> tuple[MergeRun | StreamedRun, Search]:
         """Reads the inputs and checks all that can be checked before the long part."""
         module: TaskModule = task_module(self.model)
-        check_mode(self.heads)  # these before models are read
-        assert self.stages is not None  # raises where its options do not go together
-        seconds_of(self.budget)
-        check_dtype(self.dtype, {})
-        parse_size(self.max_shard_size)
-        if not isinstance(self.fisher, FisherSettings):
-            raise UserError(
-                f"fisher: is {self.fisher!r}, but must be FisherSettings, such as "
-                "dataclasses.replace(MERGE_DEFAULTS, examples=100)"
-            )
-        Asked(self.optimizer, self.polishing, self.refitting, self.fisher).check(self.labels)
+        self._check_options()
         data = self._data()
         # formulas want the target first; coefficients keep the order they were given in
         ordered = target_first(self.experts, self.optimizer.target)
@@ -187,12 +177,12 @@ class MergeJob:
         streamed = streamed_run(run, ordered, self) if streams else None
         if streams and streamed is None:  # what the files hold is not the parameters themselves
             run = self._loaded(module, data, ordered, True)
-        run = replace(run, stages=checked_stages(run, unasked=not self.polishing.steps))
         space = self.optimizer.space(self.method, names, run.ensemble.tensors)
         search.start(space, self.optimizer.goal(tasks))
         for one in run.members.values():
             check_merge(one, search, self.optimizer.groups != "whole", self.optimizer.racing)
-        return streamed or run, search
+        stages = checked_stages(run, unasked=not self.polishing.steps)
+        return streamed or replace(run, stages=stages), search
 
     def _loaded(
         self,
@@ -226,6 +216,20 @@ class MergeJob:
             labels=self.labels,
             budget=seconds_of(self.budget),
         )
+
+    def _check_options(self) -> None:
+        """Checks, before models are read, what no model is needed for."""
+        check_mode(self.heads)
+        assert self.stages is not None  # raises where its options do not go together
+        seconds_of(self.budget)
+        check_dtype(self.dtype, {})
+        parse_size(self.max_shard_size)
+        if not isinstance(self.fisher, FisherSettings):
+            raise UserError(
+                f"fisher: is {self.fisher!r}, but must be FisherSettings, such as "
+                "dataclasses.replace(MERGE_DEFAULTS, examples=100)"
+            )
+        Asked(self.optimizer, self.polishing, self.refitting, self.fisher).check(self.labels)
 
     def _checked_search(
         self, names: Sequence[str], tasks: Sequence[str], scored: bool, with_base: bool
