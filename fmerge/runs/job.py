@@ -150,7 +150,7 @@ class MergeJob:
         scored = self._data() is not None
         held = isinstance(self.method, Average | Auto)  # which try the average themselves
         compared = [AverageBaseline()] if scored and searched and not held else []
-        polishing = polishing_of(self.method, self.polishing, self.labels)
+        polishing = polishing_of(self.method, self.polishing, self.labels, self.model)
         return [*compared, *training_stages(self.optimizer, polishing, self.heads)]
 
     def _look_into(self, folder: RunFolder) -> tuple[bool, Sequence[Mapping[str, Any]]]:
@@ -164,7 +164,7 @@ class MergeJob:
     def _prepare(self) -> tuple[MergeRun | StreamedRun, Search]:
         """Reads the inputs and checks all that can be checked before the long part."""
         module: TaskModule = task_module(self.model)
-        self._check_options()
+        self._check_options(module)
         data = self._data()
         # formulas want the target first; coefficients keep the order they were given in
         ordered = target_first(self.experts, self.optimizer.target)
@@ -217,7 +217,7 @@ class MergeJob:
             budget=seconds_of(self.budget),
         )
 
-    def _check_options(self) -> None:
+    def _check_options(self, module: TaskModule) -> None:
         """Checks, before models are read, what no model is needed for."""
         check_mode(self.heads)
         assert self.stages is not None  # raises where its options do not go together
@@ -229,7 +229,8 @@ class MergeJob:
                 f"fisher: is {self.fisher!r}, but must be FisherSettings, such as "
                 "dataclasses.replace(MERGE_DEFAULTS, examples=100)"
             )
-        Asked(self.optimizer, self.polishing, self.refitting, self.fisher).check(self.labels)
+        asked = Asked(self.optimizer, self.polishing, self.refitting, self.fisher)
+        asked.check(self.labels, module)
 
     def _checked_search(
         self, names: Sequence[str], tasks: Sequence[str], scored: bool, with_base: bool

@@ -7,7 +7,9 @@ from fmerge.errors import UserError
 from fmerge.evaluation.head_refit import Refitting
 from fmerge.fisher import FisherSettings
 from fmerge.merging.optimizer import MergeOptimizer
+from fmerge.modules import TaskModule
 from fmerge.runs.polish_stage import Polishing
+from fmerge.runs.training_settings import UNLISTED
 
 Labels = Literal["all", "none"]
 """all: trials are scored as the task is; none: by ``Agreement``, and no label is read before the
@@ -30,11 +32,12 @@ class Asked:
     refitting: Refitting
     fisher: FisherSettings
 
-    def check(self, labels: Labels) -> None:
+    def check(self, labels: Labels, module: TaskModule) -> None:
         """Checks that nothing needs labels where there are none.
 
         Args:
             labels: Which may be read.
+            module: Which answers the tasks have.
 
         Raises:
             UserError: If something does, or ``labels`` is unknown.
@@ -43,6 +46,11 @@ class Asked:
             raise UserError(f"--labels: is {labels!r}, but must be all or none")
         if labels == "all":
             return
+        if isinstance(module, UNLISTED):
+            raise UserError(
+                f"--labels: is none, which compares the probabilities of listed answers, but "
+                f"{type(module).__name__} does not list them; leave it out"
+            )
         learned = self.optimizer.learn is not None
         needs = {
             f"--optimizer.loss {self.optimizer.loss}": learned

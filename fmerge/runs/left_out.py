@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING, final
 
 from fmerge.errors import UserError
 from fmerge.methods import Auto
+from fmerge.modules import Loss
 from fmerge.runs.labels import Labels
 from fmerge.runs.polish_stage import Polishing, PolishStage
 from fmerge.runs.stage_context import StageContext
 from fmerge.runs.stages import Candidate, Stage
+from fmerge.runs.training_settings import UNLISTED
 
 if TYPE_CHECKING:
     from fmerge.runs.merge import MergeRun
@@ -43,20 +45,22 @@ class LeftOut(Stage):
         return start
 
 
-def polishing_of(method: object, given: Polishing, labels: Labels) -> Polishing:
+def polishing_of(method: object, given: Polishing, labels: Labels, module: object) -> Polishing:
     """Finds how the best merge's weights are trained at the end.
 
     Args:
         method: The run's method.
         given: What the options ask for.
         labels: Which labels may be read.
+        module: Which answers the tasks have.
 
     Returns:
         What they ask for; with ``Auto``, where they ask for none, its own steps.
     """
     if not isinstance(method, Auto) or given.steps:
         return given
-    return replace(given, steps=method.steps, loss="experts" if labels == "none" else "both")
+    loss: Loss = "labels" if isinstance(module, UNLISTED) else "both"
+    return replace(given, steps=method.steps, loss="experts" if labels == "none" else loss)
 
 
 def checked_stages(run: "MergeRun", unasked: bool) -> Sequence[Stage]:

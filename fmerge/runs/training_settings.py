@@ -1,16 +1,20 @@
 """How a merge is trained, what that takes, and what it needs."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, Final, get_args
 
 from fmerge.errors import UserError, check_within
 from fmerge.evaluation.passes import Pass, Passes
-from fmerge.modules import SpanAnswers
+from fmerge.modules import SpanAnswers, TextGenerator
 from fmerge.modules.losses import GUIDED, Loss
 from fmerge.store import kind_of
 
 if TYPE_CHECKING:
     from fmerge.runs.merge import MergeRun
+
+
+UNLISTED: Final = (SpanAnswers, TextGenerator)
+"""Modules whose answers are not listed, so that two models' probabilities cannot be compared."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,7 +145,7 @@ def check_training(run: "MergeRun", settings: TrainingSettings, option: str) -> 
                 f"{option}: loss entropy: task '{task}' has numbers for answers, whose entropy "
                 "does not change; use experts or labels"
             )
-        if settings.loss != "labels" and isinstance(run.module, SpanAnswers):
+        if settings.loss != "labels" and isinstance(run.module, UNLISTED):
             raise UserError(
                 f"{option}: loss {settings.loss}: compares the probabilities of listed answers, "
                 f"which {type(run.module).__name__} does not list; use labels"

@@ -31,7 +31,7 @@ class PortfolioSearch(Search):
         usual: Mapping[str, float | None],
         searched: frozenset[str],
         leaders: int = 2,
-        trials: int = 24,
+        trials: int = 12,
         seed: int = 0,
     ) -> None:
         super().__init__()
