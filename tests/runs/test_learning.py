@@ -199,7 +199,10 @@ def test_a_verdict_says_who_is_better_in_words():
         ({"steps": 0}, "--optimizer.steps: is 0, but must lie in [1, inf)"),
         ({"patience": 0}, "--optimizer.patience: is 0, but must lie in [1, inf)"),
         ({"learning_rate": 0.0}, "--optimizer.learning_rate: is 0.0, but must lie in (0, inf)"),
-        ({"loss": "guess"}, "--optimizer.loss: is 'guess', but must be labels, experts, both or ent"),
+        (
+            {"loss": "guess"},
+            "--optimizer.loss: is 'guess', but must be labels, experts, both or ent",
+        ),
         ({"learn": "all"}, "--optimizer.learn: is 'all', but must be layers or tensors"),
         ({"method": fmerge.methods.Average(), "search": None}, "Average has no coefficients to"),
         ({"method": fmerge.methods.DFMerge()}, "--optimizer.learn: DFMerge weighs by a statistic"),
