@@ -40,11 +40,11 @@ from fmerge.store import write_text
 
 BATCH = 16
 """Texts of a task in a step of training."""
-STEPS = 40
+STEPS = Auto().steps
 TEXTS = 512
 """Training texts of a task, at most, that anything after the experts learns from."""
-AUTO_TRIALS = 12
-"""Of ``Auto``'s race and search together."""
+AUTO_TRIALS = len(Auto().methods)
+"""Its race alone, to save time."""
 
 EXPERTS, AVERAGE, BASE_HEADS = "experts", "plain average", "base, heads refitted"
 DISTILLED, TUNED = "base, distilled on the same texts", "base, fine-tuned on the same examples"
@@ -54,8 +54,8 @@ TRAINED: Mapping[str, Mapping[str, Any]] = {
     # a merge of no task vectors is the base, which is then polished
     DISTILLED: {"method": TaskArithmetic, "labels": "none", "polish_steps": STEPS},
     TUNED: {"method": TaskArithmetic, "polish_loss": "labels", "polish_steps": STEPS},
-    FREE: {"method": partial(Auto, steps=STEPS), "labels": "none"},
-    LABELLED: {"method": partial(Auto, steps=STEPS)},
+    FREE: {"method": Auto, "labels": "none"},
+    LABELLED: {"method": Auto},
 }
 """Row to what its merge is asked for."""
 
@@ -143,7 +143,7 @@ class Seed:
         method: MergeMethod = options.pop("method")()
         search = None
         if isinstance(method, Auto):
-            search = AxSearch(AUTO_TRIALS, seed=self.seed)
+            search = AxSearch(AUTO_TRIALS, seed=self.seed)  # which gives the number of trials
         else:
             options["coefficients"] = dict.fromkeys(tasks, 0.0)
         data = MultiTask({task: make(self.seed) for task, make in tasks.items()}, batch_size=BATCH)
@@ -220,9 +220,9 @@ def describe(name: str, seeds: Sequence[Mapping[str, Mapping[str, float]]]) -> s
     sizes = {split: len(one.examples(split)) for split in ("train", "validation", "test")}
     return (
         f"{len(family.tasks)} tasks: {family.about}; {sizes['train']}, {sizes['validation']} and "
-        f"{sizes['test']} sentences a task to train, validate and test on. `Auto` makes "
-        f"{AUTO_TRIALS} trials of race and search and {STEPS} steps of {BATCH} sentences a task, "
-        f"drawn from at most {TEXTS} of its training split; all else is its default. The trained "
+        f"{sizes['test']} sentences a task to train, validate and test on. `Auto` races its "
+        f"{AUTO_TRIALS} methods without a search after it, and makes {STEPS} steps of {BATCH} "
+        f"sentences a task, drawn from at most {TEXTS} of its training split. The trained "
         "bases learn from the same sentences by the same learner for as many steps, and their best "
         f"check on the validation split is the row; heads are refitted on the same {TEXTS}. "
         "Label-free: no label is read before the test. RegMean and DF-Merge are as in the sections "

@@ -41,7 +41,7 @@ class Auto(MergeMethod):
     chooses = True
 
     def __init__(
-        self, portfolio: list[str] | None = None, leaders: int = 2, steps: int = 40
+        self, portfolio: list[str] | None = None, leaders: int = 2, steps: int = 60
     ) -> None:
         check_within("leaders", leaders, "[1, inf)")
         check_within("steps", steps, "[0, inf)")

@@ -36,7 +36,7 @@ def test_the_methods_are_listed_with_a_line_each(capsys):
     found = classes_of(methods, methods.MergeMethod)
     assert [line.split()[0] for line in lines[:-1]] == sorted(found)
     assert (
-        lines[0]
+        lines[1]
         == f"{'Average':{max(map(len, found))}}  " + "Plain average of the experts: θ = Σₘ θₘ / M."
     )
     assert lines[-1] == "--method.help NAME lists the parameters of one of them."

@@ -73,10 +73,10 @@ def test_a_printed_configuration_runs_as_it_is(zoo, tmp_path, capsys):
         (["merge", "--methd", "Average"], "--methd: no such option; did you mean --method?"),
         (
             ["merge", "--experts={a: x, b: y}", "--output=o", "--method=Foo"],
-            "--method: unknown class 'Foo'; known: Average, Breadcrumbs, DARE, DELLA, DFMerge, "
-            "FeatCal, FisherMedian, FisherMerge, FisherTSV, IsoC, IsoCTS, Isotropic, Karcher, "
-            "LiNeS, ModelStock, MultiSLERP, NuSLERP, RegMean, RegMeanPP, SCE, SLERP, TIES, TSVM, "
-            "TaskArithmetic, WUDI",
+            "--method: unknown class 'Foo'; known: Auto, Average, Breadcrumbs, DARE, DELLA, "
+            "DFMerge, FeatCal, FisherMedian, FisherMerge, FisherTSV, IsoC, IsoCTS, Isotropic, "
+            "Karcher, LiNeS, ModelStock, MultiSLERP, NuSLERP, RegMean, RegMeanPP, SCE, SLERP, TIES, "
+            "TSVM, TaskArithmetic, WUDI",
         ),
         (
             ["merge", "--experts={a: x, b: y}", "--output=o", "--optimizer.search=Foo"],
@@ -111,7 +111,7 @@ def test_a_printed_configuration_runs_as_it_is(zoo, tmp_path, capsys):
         (["test"], "--data.tasks: is not set; name the task and its data"),
         (
             ["merge", "--experts={a: x, b: y}", "--output=o", "--method.density=0.5"],
-            "--method.density: name the class first, with --method; known: Average, ",
+            "--method.density: name the class first, with --method; known: Auto, Average, ",
         ),
         (
             ["merge", "--experts={a: x, b: y}", "--output=o", "--method=TIES", "--method.dens=1"],

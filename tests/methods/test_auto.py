@@ -60,8 +60,8 @@ def test_what_it_cannot_be_is_one_line(make, message):
 def test_the_page_has_its_parameters():
     page = (Path(__file__).parents[2] / "docs" / "methods.md").read_text()
     _, needs = [line for line in page.splitlines() if line.startswith("| `Auto` |")]
-    assert "`portfolio`, `leaders` (2), `steps` (40)" in needs
-    assert (Auto().leaders, Auto().steps) == (2, 40)
+    assert "`portfolio`, `leaders` (2), `steps` (60)" in needs
+    assert (Auto().leaders, Auto().steps) == (2, 60)
     assert f"for at most `--method.steps` ({Auto().steps})" in page
 
 
