@@ -38,7 +38,9 @@ class Agreement:
         for task, body in bodies.items():
             if task not in self._targets:
                 self.evaluator.write_body(body)
-                self._targets[task] = self._predict(task, TargetPass(self.evaluator.module))  # type: ignore[arg-type]
+                count = self.evaluator.data.size(task, "validation")
+                one = TargetPass(self.evaluator.module, count)  # type: ignore[arg-type]
+                self._targets[task] = self._predict(task, one)
 
     def score(self, body: Params, tasks: Sequence[str]) -> dict[str, float]:
         """Scores a body, with the heads that the live networks have.

@@ -244,8 +244,7 @@ class Conclusion:
     ) -> None:
         """Tests a body under the experts' own heads and, for some rows, under refitted ones."""
         table.add(row.name, body, self.run.ensemble.tasks)
-        refitter = self.refitter
-        if row.refitted and refitter is not None:
+        if row.refitted and (refitter := self.refitter) is not None:
             fitted = refitter.fit(body) if heads is None else heads
             table.record(row.name + REFITTED, lambda: refitter.score(body, "test", fitted))
 
@@ -269,10 +268,9 @@ class Conclusion:
             return heads
 
         def rounded(task: str, head: Params) -> Params:
+            form = forms[task]
             return {
-                key: one.to(forms[task].dtype_of(key, one.dtype))
-                if one.is_floating_point()
-                else one
+                key: one.to(form.dtype_of(key, one.dtype)) if one.is_floating_point() else one
                 for key, one in head.items()
             }
 

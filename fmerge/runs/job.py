@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.trainer import call
@@ -20,13 +20,11 @@ from fmerge.evaluation.head_refit import Refitting
 from fmerge.fisher import MERGE_DEFAULTS, FisherSettings
 from fmerge.merging.adapters import base_of
 from fmerge.merging.expert_fishers import Expert
-from fmerge.merging.experts import load_ensemble, target_first
+from fmerge.merging.experts import target_first
 from fmerge.merging.merged_heads import HeadMode, check_mode
 from fmerge.merging.optimizer import MergeOptimizer
-from fmerge.merging.saved_forms import saved_forms
 from fmerge.methods import Auto, Average, MergeMethod
 from fmerge.modules import TaskModule
-from fmerge.params import params_of
 from fmerge.report.merge_report import MergeReport
 from fmerge.report.write import show
 from fmerge.runs.build import find_trial
@@ -38,6 +36,7 @@ from fmerge.runs.inputs import check_merge, fingerprints, task_module, tasks_of
 from fmerge.runs.labels import Asked, Labels
 from fmerge.runs.learning import training_stages
 from fmerge.runs.left_out import checked_stages, polishing_of
+from fmerge.runs.loading import loaded
 from fmerge.runs.merge import MergeRun
 from fmerge.runs.pass_plan import Baselines, PassPlan
 from fmerge.runs.polish_stage import Polishing
@@ -49,7 +48,6 @@ from fmerge.search import Fixed, Search
 from fmerge.store import (
     Dtype,
     RunFolder,
-    adapters_on,
     check_dtype,
     lock_of,
     only_run,
@@ -173,49 +171,16 @@ class MergeJob:
         base = base_of(ordered, self.base)
         search = self._checked_search(names, tasks, scored, base is not None)
         streams = data is None and may_stream(self, ordered, module)
-        run = self._loaded(module, data, ordered, "places" if streams else not self.dry_run)
+        run = loaded(self, module, data, ordered, "places" if streams else not self.dry_run)
         streamed = streamed_run(run, ordered, self) if streams else None
         if streams and streamed is None:  # what the files hold is not the parameters themselves
-            run = self._loaded(module, data, ordered, True)
+            run = loaded(self, module, data, ordered, True)
         space = self.optimizer.space(self.method, names, run.ensemble.tensors)
         search.start(space, self.optimizer.goal(tasks))
         for one in run.members.values():
             check_merge(one, search, self.optimizer.groups != "whole", self.optimizer.racing)
         stages = checked_stages(run, unasked=not self.polishing.steps)
         return streamed or replace(run, stages=stages), search
-
-    def _loaded(
-        self,
-        module: TaskModule,
-        data: MultiTask | None,
-        ordered: Mapping[str, Expert],
-        values: bool | Literal["places"],
-    ) -> MergeRun:
-        """Reads the models, or what their headers tell of them."""
-        labels, base = None if data is None else data.labels, base_of(ordered, self.base)
-        with adapters_on(base):
-            ensemble = load_ensemble(
-                *(ordered, base, self.method, module, labels), values=values, heads=self.heads
-            )
-            forms = saved_forms(ensemble, self.dtype, self.max_shard_size)
-        if values is True:
-            models = {ensemble.sources[name]: one for name, one in ensemble.models.items()}
-            check_dtype(self.dtype, {path: params_of(one) for path, one in models.items()})
-        return MergeRun(
-            trainer=self.trainer,
-            module=module,
-            data=data,
-            ensemble=ensemble,
-            method=self.method,
-            settings=self.fisher,
-            heads=ensemble.heads(),
-            baselines=self.baselines,
-            refitting=self.refitting,
-            forms=forms,
-            stages=self.stages,
-            labels=self.labels,
-            budget=seconds_of(self.budget),
-        )
 
     def _check_options(self, module: TaskModule) -> None:
         """Checks, before models are read, what no model is needed for."""
