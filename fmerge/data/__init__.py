@@ -15,6 +15,7 @@ from fmerge.data.docs import DocsText, DocsTopics
 from fmerge.data.examples import Example, Split, TaskData
 from fmerge.data.files import TextFiles
 from fmerge.data.glue import Glue
+from fmerge.data.pairs import PairFiles
 from fmerge.data.prompts import Prompted
 from fmerge.data.squad import Squad2
 from fmerge.data.tagged import TagFiles
@@ -28,6 +29,7 @@ __all__ = [
     "Example",
     "Glue",
     "MultiTask",
+    "PairFiles",
     "PlainText",
     "Prompted",
     "Split",

@@ -11,6 +11,7 @@ Examples:
 from fmerge.modules.base import TaskModule
 from fmerge.modules.calibration_pass import CalibrationPass
 from fmerge.modules.classification import Classifier, TextClassifier
+from fmerge.modules.embedding import TextEmbedder
 from fmerge.modules.feature_pass import FeaturePass
 from fmerge.modules.fisher_pass import FisherPass, Saving
 from fmerge.modules.fitted_layers import batch_norms
@@ -44,6 +45,7 @@ __all__ = [
     "SpanAnswers",
     "TaskModule",
     "TextClassifier",
+    "TextEmbedder",
     "TextGenerator",
     "TokenClassifier",
     "TokenizedModule",

@@ -3,7 +3,6 @@
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib.util import find_spec
 from typing import Final
 
 import torch
@@ -24,9 +23,10 @@ from torchmetrics.regression import (
     R2Score,
     SpearmanCorrCoef,
 )
+from torchmetrics.utilities import dim_zero_cat
 
 from fmerge.errors import UserError, known
-from fmerge.modules.answers import ABSENT
+from fmerge.modules.tag_metrics import TokenAccuracy, entity_f1
 from fmerge.modules.text_metrics import ANSWER_METRICS
 from fmerge.store import Kind, kind_of
 
@@ -131,66 +131,34 @@ class _Negative(Metric):
         self.error.reset()
 
 
-class _TokenAccuracy(MulticlassAccuracy):
-    """The share of tags that are right."""
-
-    def update(self, preds: Tensor, target: Tensor) -> None:
-        """Adds tags (n, w), ABSENT where a token has none."""
-        there = target != ABSENT
-        super().update(preds[there], target[there])
-
-
-class _EntityF1(Metric):
-    """F1 of entities, whole spans of one type, over all examples, as seqeval's ``f1_score``.
+class _Retrieval(Metric):
+    """A score of the ranks of the own answers among the answers of all examples.
 
     Args:
-        names: The tags, such as B-PER.
+        score: From ranks (n,), 0 for the nearest, to the score of each.
     """
 
     higher_is_better = True
     full_state_update = False
-    right: Tensor
-    found: Tensor
-    true: Tensor
+    vectors: list[Tensor]
 
-    def __init__(self, names: Sequence[str]) -> None:
+    def __init__(self, score: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
-        self.names = list(names)
-        for count in ("right", "found", "true"):
-            self.add_state(count, torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
-        self._known: dict[tuple[tuple[int, ...], ...], tuple[int, int, int]] = {}
+        self.score = score
+        self.add_state("vectors", [], dist_reduce_fx="cat")
 
     def update(self, preds: Tensor, target: Tensor) -> None:
-        """Adds tags (n, w), ABSENT where a token has none."""
-        for own, truth in zip(preds.tolist(), target.tolist(), strict=True):
-            pair = tuple((a, b) for a, b in zip(own, truth, strict=True) if b != ABSENT)
-            if pair not in self._known:  # resamples see each example many times
-                self._known[pair] = self._counts(pair)
-            right, found, true = self._known[pair]
-            self.right += right
-            self.found += found
-            self.true += true
-
-    def _counts(self, pair: tuple[tuple[int, ...], ...]) -> tuple[int, int, int]:
-        from seqeval.metrics.sequence_labeling import get_entities
-
-        own, truth = (
-            set(get_entities([self.names[tags[side]] for tags in pair])) for side in (0, 1)
-        )
-        return len(own & truth), len(own), len(truth)
+        """Adds the embeddings of queries and answers (n, 2d); targets are not read."""
+        self.vectors.append(preds)
 
     def compute(self) -> Tensor:
-        """Computes 2 · right / (found + true); zero where there is no entity at all."""
-        return 2 * self.right / (self.found + self.true).clamp_min(1)
-
-
-def _entity_f1(names: Sequence[str]) -> Metric:
-    if find_spec("seqeval") is None:
-        raise UserError(
-            "metric 'entity_f1': needs the package seqeval; run: pip install "
-            "'fmerge[text-metrics]', or set metrics to [token_accuracy]"
-        )
-    return _EntityF1(names)
+        """Computes the mean score; equal answers share their rank."""
+        queries, answers = dim_zero_cat(self.vectors).double().chunk(2, dim=1)
+        similarities = queries @ answers.T
+        own = similarities.diagonal()[:, None]
+        # rounding must not rank a copy of the own answer before it
+        ranks = (similarities > own + 1e-6).sum(dim=1)
+        return self.score(ranks).double().mean()
 
 
 Make = Callable[[Sequence[str]], Metric]
@@ -215,8 +183,11 @@ METRICS: Final[Mapping[str, Mapping[Kind, Make]]] = {
     "r2": {"number": lambda names: _R2()},
     "neg_rmse": {"number": lambda names: _Negative(MeanSquaredError(squared=False))},
     "neg_mae": {"number": lambda names: _Negative(MeanAbsoluteError())},
-    "entity_f1": {"tags": _entity_f1},
-    "token_accuracy": {"tags": lambda names: _TokenAccuracy(len(names), average="micro")},
+    "recall_at_1": {"matches": lambda names: _Retrieval(lambda ranks: ranks < 1)},
+    "recall_at_10": {"matches": lambda names: _Retrieval(lambda ranks: ranks < 10)},
+    "mrr": {"matches": lambda names: _Retrieval(lambda ranks: 1 / (1 + ranks))},
+    "entity_f1": {"tags": entity_f1},
+    "token_accuracy": {"tags": lambda names: TokenAccuracy(len(names), average="micro")},
 }
 """Metric name to its constructor for each kind of answers that it is of."""
 

@@ -70,8 +70,8 @@ def token_masks(batch: Mapping[str, Any], has_decoder: bool) -> list[Tensor]:
             "their padding is not known; give a module whose collate returns one"
         )
     mask: Tensor = batch["attention_mask"].bool()
-    if "choice_ids" not in batch:
-        return [mask]
+    if "choice_ids" not in batch:  # both texts of a pair may be rows of their own (n, 2, t)
+        return [mask.flatten(0, -2)]
     answers: Tensor = batch["choice_ids"]
     c, s = answers.shape[1:]
     present = (answers != ABSENT).flatten(0, 1)

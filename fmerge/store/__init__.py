@@ -17,6 +17,7 @@ from fmerge.store.atomic import (
 )
 from fmerge.store.candidates import candidate_trial, read_candidate, write_candidate
 from fmerge.store.checkpoints import load_classifier, new_pooler
+from fmerge.store.embedders import load_embedder, pooling_of
 from fmerge.store.fisher_cache import FisherCache
 from fmerge.store.fisher_files import (
     check_fisher,
@@ -97,6 +98,8 @@ __all__ = [
     "kind_of",
     "labels_of_config",
     "load_classifier",
+    "load_embedder",
+    "pooling_of",
     "load_language_model",
     "load_lightning",
     "load_tokenizer",

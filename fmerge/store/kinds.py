@@ -12,6 +12,7 @@ WANTED: Final = {
     "AutoModelForSequenceClassification": "a text classifier",
     "AutoModelForQuestionAnswering": "a question-answering model",
     "AutoModelForTokenClassification": "a token classifier",
+    "AutoModel": "an embedding model",
     "AutoModelForSeq2SeqLM": "a text-to-text model",
     "AutoModelForCausalLM": "a causal language model",
 }

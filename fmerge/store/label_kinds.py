@@ -3,9 +3,9 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, Literal
 
-Kind = Literal["classes", "labels", "number", "tags"]
+Kind = Literal["classes", "labels", "number", "tags", "matches"]
 """classes exclude each other; labels do not; a number is the mean of a regression; tags are the
-classes of each word."""
+classes of each word; matches are pairs of texts without a score."""
 
 PROBLEMS: Final[Mapping[Kind, str]] = {
     "classes": "single_label_classification",
@@ -20,6 +20,7 @@ USUAL_METRICS: Final[Mapping[Kind, Sequence[str]]] = {
     "labels": ("micro_f1", "average_precision"),
     "number": ("pearson",),
     "tags": ("token_accuracy",),
+    "matches": ("recall_at_1",),
 }
 """Kind of outputs to the metrics of its answers, where none are named."""
 

@@ -40,7 +40,7 @@ def load_language_model(source: str) -> "PreTrainedModel":
     state: dict[str, Tensor] | None = None
     folder = source
     if is_lightning(source):
-        folder, state = _read_lightning(Path(source))
+        folder, state = fitted_state(Path(source))
     config = read_config(source, folder)
     _check_kind(config, source)
     kind = "AutoModelForSeq2SeqLM" if config.is_encoder_decoder else "AutoModelForCausalLM"
@@ -54,7 +54,18 @@ def load_language_model(source: str) -> "PreTrainedModel":
     return model
 
 
-def _read_lightning(path: Path) -> tuple[str, dict[str, Tensor]]:
+def fitted_state(path: Path) -> tuple[str, dict[str, Tensor]]:
+    """Reads the weights of a fit that trained one model for all tasks.
+
+    Args:
+        path: The ``.ckpt``.
+
+    Returns:
+        The folder or hub id that the fit started from, and the weights.
+
+    Raises:
+        UserError: If it holds no such model.
+    """
     folder = hyperparameters(path)["path"]
     state = {
         name.removeprefix(_PREFIX): tensor

@@ -44,6 +44,8 @@ def side_files(folder: Path) -> list[Path]:
     templates = folder / _TEMPLATES
     if templates.is_dir():
         found += [path for path in templates.iterdir() if path.suffix == ".jinja"]
+    # sentence-transformers: a folder with a config for each module, such as 1_Pooling
+    found += folder.glob("[0-9]_*/config.json") if (folder / "modules.json").is_file() else []
     return sorted(path.relative_to(folder) for path in found if path.is_file())
 
 

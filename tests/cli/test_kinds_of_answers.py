@@ -5,13 +5,15 @@ import json
 
 import pytest
 import torch
+import yaml
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
-from fmerge.modules import TextClassifier, TokenClassifier
+from fmerge.modules import TextClassifier, TextEmbedder, TokenClassifier
 from fmerge.store import load_classifier, load_tokenizer
 from tests import tiny
 from tests.cli.run import fails
-from tests.cli.whole_way import whole_way
+from tests.cli.whole_way import run, whole_way
+from tests.modules.test_embedding import folder as embedding_folder
 
 SIZES = {"train": 16, "validation": 9, "test": 7}
 
@@ -156,10 +158,82 @@ def test_tags_from_a_base_to_a_pipeline(tmp_path, base):
             torch.testing.assert_close(p, scores, rtol=1e-5, atol=1e-6)
 
 
+def similar(text):
+    other = " ".join(text.split()[::-1][:3])
+    return {"other": other, "score": len(other.split()) % 3}
+
+
+@pytest.mark.slow
+def test_embeddings_from_a_base_to_sentence_transformers(tmp_path):
+    home = pytest.importorskip("sentence_transformers")
+    source = embedding_folder(tmp_path / "base")
+    options = {"text_pair": "other", "label": "score", "labels": "number", "metrics": ["spearman"]}
+    tasks = {
+        name: {
+            "class_path": "TextFiles",
+            "init_args": {**labelled(tmp_path, name, similar, seed), **options},
+        }
+        for name, seed in (("one", 0), ("two", 50))
+    }
+    model = {"class_path": "TextEmbedder", "init_args": {"score_scale": 2.0}}
+    found = whole_way(tmp_path, source, tasks, model, {"spearman"})
+    texts = tiny.sentences(5, 99)
+    for folder in found.values():
+        for name in ("modules.json", "sentence_bert_config.json", "1_Pooling/config.json"):
+            assert (folder / name).read_text() == (tmp_path / "base" / name).read_text()
+        module = TextEmbedder()
+        module.adopt({"one": module.read(str(folder), "one")}, load_tokenizer(str(folder)))
+        module.eval()
+        with torch.no_grad():
+            batch = module.collate([{"text": t, "text_pair": t} for t in texts], "one")
+            ours = module.embeddings(batch)[:, 0]
+        expected = home.SentenceTransformer(str(folder), device="cpu").encode(
+            texts, convert_to_tensor=True
+        )
+        torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
+        assert (ours - ours[:1]).abs().max() > 1e-3
+
+
+@pytest.mark.slow
+def test_pairs_without_scores_are_fitted_and_merged(tmp_path, capsys):
+    base = embedding_folder(tmp_path / "base")
+    tasks = {
+        name: {
+            "class_path": "PairFiles",
+            "init_args": {
+                **labelled(tmp_path, name, similar, seed), "text": "text", "text_pair": "other",
+                "metrics": ["recall_at_1", "mrr"],
+            },
+        }
+        for name, seed in (("one", 0), ("two", 50))
+    }  # fmt: skip
+    config = tmp_path / "config.yaml"
+    trainer = {"accelerator": "cpu", "enable_progress_bar": False}
+    data = {"batch_size": 4, "tasks": tasks}
+    config.write_text(yaml.safe_dump({
+        "model": {"class_path": "TextEmbedder"}, "data": data, "trainer": trainer,
+    }))  # fmt: skip
+    for name in tasks:
+        own = tmp_path / f"{name}.yaml"
+        own.write_text(yaml.safe_dump({
+            "model": {"class_path": "TextEmbedder"}, "trainer": trainer,
+            "data": {"batch_size": 4, "tasks": {name: tasks[name]}},
+        }))  # fmt: skip
+        run(
+            *["fit", "--config", own, "--model.path", base, "--output", tmp_path / name],
+            *["--trainer.max_epochs", "1", "--model.learning_rate", "0.01"],
+        )
+    experts = [f"--experts.{name}={tmp_path / name / 'expert'}" for name in tasks]
+    arguments = ["merge", "--config", config, *experts, "--base", base, "--baselines", "experts"]
+    run(*arguments, "--method", "TIES", "--output", tmp_path / "ties")
+    report = (tmp_path / "ties" / "report.md").read_text()
+    assert "recall_at_1" in report and "mrr" in report
+    line = fails(capsys, *arguments, "--method", "DFMerge", "--output", tmp_path / "df")
+    assert "its loss compares the pairs of a batch with each other" in line
+
+
 def test_an_expert_of_other_answers_is_refused_before_any_pass(tmp_path, base, tasks, capsys):
     """A classifier for a task of labels, and a metric that does not fit."""
-    import yaml
-
     config = tmp_path / "data.yaml"
     config.write_text(yaml.safe_dump({"data": {"tasks": {"words": tasks["words"]}}}))
     model = tiny.classifier(

@@ -10,6 +10,8 @@ from fmerge.cli.messages import one_line
 from fmerge.errors import classes_of
 from fmerge.methods import Average, MergeMethod
 
+TASKS = ", ".join(sorted(classes_of(*CLASSES["tasks"])))
+
 
 @pytest.mark.parametrize(
     ("kind", "among", "never"),
@@ -116,7 +118,7 @@ def union(kinds, *errors, given):
                 given="{'a': {'class_pth': 'TextFiles'}}",
             ),
             "--data.tasks: names no class that fits, but found '{'a': {'class_pth': 'TextFiles'}}'"
-            "; give class_path; known: DocsTopics, Glue, Prompted, Squad2, TagFiles, TextFiles",
+            f"; give class_path; known: {TASKS}",
         ),
         (
             union(("base", "[...]"), "Expected a <class 'str'>", given="x" * 500),
@@ -127,8 +129,7 @@ def union(kinds, *errors, given):
                 ("data.tasks", "[...]"), "Expected a dot import path string: Foo",
                 given="NestedArg(key='a', val='Foo')",
             ),
-            "--data.tasks: unknown class 'Foo'; known: DocsTopics, Glue, Prompted, Squad2, "
-            "TagFiles, TextFiles",
+            f"--data.tasks: unknown class 'Foo'; known: {TASKS}",
         ),
         (
             union(("method", "[...]"), "Expected a <class 'x'>", given="NestedArg(key='density')"),

@@ -206,7 +206,7 @@ def test_entities_are_seqevals():
 
 
 def test_entities_without_seqeval_name_the_extra(monkeypatch):
-    monkeypatch.setattr("fmerge.modules.metrics.find_spec", lambda name: None)
+    monkeypatch.setattr("fmerge.modules.tag_metrics.find_spec", lambda name: None)
     with pytest.raises(
         UserError, match=r"needs the package seqeval; .*fmerge.text-metrics.*oken_a"
     ):
