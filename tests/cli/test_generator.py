@@ -1,8 +1,10 @@
 """Language models from fit to a merged folder, through the command line."""
 
 import json
+import math
 
 import pytest
+import torch
 import yaml
 from transformers import pipeline
 
@@ -66,6 +68,12 @@ def experts(place):
     return place
 
 
+def scores(table):
+    """Reads Lightning's table of metrics, of one set of examples or of several."""
+    rows = [line.split("│")[1:-1] for line in table.splitlines() if line.count("│") > 2]
+    return {name.strip(): float("".join(values).split()[0]) for name, *values in rows}
+
+
 def merge(place, output, *options):
     given = [
         part
@@ -124,9 +132,7 @@ def test_merges_open_in_transformers_with_the_same_texts(experts, options, tmp_p
     config = ["--config", str(experts / "all.yaml")]
     metrics = [one for one in options if ".metrics=" in one]
     main(["validate", *config, f"--model.path={merged}", *metrics])
-    shown = capsys.readouterr().out
-    rows = [line.split("│")[1:-1] for line in shown.splitlines() if line.count("│") > 2]
-    found = {name.strip(): float("".join(values).split()[0]) for name, *values in rows}
+    found = scores(capsys.readouterr().out)
     best = max(one["objective"] for one in scored)
     assert found["val/score"] == pytest.approx(best, rel=1e-4)
     assert found["val/perplexity"] > 1
@@ -156,3 +162,73 @@ def test_mistakes_are_one_line(experts, tmp_path, capsys):
     assert "metric 'accuracy': does not fit TextGenerator" in fails(capsys, *validate, wrong)
     ranked = fails(capsys, *validate, "--model=RankChoice")
     assert "for texts that a model writes, give --model TextGenerator" in ranked
+
+
+CHAT = (
+    "{% for m in messages %}{{ m.role }} {{ m.content }} [EOS] {% endfor %}"
+    "{% if add_generation_prompt %}assistant {% endif %}"
+)
+
+
+@pytest.mark.slow
+def test_conversations_and_plain_texts_are_scored_and_priced(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")  # a table that folds no name
+    tokenizer = tiny.text_tokenizer("$A")
+    tokenizer.chat_template = CHAT
+    model = tiny.language_model(tiny.gpt2_config())
+    model.save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    talks = [
+        [
+            {"role": "user", "content": one["prompt"]},
+            {"role": "assistant", "content": one["reply"]},
+        ]
+        for one in examples(5, 4)
+    ]
+    rows = [json.dumps({"messages": talk}) for talk in talks]
+    (tmp_path / "talks.jsonl").write_text("\n".join(rows))
+    texts = tiny.sentences(5, 9)
+    (tmp_path / "texts.txt").write_text("\n".join(texts))
+    config = {
+        "model": {"class_path": "TextGenerator"},
+        "data": {
+            "tasks": {
+                "talks": {
+                    "class_path": "Chats",
+                    "init_args": {"validation": str(tmp_path / "talks.jsonl")},
+                },
+                "texts": {
+                    "class_path": "PlainText",
+                    "init_args": {"validation": str(tmp_path / "texts.txt")},
+                },
+            }
+        },
+        "trainer": {"accelerator": "cpu", "enable_progress_bar": False},
+    }
+    (tmp_path / "data.yaml").write_text(yaml.safe_dump(config))
+    given = ["--config", str(tmp_path / "data.yaml")]
+    capsys.readouterr()
+    main(["validate", *given, f"--model.path={tmp_path / 'base'}"])
+    found = scores(capsys.readouterr().out)
+    model.eval()
+    for task, cases in (("talks", talks), ("texts", texts)):
+        total, count = 0.0, 0
+        for case in cases:
+            if task == "talks":
+                whole = f"user {case[0]['content']} [EOS] assistant {case[1]['content']} [EOS]"
+                prompt = len(tokenizer(whole.partition("assistant")[0])["input_ids"]) + 1
+            else:
+                whole, prompt = case, 1
+            ids = tokenizer(whole, return_tensors="pt")["input_ids"]
+            with torch.no_grad():
+                log_p = model(ids).logits[0].log_softmax(1)
+            total += float(log_p[:-1].gather(1, ids[0, 1:, None])[prompt - 1 :].sum())
+            count += ids.shape[1] - prompt
+        assert found[f"{task}/inverse_perplexity"] == pytest.approx(math.exp(total / count), 1e-4)
+    main([
+        *["fisher", *given, "--task=texts", f"--expert={tmp_path / 'base'}", "--dry_run=true"],
+        *["--estimator=sampled", "--split=validation", f"--output={tmp_path / 'f.safetensors'}"],
+        "--model.max_new_tokens=4",
+    ])
+    shown = capsys.readouterr().out
+    assert "Dry run: all checks of headers passed" in shown and "sampled" in shown
