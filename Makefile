@@ -1,5 +1,6 @@
 # make quickstart   environment, three experts, their Fishers, three merges, one table
 # make language-example  a tiny language model, three experts, four merges, one table
+# make vision-example  the same of images: a vision transformer on scikit-learn's digits
 # make test         the suite, but for its slow tests
 # make slow         those: lost processes, hundreds of trials, a T5 from scratch
 # make sweep        every text architecture of transformers through every command
@@ -22,7 +23,7 @@ UNIT := $(addprefix tests/,methods fisher search store data modules report evalu
 # the lowest torch declared is older; this is the one build that the bounds were tried with
 TORCH ?= 2.13.0
 
-.PHONY: quickstart language-example test slow sweep lint coverage lowest bare clean
+.PHONY: quickstart language-example vision-example test slow sweep lint coverage lowest bare clean
 .DELETE_ON_ERROR:
 
 quickstart: $(RUNS)/average/report.md $(RUNS)/fisher_merge/report.md $(RUNS)/df_merge/report.md
@@ -61,7 +62,7 @@ bare: .venv-bare/installed
 	.venv-bare/bin/fmerge --help
 
 clean:
-	rm -rf $(RUNS) $(LANGUAGE) runs/sweep.jsonl
+	rm -rf $(RUNS) $(LANGUAGE) $(DIGITS) runs/sweep.jsonl
 
 .venv/installed: pyproject.toml .ci/constraints.txt
 	$(ENVIRONMENT)
@@ -148,5 +149,36 @@ $(LANGUAGE)/fisher_merge/report.md: $(LANGUAGE_FISHERS) configs/language/merge.y
 
 $(LANGUAGE)/df_merge/report.md: $(LANGUAGE_FISHERS) configs/language/merge.yaml
 	$(LANGUAGE_MERGE) --method DFMerge --baselines experts $(LANGUAGE_SEARCH)
+
+# images: a base trained on scikit-learn's digits, experts on changed ones, three merges, one table
+DIGITS := runs/digits
+CHANGES := rotated inverted shifted
+EXPERTS := $(CHANGES:%=$(DIGITS)/%/expert/config.json)
+DIGITS_FIT = $(FMERGE) fit --config configs/digits/fit.yaml --overwrite true
+DIGITS_MERGE = $(FMERGE) merge --config configs/digits/merge.yaml --output $(@D) --overwrite true
+
+vision-example: $(addprefix $(DIGITS)/,average/report.md df_merge/report.md featcal/report.md)
+	@$(BIN)/python -m fmerge.report.score_table $(^D)
+	@echo "Merged models: $(DIGITS)/*/merged/  reports: $(DIGITS)/*/report.html"
+
+$(DIGITS)/untrained/config.json: benchmarks/digits.py | .venv/installed
+	$(BIN)/python benchmarks/digits.py --output $(@D)
+
+$(DIGITS)/plain/expert/config.json: $(DIGITS)/untrained/config.json configs/digits/plain.yaml
+	$(DIGITS_FIT) --config configs/digits/plain.yaml --model.path $(DIGITS)/untrained \
+	  --model.learning_rate 2.0e-3 --trainer.max_epochs 30 --output $(DIGITS)/plain
+
+$(DIGITS)/%/expert/config.json: $(DIGITS)/plain/expert/config.json configs/digits/fit.yaml
+	$(DIGITS_FIT) --config configs/digits/$*.yaml --output $(DIGITS)/$*
+
+$(DIGITS)/average/report.md: $(EXPERTS) configs/digits/merge.yaml
+	$(DIGITS_MERGE) --method Average
+
+$(DIGITS)/df_merge/report.md: $(EXPERTS) configs/digits/merge.yaml
+	$(DIGITS_MERGE) --method DFMerge --baselines experts --fisher.curve 3 \
+	  --optimizer.search AxSearch --optimizer.search.trials 8 --optimizer.search.initial_trials 4
+
+$(DIGITS)/featcal/report.md: $(EXPERTS) configs/digits/merge.yaml
+	$(DIGITS_MERGE) --method FeatCal --baselines experts
 
 .SECONDARY:

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import made_up
-from families import BASE, FAMILIES, FOLDER, HalfClassifier, expert, quiet_trainer
-from halves import TOKENS
+from families import FAMILIES, FOLDER, expert, quiet_trainer
 from lightning.pytorch import seed_everything
 
 from fmerge.data import MultiTask, Prompted, TaskData
@@ -22,7 +21,7 @@ from fmerge.merging.expert_fishers import Expert
 from fmerge.merging.experts import Ensemble, load_ensemble
 from fmerge.methods import Average, MergeMethod
 from fmerge.methods.calibrated import Calibrated
-from fmerge.modules import Bodies, RankChoice, TaskModule, TextClassifier
+from fmerge.modules import Bodies, RankChoice, SharedBody, TaskModule
 from fmerge.params import Params, fingerprint
 from fmerge.search import Search, SearchSpace, Trial
 from fmerge.store import write_text
@@ -139,7 +138,7 @@ class Bench(Subject):
         seed: Of the split, the training and the examples of statistics and refitted heads.
     """
 
-    module: TextClassifier
+    module: SharedBody
 
     def __init__(self, name: str, seed: int) -> None:
         family, self.seed = FAMILIES[name], seed
@@ -147,7 +146,7 @@ class Bench(Subject):
         experts = {task: expert(name, task, seed) for task in family.tasks}
         seed_everything(seed, verbose=False)
         data = MultiTask({task: make(seed) for task, make in family.tasks.items()}, batch_size=32)
-        super().__init__(HalfClassifier(max_length=2 * TOKENS), data, experts, str(BASE))
+        super().__init__(family.start.module(), data, experts, str(family.start.folder))
 
     def once(self, name: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """Reads a cached row, or computes and caches it.

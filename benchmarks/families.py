@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from derived import KINDS, Derived
+from digits import write_untrained
 from fields import FIELDS, FieldSentences
-from halves import TOKENS, LowerHalf, padding_alone, write_upper_half
+from halves import TOKENS, LowerHalf, write_upper_half
 from lightning.pytorch import seed_everything
 
-from fmerge.data import DocsTopics, MultiTask, TaskData
-from fmerge.modules import TextClassifier
+from fmerge.data import Digits, DocsTopics, MultiTask, TaskData
+from fmerge.data.digits import CHANGES
+from fmerge.modules import ImageClassifier, SharedBody, TextClassifier
 from fmerge.store import save_models, write_text
 from fmerge.trainer import FMergeTrainer
 
@@ -84,49 +86,6 @@ def _short(pool: Sequence[str]) -> list[str]:
     return [sentence for sentence in pool if len(sentence.split()) <= WORDS]
 
 
-@dataclass(frozen=True)
-class Family:
-    """Tasks that are merged together.
-
-    Attributes:
-        about: What the tasks ask.
-        tasks: Their names, each with a function from a seed to its data.
-        epochs: Passes over the training split that an expert takes.
-        rate: Its learning rate.
-    """
-
-    about: str
-    tasks: Mapping[str, Callable[[int], TaskData]]
-    epochs: int
-    rate: float = 4e-4
-
-
-_LIBRARIES = ("sympy", "sklearn", "torch")
-_TOPICS = {library: partial(Topics, library) for library in _LIBRARIES}
-_ABOUT = "which part of a library a sentence of its documentation describes"
-
-FAMILIES: Mapping[str, Family] = {
-    "topics": Family(_ABOUT, _TOPICS, 2),
-    "fields": Family(
-        "which field of mathematics a sentence speaks of, in the documentation of three libraries",
-        {domain: partial(Fields, domain) for domain in FIELDS},
-        3,
-    ),
-    "near": Family(_ABOUT + "; experts near to their base", _TOPICS, 1, 2e-4),
-    "far": Family(_ABOUT + "; experts far from their base", _TOPICS, 6, 8e-4),
-    "eight": Family(
-        "the topics of three libraries, the fields of two domains, which library a sentence is "
-        "from, whether its words are in order, and whether it is whole",
-        {
-            **{f"{one}-topics": partial(Topics, one, train=100) for one in _LIBRARIES},
-            **{f"{one}-fields": partial(Fields, one) for one in ("scipy", "sympy")},
-            **{kind: partial(Derived, kind, short_topics) for kind in KINDS},
-        },
-        3,
-    ),
-}
-
-
 @cache
 def lower_half() -> LowerHalf:
     """Returns the lower half that the whole process shares."""
@@ -157,6 +116,95 @@ class HalfClassifier(TextClassifier):  # type: ignore[misc]  # final, but for ot
         return lower_half()([text for (text,) in texts])
 
 
+@dataclass(frozen=True)
+class Start:
+    """What the experts of a family are trained from.
+
+    Attributes:
+        folder: Where the base is.
+        write: Makes it there, unless it exists.
+        module: Makes the module that runs it.
+        frozen: The part of the body that is not trained.
+    """
+
+    folder: Path
+    write: Callable[[Path], None]
+    module: Callable[..., SharedBody]
+    frozen: str = ""
+
+
+def write_digits(folder: Path) -> None:
+    """Trains a vision transformer on scikit-learn's digits, unless it exists.
+
+    Args:
+        folder: Where.
+    """
+    if folder.exists():
+        return
+    seed_everything(0, verbose=False)
+    untrained = folder.with_name("untrained_digits")
+    write_untrained(untrained)
+    _fit(ImageClassifier(learning_rate=2e-3), untrained, "plain", Digits(), 30, folder)
+
+
+SENTENCES = Start(
+    BASE, write_upper_half, partial(HalfClassifier, max_length=2 * TOKENS), "embeddings"
+)
+IMAGES = Start(FOLDER / "digits_base", write_digits, ImageClassifier)
+
+
+@dataclass(frozen=True)
+class Family:
+    """Tasks that are merged together.
+
+    Attributes:
+        about: What the tasks ask.
+        tasks: Their names, each with a function from a seed to its data.
+        epochs: Passes over the training split that an expert takes.
+        rate: Its learning rate.
+        start: What they are trained from.
+    """
+
+    about: str
+    tasks: Mapping[str, Callable[[int], TaskData]]
+    epochs: int
+    rate: float = 4e-4
+    start: Start = SENTENCES
+
+
+_LIBRARIES = ("sympy", "sklearn", "torch")
+_TOPICS = {library: partial(Topics, library) for library in _LIBRARIES}
+_ABOUT = "which part of a library a sentence of its documentation describes"
+
+FAMILIES: Mapping[str, Family] = {
+    "topics": Family(_ABOUT, _TOPICS, 2),
+    "fields": Family(
+        "which field of mathematics a sentence speaks of, in the documentation of three libraries",
+        {domain: partial(Fields, domain) for domain in FIELDS},
+        3,
+    ),
+    "near": Family(_ABOUT + "; experts near to their base", _TOPICS, 1, 2e-4),
+    "far": Family(_ABOUT + "; experts far from their base", _TOPICS, 6, 8e-4),
+    "eight": Family(
+        "the topics of three libraries, the fields of two domains, which library a sentence is "
+        "from, whether its words are in order, and whether it is whole",
+        {
+            **{f"{one}-topics": partial(Topics, one, train=100) for one in _LIBRARIES},
+            **{f"{one}-fields": partial(Fields, one) for one in ("scipy", "sympy")},
+            **{kind: partial(Derived, kind, short_topics) for kind in KINDS},
+        },
+        3,
+    ),
+    "digits": Family(
+        "which digit an image shows: rotated, inverted or shifted",
+        {change: partial(Digits, change) for change in CHANGES if change != "none"},
+        6,
+        5e-4,
+        IMAGES,
+    ),
+}
+
+
 def expert(family: str, task: str, seed: int) -> Path:
     """Trains an expert, unless it exists.
 
@@ -171,18 +219,32 @@ def expert(family: str, task: str, seed: int) -> Path:
     one, output = FAMILIES[family], FOLDER / family / str(seed) / task
     if output.exists():
         return output
+    start = one.start
+    start.write(start.folder)
     seed_everything(seed, verbose=False)
-    write_upper_half(BASE)
-    module = HalfClassifier(learning_rate=one.rate, max_length=2 * TOKENS)
-    data = MultiTask({task: one.tasks[task](seed)}, batch_size=BATCH)
-    model = module.read(str(BASE), task, data.labels[task], fresh_head=True)
-    model.base_model.embeddings.requires_grad_(False)
-    module.adopt({task: model}, padding_alone())
-    trainer = quiet_trainer(max_epochs=one.epochs, gradient_clip_val=1.0, limit_val_batches=0)
-    trainer.fit(module, datamodule=data)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    save_models(output, {"": module.task_model(task)}, padding_alone())
+    module = start.module(learning_rate=one.rate)
+    _fit(module, start.folder, task, one.tasks[task](seed), one.epochs, output, start.frozen)
     return output
+
+
+def _fit(
+    module: SharedBody,
+    source: Path,
+    task: str,
+    data: TaskData,
+    epochs: int,
+    output: Path,
+    frozen: str = "",
+) -> None:
+    model: Any = module.read(str(source), task, data.labels, fresh_head=True)
+    if frozen:
+        model.base_model.get_submodule(frozen).requires_grad_(False)
+    inputs = module.reads.load(str(source))
+    module.adopt({task: model}, inputs)
+    trainer = quiet_trainer(max_epochs=epochs, gradient_clip_val=1.0, limit_val_batches=0)
+    trainer.fit(module, datamodule=MultiTask({task: data}, batch_size=BATCH))
+    output.parent.mkdir(parents=True, exist_ok=True)
+    save_models(output, {"": module.task_model(task)}, inputs)
 
 
 def quiet_trainer(**options: Any) -> FMergeTrainer:

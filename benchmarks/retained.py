@@ -21,8 +21,7 @@ from typing import Any
 
 import torch
 from bench import Bench
-from families import BASE, FAMILIES, FOLDER, HalfClassifier, expert, quiet_trainer
-from halves import TOKENS
+from families import FAMILIES, FOLDER, expert, quiet_trainer
 from intervals import detectable, difference, interval
 from lightning.pytorch import seed_everything
 from quality import INITIAL, PAPER, TRIALS, Entry, entries
@@ -150,10 +149,10 @@ class Seed:
         with tempfile.TemporaryDirectory() as folder:
             trainer = quiet_trainer(callbacks=[MergeOptimizer(search, examples=TEXTS)])
             report = trainer.merge(
-                HalfClassifier(max_length=2 * TOKENS),
+                FAMILIES[self.family].start.module(),
                 data,
                 experts=experts,  # type: ignore[arg-type]
-                base=str(BASE),
+                base=str(FAMILIES[self.family].start.folder),
                 method=method,
                 output=Path(folder) / "run",
                 baselines="experts",

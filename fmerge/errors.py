@@ -12,7 +12,16 @@ class UserError(Exception):
 
     The message is one line that names the culprit, what was expected, what was found and what
     to do. The command line prints it without a traceback and exits with code 2.
+
+    Args:
+        message: The line.
     """
+
+    def __init__(self, message: str = "") -> None:
+        # a DataLoader's worker hands an error over as the text of its traceback, which ends in it
+        if message.startswith("Caught UserError in DataLoader worker"):
+            message = message.rpartition(f"{__name__}.UserError: ")[2].strip()
+        super().__init__(message)
 
 
 def known(names: object) -> str:

@@ -116,22 +116,38 @@ def select(params: Mapping[str, Tensor], prefix: str) -> Params:
     return {name: tensor for name, tensor in params.items() if name.startswith(prefix)}
 
 
+def head_parts(model: nn.Module) -> frozenset[str]:
+    """Names the parts of a Hugging Face classifier that are its head.
+
+    Args:
+        model: The classifier.
+
+    Returns:
+        Children, parameters and buffers of the model: all but its ``base_model``; where that is no
+        part of its own, as in SigLIP's classifier, the child that holds the last linear layer.
+    """
+    prefix: str = model.base_model_prefix  # type: ignore[assignment]
+    if not hasattr(model, prefix):
+        linear = [name for name, one in model.named_modules() if isinstance(one, nn.Linear)]
+        return frozenset(name.partition(".")[0] for name in linear[-1:])
+    tensors = [*model.named_parameters(recurse=False), *model.named_buffers(recurse=False)]
+    return frozenset(name for name, _ in [*model.named_children(), *tensors]) - {prefix}
+
+
 def last_linear(model: nn.Module) -> tuple[str, nn.Linear] | None:
     """Finds the last linear layer of a Hugging Face classifier's head.
 
     Args:
-        model: The classifier, whose body is its ``base_model``.
+        model: The classifier.
 
     Returns:
         Its name and the layer; None where the head has none.
     """
-    body = set(model.base_model.modules())  # type: ignore[union-attr]
-    linear = [
-        (name, layer)
-        for name, layer in model.named_modules()
-        if isinstance(layer, nn.Linear) and layer not in body
-    ]
-    return linear[-1] if linear else None
+    own = head_parts(model)
+    for name, layer in reversed(list(model.named_modules())):
+        if isinstance(layer, nn.Linear) and name.partition(".")[0] in own:
+            return name, layer
+    return None
 
 
 def check_same_layout(
@@ -180,13 +196,11 @@ def check_finite(params: Mapping[str, Tensor], name: str) -> None:
     """
     for key, tensor in params.items():
         # the sum of finite floats is finite but for overflow: the full scan runs only then
-        if not torch.isfinite(tensor.sum()):
-            bad = int((~torch.isfinite(tensor)).sum())
-            if bad:
-                raise UserError(
-                    f"{name}: tensor '{key}' holds {bad} NaN or infinite entries of "
-                    f"{tensor.numel()}; make the file again from a run that did not diverge"
-                )
+        if not torch.isfinite(tensor.sum()) and (bad := int((~torch.isfinite(tensor)).sum())):
+            raise UserError(
+                f"{name}: tensor '{key}' holds {bad} NaN or infinite entries of "
+                f"{tensor.numel()}; make the file again from a run that did not diverge"
+            )
 
 
 def task_vector(expert: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> Params:

@@ -11,10 +11,13 @@ Examples:
 
 from fmerge.data.blocks import BLOCKS
 from fmerge.data.chats import Chats, PlainText
+from fmerge.data.digits import Digits
 from fmerge.data.docs import DocsText, DocsTopics
 from fmerge.data.examples import Example, Split, TaskData
 from fmerge.data.files import TextFiles
 from fmerge.data.glue import Glue
+from fmerge.data.image_sets import ImageSet
+from fmerge.data.images import ImageFiles
 from fmerge.data.pairs import PairFiles
 from fmerge.data.prompts import Prompted
 from fmerge.data.squad import Squad2
@@ -24,10 +27,13 @@ from fmerge.data.tasks import MultiTask
 __all__ = [
     "BLOCKS",
     "Chats",
+    "Digits",
     "DocsText",
     "DocsTopics",
     "Example",
     "Glue",
+    "ImageFiles",
+    "ImageSet",
     "MultiTask",
     "PairFiles",
     "PlainText",

@@ -5,11 +5,13 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from math import isfinite
+from pathlib import Path
 from typing import Any, Literal
 
 from torch.utils.data import Dataset, default_collate
 
 from fmerge.errors import UserError
+from fmerge.store import image_digest, is_image, open_image
 from fmerge.system.recorded import Recorded
 
 Split = Literal["train", "validation", "test"]
@@ -42,7 +44,8 @@ class TaskData(Recorded, ABC):
         Returns:
             Mappings with ``text`` (string), ``label`` (number) and, where the task has them,
             ``text_pair`` (string) or ``choices`` (the example's own answers, strings); for
-            ``TextGenerator`` ``text`` with ``answer`` (string), or alone, or ``messages``.
+            ``TextGenerator`` ``text`` with ``answer`` (string), or alone, or ``messages``; of
+            images ``image``: a ``StoredImage``, a path or an image of Pillow.
         """
 
     def has(self, split: Split) -> bool:
@@ -92,8 +95,33 @@ def digest(examples: Sequence[Example]) -> str:
     Returns:
         The SHA-256 digest of their contents in order, in hexadecimal.
     """
-    text = json.dumps([dict(one) for one in examples], sort_keys=True, default=str)
+    text = json.dumps([_hashed(one) for one in examples], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _hashed(example: Example) -> dict[str, Any]:
+    if "image" not in example:
+        return dict(example)
+    # its content, wherever it is
+    return {**example, "image": image_digest(example["image"])}
+
+
+def check_images(where: str, examples: Sequence[Example]) -> None:
+    """Opens every image of some examples.
+
+    Args:
+        where: Task and split, for errors.
+        examples: The examples, with or without images.
+
+    Raises:
+        UserError: If one cannot be opened.
+    """
+    for row, example in enumerate(examples, 1):
+        if "image" in example:
+            try:
+                open_image(example["image"])
+            except UserError as error:
+                raise UserError(f"{where}, example {row}: {error}") from error
 
 
 def check_examples(where: str, labels: Sequence[str], examples: Sequence[Example]) -> None:
@@ -112,6 +140,12 @@ def check_examples(where: str, labels: Sequence[str], examples: Sequence[Example
             if key in example and not isinstance(example[key], str):
                 raise UserError(
                     f"{where}, example {row}: its {key} is {example[key]!r}, but must be a string"
+                )
+        if "image" in example and not isinstance(image := example["image"], str | Path):
+            if not is_image(image):
+                raise UserError(
+                    f"{where}, example {row}: its image is a {type(image).__name__}, but must be a "
+                    "path, or an image of Pillow"
                 )
         if "label" not in example:
             continue

@@ -38,7 +38,8 @@ class RegMean(Tensorwise):
     .. math::
         W = \Big(\sum_m \lambda_m W_m \tilde G_m\Big) \Big(\sum_m \lambda_m \tilde G_m\Big)^{-1}
 
-    for a weight W (out, in) of a linear layer, where Gₘ = XₘᵀXₘ (in, in) is the Gram matrix of the
+    for a weight W (out, in) of a linear layer, or a kernel as the matrix that multiplies its
+    convolution's patches, where Gₘ = XₘᵀXₘ (in, in) is the Gram matrix of the
     layer's inputs Xₘ, and G̃ₘ is Gₘ with its off-diagonal entries shrunk. Without shrinking it
     minimises Σₘ λₘ‖XₘWᵀ − XₘWₘᵀ‖². Biases, norms, embeddings, and weights that lack the Gram of
     an expert are averaged with weights λₘ.
@@ -86,7 +87,7 @@ class RegMean(Tensorwise):
         """W̄ + (Σₘ λₘ(Wₘ − W̄)G̃ₘ) (Σₘ λₘG̃ₘ + ρI)⁻¹: ρ in both sums, as Σₘ λₘ(Wₘ − W̄) = 0."""
         first = grams[0].inputs_first
         mean = _mean([weight.double() for weight in weights], shares)
-        mean = mean.T if first else mean
+        mean = _matrix(mean, first)
         moment = torch.zeros_like(mean)
         total = mean.new_zeros(mean.shape[1], mean.shape[1])
         for weight, share, gram in zip(weights, shares, grams, strict=True):
@@ -97,13 +98,17 @@ class RegMean(Tensorwise):
             diagonal = shrunk.diagonal().clone()
             shrunk.mul_(share * self.off_diagonal).diagonal().copy_(share * diagonal)
             total.add_(shrunk)
-            own = weight.double()
-            moment.addmm_((own.T if first else own) - mean, shrunk)
+            moment.addmm_(_matrix(weight.double(), first) - mean, shrunk)
         size = float(total.diagonal().mean())
         # without any input, every ridge gives the average
         total.diagonal().add_(RIDGE * size if size > 0 else 1.0)
         value: Tensor = mean + torch.linalg.solve(total, moment, left=False)
-        return value.T if first else value
+        return (value.T if first else value).reshape(weights[0].shape)
+
+
+def _matrix(weight: Tensor, inputs_first: bool) -> Tensor:
+    """Views a weight as (out, in), a convolution's kernel as (out, channels · height · width)."""
+    return weight.T if inputs_first else weight.flatten(1)
 
 
 def _mean(weights: Sequence[Tensor], shares: Sequence[float]) -> Tensor:

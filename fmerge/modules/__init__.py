@@ -11,6 +11,7 @@ Examples:
 from fmerge.modules.base import TaskModule
 from fmerge.modules.calibration_pass import CalibrationPass
 from fmerge.modules.classification import Classifier, TextClassifier
+from fmerge.modules.clip import ClipClassifier
 from fmerge.modules.embedding import TextEmbedder
 from fmerge.modules.feature_pass import FeaturePass
 from fmerge.modules.fisher_pass import FisherPass, Saving
@@ -18,6 +19,7 @@ from fmerge.modules.fitted_layers import batch_norms
 from fmerge.modules.generator import TextGenerator
 from fmerge.modules.gram_pass import GramPass, linear_weights
 from fmerge.modules.heads import HeadedModule, SharedBody
+from fmerge.modules.images import ImageClassifier, ImageModule
 from fmerge.modules.level_fits import Bodies
 from fmerge.modules.logistic import fit_linear
 from fmerge.modules.losses import Loss
@@ -32,10 +34,13 @@ __all__ = [
     "Bodies",
     "CalibrationPass",
     "Classifier",
+    "ClipClassifier",
     "FisherPass",
     "GramPass",
     "FeaturePass",
     "HeadedModule",
+    "ImageClassifier",
+    "ImageModule",
     "Loss",
     "Predictions",
     "PreprocessedModule",

@@ -101,7 +101,7 @@ class TaskModule(ScoredModule, ABC):
         """
 
     def check_preprocessor(self, model: Any, preprocessor: Any, source: str) -> None:
-        """Checks that a tokenizer fits a network, or what else makes its inputs.
+        """Checks that a tokenizer, or what else makes its inputs, fits a network.
 
         Args:
             model: The network.

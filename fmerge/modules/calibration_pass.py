@@ -20,14 +20,18 @@ from fmerge.modules.fitted_layers import (
     batch_norms,
     borrowing,
     fitted_layers,
-    rows_of,
     state_of,
 )
 from fmerge.modules.layer_inputs import Progress, run_up_to, tapped
 from fmerge.modules.layer_order import Level, levels_of
 from fmerge.modules.level_fits import BatchNormLevel, Bodies, LinearLevel, NormLevel
 from fmerge.modules.level_sums import ChannelSums, InputSums, Rows
-from fmerge.modules.token_masks import has_decoder, token_masks, with_distinct_lengths
+from fmerge.modules.token_masks import (
+    has_decoder,
+    masks_of_batch,
+    rows_of,
+    with_distinct_lengths,
+)
 from fmerge.params import Params, write_params
 from fmerge.system.memory import free_memory
 
@@ -115,8 +119,7 @@ class CalibrationPass(LightningModule):
         """
         size = batch_size(batch)
         batch = with_distinct_lengths(batch, self.has_decoder)
-        text = "input_ids" in batch or "attention_mask" in batch
-        masks = token_masks(batch, self.has_decoder) if text else None
+        masks = masks_of_batch(batch, self.has_decoder)
         self._batches[batch["task"]].append(_Batch(batch, masks, size))
         return size
 

@@ -90,6 +90,8 @@ def _check_kind(examples: Sequence[Mapping[str, Any]], task: str) -> None:
             f"task '{task}': its answers are tags of words, not of texts; give --model "
             "TokenClassifier"
         )
+    if "image" in examples[0]:
+        raise UserError(f"task '{task}': its examples are images; give --model ImageClassifier")
     if "choices" in examples[0]:
         raise UserError(
             f"task '{task}': its examples have choices, which a language model ranks; give "

@@ -7,10 +7,8 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from fmerge.modules.gram_pass import linear_weights
-from fmerge.modules.token_masks import mask_of
 
 Kind = Literal["linear", "convolution", "norm", "batch norm"]
 
@@ -87,9 +85,12 @@ def fitted_layers(
             found.append(names[own] if own is not None and names[own] in among else None)
         return FittedLayer(weight, kind, tuple(paths[one] for one in layers), tuple(found), first)
 
+    linear = linear_weights(network, among)
+    kernels = {name for name, one in linear.items() if isinstance(one.layers[0], nn.Conv2d)}
     fitted = [
         made("linear", name, one.layers, one.inputs_first)
-        for name, one in linear_weights(network, among).items()
+        for name, one in linear.items()
+        if name not in kernels
     ]
     left = []
     for module in paths:
@@ -97,7 +98,7 @@ def fitted_layers(
         if not isinstance(weight, nn.Parameter) or names[weight] not in among:
             continue
         if isinstance(module, nn.modules.conv._ConvNd):
-            if _is_plain(module) and len(users[weight]) == 1:
+            if names[weight] in kernels and len(users[weight]) == 1:
                 fitted.append(made("convolution", names[weight], [module], False))
             else:
                 left.append(names[weight])
@@ -125,15 +126,6 @@ def batch_norms(network: nn.Module, among: Collection[str]) -> list[FittedLayer]
     ]
 
 
-def _is_plain(module: nn.Module) -> bool:
-    return (
-        type(module) is nn.Conv2d
-        and module.groups == 1
-        and module.padding_mode == "zeros"
-        and not isinstance(module.padding, str)
-    )
-
-
 def _is_norm(module: nn.Module) -> bool:
     """Whether it is a normalisation over the last dimension, with a gain and perhaps a shift."""
     named = isinstance(module, nn.LayerNorm | nn.RMSNorm) or type(module).__name__.endswith((
@@ -142,34 +134,6 @@ def _is_norm(module: nn.Module) -> bool:
     ))
     own = dict(module.named_parameters())
     return named and own.keys() <= {"weight", "bias"} and all(p.ndim == 1 for p in own.values())
-
-
-def rows_of(layer: nn.Module, x: Tensor, masks: Sequence[Tensor] | None, n: int) -> Tensor | None:
-    """Selects what a layer reads at the positions that count, as new tensors.
-
-    Args:
-        layer: The layer.
-        x: Its input: (r, …, i), images (n, c, h, w) of a convolution, or (n, c, …) of a batch norm.
-        masks: What ``token_masks`` returned; None where the batch has no text, so that every
-            position of its n examples counts.
-        n: How many examples the batch has.
-
-    Returns:
-        Rows (p, i), of a convolution its patches; None where the input's shape does not tell which
-        positions count.
-    """
-    if isinstance(layer, nn.Conv2d):
-        if masks is not None or x.ndim != 4 or len(x) != n or isinstance(layer.padding, str):
-            return None
-        patches = F.unfold(x, layer.kernel_size, layer.dilation, layer.padding, layer.stride)
-        return patches.transpose(1, 2).flatten(0, 1)
-    if isinstance(layer, nn.modules.batchnorm._BatchNorm):
-        known = masks is None and x.ndim > 1 and len(x) == n
-        return x.movedim(1, -1).flatten(0, -2).clone() if known else None
-    if masks is None:
-        return x.flatten(0, -2).clone() if x.ndim > 1 and len(x) == n else None
-    mask = mask_of(x, masks)
-    return None if mask is None else x[mask]  # padding may hold anything, a NaN too
 
 
 def normalised(layer: nn.Module, x: Tensor) -> Tensor | None:

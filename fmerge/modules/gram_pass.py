@@ -15,7 +15,13 @@ from fmerge.errors import UserError
 from fmerge.fisher.batches import batch_size
 from fmerge.methods import Gram
 from fmerge.modules.base import TaskModule
-from fmerge.modules.token_masks import has_decoder, mask_of, token_masks, with_distinct_lengths
+from fmerge.modules.token_masks import (
+    has_decoder,
+    mask_of,
+    masks_of_batch,
+    rows_of,
+    with_distinct_lengths,
+)
 
 _LOG = logging.getLogger(__name__)
 
@@ -23,6 +29,8 @@ _LOG = logging.getLogger(__name__)
 @dataclass(frozen=True)
 class LinearWeight:
     """The weight of a linear layer, or of several that share it.
+
+    A convolution is linear in its patches: its kernel counts as (out, channels · height · width).
 
     Attributes:
         layers: The layers.
@@ -43,8 +51,9 @@ def linear_weights(network: nn.Module, among: Collection[str]) -> dict[str, Line
         among: Names of its parameters: those that a merge changes.
 
     Returns:
-        Names to the weights of linear layers (nn.Linear, Conv1D). Weights that are tied to an
-        embedding, or that map the last features to the vocabulary, are left out.
+        Names to the weights of linear layers (nn.Linear, Conv1D) and of 2D convolutions without
+        groups, whose padding is zeros. Weights that are tied to an embedding, or that map the last
+        features to the vocabulary, are left out.
     """
     # imported where it is needed: a command's --help does without
     from transformers import PreTrainedModel
@@ -57,6 +66,7 @@ def linear_weights(network: nn.Module, among: Collection[str]) -> dict[str, Line
     others = set()
     for module in network.modules():
         linear = type(module) in {nn.Linear, Conv1D} and module is not output
+        linear = linear or _is_plain(module)
         for role, parameter in module.named_parameters(recurse=False):
             if linear and role == "weight":
                 layers.setdefault(parameter, []).append(module)
@@ -67,14 +77,26 @@ def linear_weights(network: nn.Module, among: Collection[str]) -> dict[str, Line
     for name, parameter in network.named_parameters():
         if name in among and parameter in layers and parameter not in others:
             first = isinstance(layers[parameter][0], Conv1D)
-            size = parameter.shape[0 if first else 1]
+            size = parameter.shape[0] if first else parameter[0].numel()
             found[name] = LinearWeight(layers[parameter], size, first)
     return found
+
+
+def _is_plain(module: nn.Module) -> bool:
+    """Whether it is a convolution whose patches ``rows_of`` makes."""
+    return (
+        type(module) is nn.Conv2d
+        and module.groups == 1
+        and module.padding_mode == "zeros"
+        and not isinstance(module.padding, str)
+    )
 
 
 @final
 class GramPass(LightningModule):
     """Accumulates G = Σ x xᵀ of each linear layer's inputs x over one task's examples.
+
+    Of texts the positions of padding are left out; of images every position and patch counts.
 
     ``Trainer.predict`` gives each example to one process, in eval mode and without gradients; the
     sums are added over the processes at the end. A layer counts every row that scoring runs: each
@@ -131,7 +153,7 @@ class GramPass(LightningModule):
         """
         examples = batch_size(batch)
         batch = with_distinct_lengths(batch, self.has_decoder)
-        with self._recording(token_masks(batch, self.has_decoder)):
+        with self._recording(masks_of_batch(batch, self.has_decoder), examples):
             self.module.label_log_probs(batch)
         return examples
 
@@ -167,25 +189,33 @@ class GramPass(LightningModule):
             )  # fmt: skip
 
     @contextmanager
-    def _recording(self, masks: Sequence[Tensor]) -> Iterator[None]:
+    def _recording(self, masks: Sequence[Tensor] | None, examples: int) -> Iterator[None]:
         with ExitStack() as stack:
             for name, weight in self.weights.items():
-                hook = self._hook(name, masks)
+                hook = self._hook(name, masks, examples)
                 for layer in weight.layers:
                     handle = layer.register_forward_pre_hook(hook, with_kwargs=True)
                     stack.callback(handle.remove)
             yield
 
-    def _hook(self, name: str, masks: Sequence[Tensor]) -> Callable[..., None]:
+    def _hook(
+        self, name: str, masks: Sequence[Tensor] | None, examples: int
+    ) -> Callable[..., None]:
+        def rows_that_count(layer: nn.Module, x: Tensor) -> Tensor | None:
+            if masks is None:
+                return rows_of(layer, x, None, examples)
+            mask = mask_of(x, masks)
+            # padding may hold anything, a NaN too
+            return None if mask is None else x.masked_fill(~mask[..., None], 0).flatten(0, -2)
+
         def add(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             (x,) = (*args, *kwargs.values())
-            mask = mask_of(x, masks)
-            self._uses[name][mask is None] += 1
-            if mask is None:
+            rows = rows_that_count(layer, x)
+            self._uses[name][rows is None] += 1
+            if rows is None:
                 return
             total = self._sums[name]
-            # padding may hold anything, a NaN too
-            rows = x.to(total.dtype).masked_fill(~mask[..., None], 0).flatten(0, -2)
+            rows = rows.to(total.dtype)
             # autocast would multiply in half precision, whatever the dtype of the sums
             with torch.autocast(total.device.type, enabled=False):
                 total.addmm_(rows.T, rows)

@@ -11,9 +11,10 @@ from torch import nn
 from fmerge.errors import UserError, check_within
 from fmerge.modules.optimization import Scheduler, adamw, check_numbers
 from fmerge.modules.preprocessed import PreprocessedModule
+from fmerge.modules.shared_body import share_body
 from fmerge.modules.tokenized import TokenizedModule
 from fmerge.modules.truncation import max_input_length
-from fmerge.params import Params, params_of, select
+from fmerge.params import Params, head_parts, params_of
 from fmerge.store import (
     Kind,
     LabelNames,
@@ -120,10 +121,14 @@ class SharedBody(PreprocessedModule, ABC):
             model: A Hugging Face classifier.
 
         Returns:
-            The parameters below its ``base_model_prefix``, sharing its memory.
+            The parameters that are not of its ``head_parts``, sharing its memory.
         """
-        whole = select(params_of(model), f"{model.base_model_prefix}.")
-        return {name: tensor for name, tensor in whole.items() if name not in self.apart}
+        head = head_parts(model)
+        return {
+            name: tensor
+            for name, tensor in params_of(model).items()
+            if name.partition(".")[0] not in head and name not in self.apart
+        }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Records that trained heads have come from a checkpoint.
@@ -162,10 +167,7 @@ class SharedBody(PreprocessedModule, ABC):
         self.models = nn.ModuleDict()
         # one body object for all tasks: a merge is written once, and memory holds one body
         for task, model in models.items():
-            if self.apart:
-                _share_rest(model.base_model, first.base_model, model, self.apart)
-            else:
-                setattr(model, model.base_model_prefix, first.base_model)
+            self.share(model, first)
             self.models[task] = model
         self.models.train()  # from_pretrained leaves eval mode, and Lightning would keep it in fit
         self._name({task: self._names(model) for task, model in models.items()})
@@ -192,6 +194,15 @@ class SharedBody(PreprocessedModule, ABC):
             The names in order; none where there are no outputs of a name.
         """
         return (self.tasks or {}).get(task, LabelNames())
+
+    def share(self, model: Any, first: Any) -> None:
+        """Gives a network the body of the first one.
+
+        Args:
+            model: The network.
+            first: The first task's network.
+        """
+        share_body(model, first, self.apart)
 
     def task_model(self, task: str) -> "PreTrainedModel":
         """Finds the classifier of one task, whose body all tasks share.
@@ -279,16 +290,3 @@ class HeadedModule(SharedBody, TokenizedModule, ABC):
         return max_input_length(
             self.max_length, self.tokenizer_of(task), list(self.models.values())
         )
-
-
-def _share_rest(own: nn.Module, shared: nn.Module, model: Any, apart: frozenset[str]) -> None:
-    """Shares a body but for the parts that a task keeps."""
-    prefix = f"{model.base_model_prefix}."
-    kept = {name.removeprefix(prefix).partition(".")[0] for name in apart}
-    # children, and the body's own parameters and buffers
-    names = [name for name, _ in own.named_children()]
-    names += [name for name, _ in own.named_parameters(recurse=False)]
-    names += [name for name, _ in own.named_buffers(recurse=False)]
-    for name in names:
-        if name not in kept:
-            setattr(own, name, getattr(shared, name))

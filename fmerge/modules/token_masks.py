@@ -86,6 +86,21 @@ def token_masks(batch: Mapping[str, Any], has_decoder: bool) -> list[Tensor]:
     return [places < lengths[:, None]]
 
 
+def masks_of_batch(batch: Mapping[str, Any], has_decoder: bool) -> list[Tensor] | None:
+    """Makes the masks of a batch of texts.
+
+    Args:
+        batch: One task's batch, as ``with_distinct_lengths`` returns it.
+        has_decoder: Whether the network reads prompts and answers in separate layers.
+
+    Returns:
+        What ``token_masks`` returns; None where the batch has no text, but images, so that every
+        position counts.
+    """
+    text = "input_ids" in batch or "attention_mask" in batch
+    return token_masks(batch, has_decoder) if text else None
+
+
 def mask_of(x: Tensor, masks: Sequence[Tensor]) -> Tensor | None:
     """Finds the mask of a layer's input.
 
@@ -103,3 +118,31 @@ def mask_of(x: Tensor, masks: Sequence[Tensor]) -> Tensor | None:
         if x.ndim == 2 and len(x) == len(mask):
             return mask.any(1)
     return None
+
+
+def rows_of(layer: nn.Module, x: Tensor, masks: Sequence[Tensor] | None, n: int) -> Tensor | None:
+    """Selects what a layer reads at the positions that count, as new tensors.
+
+    Args:
+        layer: The layer.
+        x: Its input: (r, …, i), images (n, c, h, w) of a convolution, or (n, c, …) of a batch norm.
+        masks: What ``token_masks`` returned; None where the batch has no text, so that every
+            position of its n examples counts.
+        n: How many examples the batch has.
+
+    Returns:
+        Rows (p, i), of a convolution its patches; None where the input's shape does not tell which
+        positions count.
+    """
+    if isinstance(layer, nn.Conv2d):
+        if masks is not None or x.ndim != 4 or len(x) != n or isinstance(layer.padding, str):
+            return None
+        patches = F.unfold(x, layer.kernel_size, layer.dilation, layer.padding, layer.stride)
+        return patches.transpose(1, 2).flatten(0, 1)
+    if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+        known = masks is None and x.ndim > 1 and len(x) == n
+        return x.movedim(1, -1).flatten(0, -2).clone() if known else None
+    if masks is None:
+        return x.flatten(0, -2).clone() if x.ndim > 1 and len(x) == n else None
+    mask = mask_of(x, masks)
+    return None if mask is None else x[mask]  # padding may hold anything, a NaN too

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import yaml
@@ -12,6 +13,7 @@ from fmerge.report.markdown import code, sentence
 from fmerge.report.merge_report import MergeReport
 from fmerge.report.sections import coefficient_table, model_table, task_table
 from fmerge.report.tables import to_markdown
+from fmerge.store import Preprocessors
 
 _HEAD = """\
 It has the head of the task {task}{how}.
@@ -20,20 +22,38 @@ It has the head of the task {task}{how}.
 _FITTED = (", as that task's expert had it", ", refitted to the merged body")
 _LOADING = """\
 ```python
-from transformers import AutoTokenizer, {kind}
+from transformers import {inputs}, {model}
 
 folder = "."  # the folder that holds this file, or its id on the hub
-model = {kind}.from_pretrained(folder)
-tokenizer = AutoTokenizer.from_pretrained(folder)
+model = {model}.from_pretrained(folder)
+{name} = {inputs}.from_pretrained(folder)
 ```"""
 
 
-def model_card(report: MergeReport, kind: str | None = None, task: str | None = None) -> str:
+@dataclass(frozen=True)
+class Loader:
+    """The classes of transformers that read a saved model.
+
+    Attributes:
+        model: That of the network.
+        inputs: That of what makes its inputs.
+    """
+
+    model: str
+    inputs: str = "AutoTokenizer"
+
+    def code(self) -> str:
+        """Writes Python that reads the model."""
+        name = "tokenizer" if "Tokenizer" in self.inputs else "processor"
+        return _LOADING.format(model=self.model, inputs=self.inputs, name=name)
+
+
+def model_card(report: MergeReport, loader: Loader | None = None, task: str | None = None) -> str:
     """Writes the ``README.md`` of a merged model.
 
     Args:
         report: The result of the merge.
-        kind: Class of transformers that reads the folder, if there is one.
+        loader: The classes that read the folder, if transformers has some.
         task: The task whose head the model has, if heads differ.
 
     Returns:
@@ -71,23 +91,24 @@ def model_card(report: MergeReport, kind: str | None = None, task: str | None = 
         *(f"- {sentence(fact)}" for fact in (report.choice() if report.rows else [])),
         *(line for table in tables if table is not None for line in to_markdown(table)),
     ]
-    if kind is not None:
-        lines += ["", "## Use", "", _LOADING.format(kind=kind)]
+    if loader is not None:
+        lines += ["", "## Use", "", loader.code()]
     return "\n".join(lines) + "\n"
 
 
-def loader_of(model: nn.Module) -> str | None:
-    """Names the class that reads a network back.
+def loader_of(model: nn.Module, reads: Preprocessors) -> Loader | None:
+    """Names the classes that read a network back.
 
     Args:
         model: The network.
+        reads: What its inputs are made by.
 
     Returns:
-        Its class in transformers; None if it is of another library.
+        Its class in transformers, and that of its inputs; None if it is of another library.
     """
     from transformers import PreTrainedModel
 
-    return type(model).__name__ if isinstance(model, PreTrainedModel) else None
+    return Loader(type(model).__name__, reads.auto) if isinstance(model, PreTrainedModel) else None
 
 
 def parameters_of(method: object) -> Mapping[str, Any]:

@@ -288,8 +288,8 @@ class Conclusion:
             # the dtypes that buffers were read in; rounded are the values
             restore_buffer_dtypes(model, head | next(iter(self.run.ensemble.bodies.values())))
             write_params(model, tensors)
-            headed = head.keys() & dict(model.named_parameters()).keys()
-            cards[name] = model_card(report, loader_of(model), name if headed else None)
+            task = name if head.keys() & dict(model.named_parameters()).keys() else None
+            cards[name] = model_card(report, loader_of(model, self.run.module.reads), task)
         self.run.module.forms = self.run.forms
         if self.run.trainer.is_global_zero:
             self.run.module.save(folder, cards)

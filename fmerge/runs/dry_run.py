@@ -12,6 +12,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from fmerge.data import MultiTask, Split
+from fmerge.data.examples import check_images
 from fmerge.evaluation.passes import Cost, Pass, Passes
 from fmerge.evaluation.statistics import statistic_of
 from fmerge.modules import TaskModule
@@ -46,6 +47,7 @@ def show_fisher_plan(run: "FisherRun", network: nn.Module, tokenizer: Any) -> No
     """
     trainer, module, data, task = run.trainer, run.module, run.data, run.task
     settings = run.settings
+    _open_images(data, task, settings.split)
     examples = data.size(task, settings.split, settings.examples)
     one = _float32(params_of(network).values())
 
@@ -93,6 +95,8 @@ def show_merge_plan(run: "MergeRun", search: Search, plan: PassPlan, output: Pat
     rows["memory"] = f"{_memory(run)}, and what a batch takes{_free(run.trainer)}"
     rows["disk"] = f"{_mib(disk)} ({len(models)} merged models){_room(output)}"
     if data is not None:
+        for task, split in sorted({(one.task, one.split) for one in plan.passes()}):
+            _open_images(data, task, split)
         rows["time"] = _time_of_merge(run, data, plan) + ", without the formula's own"
     _show(run.trainer, rows)
 
@@ -171,6 +175,10 @@ def total_seconds(
         number * batches(examples, data, processes) * measured[kind, task]
         for (kind, task, _, examples), number in passes.items()
     )
+
+
+def _open_images(data: MultiTask, task: str, split: Split) -> None:
+    check_images(f"task '{task}', {split} split", data.tasks[task].examples(split))
 
 
 def _sizes(data: MultiTask | None) -> dict[str, str]:

@@ -196,7 +196,8 @@ class StreamedRun:
         for name, head in self.whole.heads.items():
             model = self.module.task_model(name)
             headed = head.keys() & dict(model.named_parameters()).keys()
-            cards[name] = model_card(report, loader_of(model), name if headed else None)
+            loader = loader_of(model, self.module.reads)
+            cards[name] = model_card(report, loader, name if headed else None)
             own = written.get(name, parts / "0")  # of one model for all tasks
             forms[name] = replace(self.whole.forms[name], written=own)
         self.module.forms = forms

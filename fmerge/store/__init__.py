@@ -17,6 +17,7 @@ from fmerge.store.atomic import (
 )
 from fmerge.store.candidates import candidate_trial, read_candidate, write_candidate
 from fmerge.store.checkpoints import load_classifier, new_pooler
+from fmerge.store.clip import fitted_tower, is_tower, load_clip, load_clip_processor, load_tower
 from fmerge.store.embedders import load_embedder, pooling_of
 from fmerge.store.fisher_cache import FisherCache
 from fmerge.store.fisher_files import (
@@ -27,6 +28,8 @@ from fmerge.store.fisher_files import (
     stored_fisher,
     write_fisher,
 )
+from fmerge.store.image_processors import IMAGE_PROCESSORS
+from fmerge.store.images import ImageFile, StoredImage, image_digest, is_image, open_image
 from fmerge.store.label_kinds import (
     USUAL_METRICS,
     Kind,
@@ -51,7 +54,7 @@ from fmerge.store.saved_form import (
 )
 from fmerge.store.saving import save_models
 from fmerge.store.shards import ShardPlan, ShardWriter, plan_shards
-from fmerge.store.sources import check_resume, load_lightning
+from fmerge.store.sources import check_resume, is_lightning, load_lightning
 from fmerge.store.tensor_files import StoredParams, StoredTensor, tensors_of
 from fmerge.store.tokenizer_match import check_tokenizer, give_padding
 from fmerge.store.tokenizer_parts import tokenizer_differences, vocabulary_difference
@@ -60,16 +63,19 @@ from fmerge.store.weight_places import places_in, stored_folder
 from fmerge.store.weights import reading_headers
 
 __all__ = [
+    "IMAGE_PROCESSORS",
     "LOCK",
     "TOKENIZERS",
     "USUAL_METRICS",
     "Dtype",
     "Kind",
     "LabelNames",
+    "ImageFile",
     "Preprocessors",
     "PARTS",
     "RunFolder",
     "SavedForm",
+    "StoredImage",
     "FisherCache",
     "check_dtype",
     "form_of",
@@ -92,21 +98,30 @@ __all__ = [
     "disk_trouble",
     "find_tokenizer",
     "first_class_path",
+    "fitted_tower",
     "give_padding",
+    "image_digest",
     "in_checkpoint_order",
     "is_adapter",
     "kind_of",
     "labels_of_config",
+    "is_image",
+    "is_lightning",
+    "is_tower",
     "load_classifier",
     "load_embedder",
     "pooling_of",
+    "load_clip",
+    "load_clip_processor",
     "load_language_model",
     "load_lightning",
     "load_tokenizer",
+    "load_tower",
     "lock_of",
     "new_pooler",
     "only_run",
     "read_adapter",
+    "open_image",
     "read_fisher",
     "read_fisher_header",
     "read_candidate",

@@ -8,6 +8,7 @@ from weakref import WeakKeyDictionary
 from torch import Tensor, nn
 
 from fmerge.errors import UserError, known
+from fmerge.params import head_parts
 from fmerge.store.kinds import check_kind, head_facts
 from fmerge.store.label_kinds import LabelNames, kind_of
 from fmerge.store.labels import (
@@ -29,16 +30,20 @@ from fmerge.store.weights import read_weights
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-Head = Literal["classification", "question answering", "token classification"]
+Head = Literal[
+    "classification", "question answering", "token classification", "image classification"
+]
 _AUTO: Final[dict[Head, str]] = {
     "classification": "AutoModelForSequenceClassification",
     "question answering": "AutoModelForQuestionAnswering",
     "token classification": "AutoModelForTokenClassification",
+    "image classification": "AutoModelForImageClassification",
 }
 _MODULES: Final[dict[Head, str]] = {
     "classification": "TextClassifier",
     "question answering": "SpanAnswers",
     "token classification": "TokenClassifier",
+    "image classification": "ImageClassifier",
 }
 
 _NEW: "Final[WeakKeyDictionary[nn.Module, frozenset[str]]]" = WeakKeyDictionary()
@@ -52,7 +57,7 @@ def load_classifier(
     fresh_head: bool = False,
     head: Head = "classification",
 ) -> "PreTrainedModel":
-    """Reads a classifier, of whole texts or of the positions in them, in float32 on the CPU.
+    """Reads a classifier, of whole inputs or of the positions in texts, in float32 on the CPU.
 
     Args:
         source: A Hugging Face folder, a hub id, or a Lightning ``.ckpt`` of a fit.
@@ -125,7 +130,8 @@ def _check_complete(
     facts: str,
 ) -> None:
     # a head may be new, a body never: transformers fills what is missing with random numbers
-    body = [key for key in lacking if key.startswith(model.base_model_prefix + ".")]
+    own = head_parts(model)
+    body = [key for key in lacking if key.partition(".")[0] not in own]
     new = _new_pooler(model, lacking)
     # a pooler without a head is one, too; what has a head and no pooler is damaged
     if head is None or len(lacking) > len(body):

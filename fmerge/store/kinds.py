@@ -13,23 +13,25 @@ WANTED: Final = {
     "AutoModelForQuestionAnswering": "a question-answering model",
     "AutoModelForTokenClassification": "a token classifier",
     "AutoModel": "an embedding model",
+    "AutoModelForImageClassification": "an image classifier",
+    "AutoModelForZeroShotImageClassification": "a model of images and texts, as CLIP",
     "AutoModelForSeq2SeqLM": "a text-to-text model",
     "AutoModelForCausalLM": "a causal language model",
 }
 """What each Auto class reads, in words."""
 
 _FOREIGN: Final = {
-    "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING": "a vision model",
     "MODEL_FOR_VIDEO_CLASSIFICATION_MAPPING": "a vision model",
     "MODEL_FOR_OBJECT_DETECTION_MAPPING": "a vision model",
-    "MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING": "a model of images and texts",
     "MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING": "a speech model",
     "MODEL_FOR_CTC_MAPPING": "a speech model",
 }
 _LATER: Final = (
-    "not supported yet; fmerge reads classifiers of texts and tokens, question-answering and "
-    "language models, and fmerge.merge in Python merges any tensors"
+    "not supported yet; fmerge reads classifiers of texts, tokens and images, question-answering "
+    "and language models, and fmerge.merge in Python merges any tensors"
 )
+_CLIP: Final = "give --model ClipClassifier"
+_IMAGES: Final = "give --model ImageClassifier"
 _WORDS: Final = {
     "TokenClassification": (
         "a token classifier, as for named entities (NER)",
@@ -37,6 +39,7 @@ _WORDS: Final = {
     ),
     "MultipleChoice": ("a multiple-choice model", _LATER),
     "SequenceClassification": ("a text classifier", "give --model TextClassifier"),
+    "ImageClassification": ("an image classifier", _IMAGES),
     "QuestionAnswering": ("a question-answering model", "give --model SpanAnswers"),
     "CausalLM|LMHead|ConditionalGeneration": (
         "a language model",
@@ -129,8 +132,9 @@ def check_kind(source: str, config: Any, auto: str, any_head: bool) -> None:
     found = [name for name in config.architectures or [] if isinstance(name, str)]
     classes = getattr(modeling_auto, auto)._model_mapping
     if type(config) not in classes:
-        what = f"{found[0]}, {_described(config, found[0])}" if found else _described(config, "")
-        raise UserError(f"{source}: is a {what}, not {WANTED[auto]}; {_LATER}")
+        named = f"{found[0]}, " if found else ""
+        what, do = _described(config, bool(found))
+        raise UserError(f"{source}: is a {named}{what}, not {WANTED[auto]}; {do}")
     run = classes[type(config)]
     runs = [one.__name__ for one in (run if isinstance(run, tuple | list) else [run])]
     if not found or any(_plain(name) in map(_plain, runs) for name in found):
@@ -184,10 +188,16 @@ def _family(name: str) -> type | None:
     return None
 
 
-def _described(config: Any, name: str) -> str:
+def _described(config: Any, named: bool) -> tuple[str, str]:
+    """What a model is by its config, and what to do with it."""
     from transformers.models.auto import modeling_auto
 
+    kind = "" if named else f"{config.model_type}, "
+    if type(config) in modeling_auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING:
+        return f"{kind}a vision model", _IMAGES
+    if type(config) in modeling_auto.MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING:
+        return f"{kind}a model of images and texts", _CLIP
     for mapping, words in _FOREIGN.items():
         if type(config) in getattr(modeling_auto, mapping):
-            return words if name else f"{config.model_type}, {words}"
-    return f"model of type {config.model_type}"
+            return kind + words, _LATER
+    return f"model of type {config.model_type}", _LATER

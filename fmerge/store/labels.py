@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fmerge.errors import UserError, known
-from fmerge.params import Params, last_linear
+from fmerge.params import Params, head_parts, last_linear
 from fmerge.store.label_kinds import PROBLEMS, kind_of
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ def reorder_outputs(
     if list(order) == list(range(len(order))):
         return model
     found = last_linear(model)
-    if found is None or found[1].out_features != len(order):
+    if found is None or found[1].out_features != len(order) or _is_one_of_two(model, *found):
         raise UserError(
             f"{source}: its labels stand in another order than the task's, and its head does not "
             "end in a linear layer whose rows could be exchanged; list the task's labels in the "
@@ -146,6 +146,17 @@ def reorder_outputs(
         parameter.data = parameter.detach()[list(order)]
     _ORDERS[model] = list(order)
     return model
+
+
+def _is_one_of_two(model: nn.Module, name: str, layer: nn.Linear) -> bool:
+    """Whether another part of the head has a layer like it, as DeiT's that learns of a teacher."""
+    own = name.partition(".")[0]
+    return any(
+        isinstance(one, nn.Linear)
+        and other.partition(".")[0] in head_parts(model) - {own}
+        and one.weight.shape == layer.weight.shape
+        for other, one in model.named_modules()
+    )
 
 
 def checkpoint_order(model: nn.Module, outputs: int) -> list[int]:

@@ -11,6 +11,8 @@ _MAPPINGS = {
     "TextClassifier": ("MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES",),
     "SpanAnswers": ("MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES",),
     "TokenClassifier": ("MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES",),
+    "ImageClassifier": ("MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES",),
+    "ClipClassifier": ("MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING_NAMES",),
     "RankChoice": (
         "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES",
         "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES",
@@ -22,6 +24,8 @@ _IS_A = {
     "TextClassifier": "a text classifier",
     "SpanAnswers": "a question-answering model",
     "TokenClassifier": "a token classifier",
+    "ImageClassifier": "an image classifier",
+    "ClipClassifier": "a model of images and texts",
     "RankChoice": "a language model",
 }
 

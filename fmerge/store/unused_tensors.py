@@ -5,6 +5,7 @@ from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Final
 
 from fmerge.errors import UserError
+from fmerge.params import head_parts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -17,8 +18,12 @@ HARMLESS: Final = {
     r"|discriminator_predictions|predictions|sop_classifier|(lm|mask)_predictions)\."
     r"|^(decoder\.(weight|bias)|final_logits_bias)$",
     "a pooler that the head does not read": r"^(\w+\.)?pooler\.",
+    "what stands for the hidden parts of an image": r"(^|\.)embeddings\.mask_token$",
 }
 """What may be left out of any model, by regular expressions of names."""
+
+_TEXTS: Final = r"^(text_model|text_projection|visual_projection)\.|^logit_(scale|bias)$"
+"""What a model of images and texts has for texts, which a classifier of images does without."""
 
 _HINTS: Final = {
     r"adapter|lora_|prefix_tuning|prompt_encoder": "it is of an adapter: merge the adapter into "
@@ -51,6 +56,7 @@ def check_used(
         name
         for name in sorted(unused)
         if not any(re.search(pattern, name) for pattern in HARMLESS.values())
+        and not (model.main_input_name == "pixel_values" and re.search(_TEXTS, name))
         and not _is_mask(name, shapes)
         and not (any_head and not _in_body(name, model))
     ]
@@ -77,7 +83,7 @@ def _is_mask(name: str, shapes: Mapping[str, Collection[int]]) -> bool:
 def _in_body(name: str, model: "PreTrainedModel") -> bool:
     """A file of the body alone names its tensors without the body's prefix."""
     body = model.base_model
-    if body is model:  # a model without a head
-        return True
+    if body is model:  # a model without a head, or with one beside the body's own parts
+        return name.partition(".")[0] not in head_parts(model)
     inside = {child for child, _ in [*body.named_children(), *body.named_parameters()]}
     return name.startswith(f"{model.base_model_prefix}.") or name.partition(".")[0] in inside

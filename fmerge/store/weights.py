@@ -59,7 +59,7 @@ def read_weights(
 
     Args:
         source: Where from, for the message.
-        kind: Name of an Auto class of transformers.
+        kind: Name of an Auto class of transformers, or of a model's own class.
         config: The model's config.
         folder: The folder or hub id of the weights, if ``state`` is None; or of an adapter.
         state: The weights themselves.
@@ -161,8 +161,11 @@ def _lacking(info: Mapping[str, Any]) -> dict[str, str]:
 
 def _on_meta(kind: str, config: Any, auto: Any) -> Any:
     """Makes the model that a config describes, without memory for its weights."""
+    made = getattr(auto, kind)
     with torch.device("meta"):
-        return getattr(auto, kind).from_config(config, trust_remote_code=False)
+        if hasattr(made, "from_config"):
+            return made.from_config(config, trust_remote_code=False)
+        return made._from_config(config)
 
 
 def _checked_header(

@@ -253,7 +253,7 @@ FOLDERS = [
     ("an architecture of another family",
      "names the architecture RobertaForSequenceClassification, but its model_type is bert",
      config(architectures=["RobertaForSequenceClassification"])),
-    ("a vision model", "is a ViTForImageClassification, a vision model, not a text classifier",
+    ("a vision model's config", "which ViTForImageClassification does not use; give the model as",
      config(model_type="vit", architectures=["ViTForImageClassification"])),
     ("an adapter of PEFT that is no LoRA", "is an adapter of type IA3, but fmerge reads", adapter),
     ("a GGUF model", "is a GGUF model, the quantized format of llama.cpp", gguf),

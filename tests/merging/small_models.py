@@ -7,7 +7,7 @@ from torch import nn
 
 from fmerge.errors import UserError
 from fmerge.params import params_of, select
-from fmerge.store.preprocessors import TOKENIZERS
+from fmerge.store import TOKENIZERS
 
 
 class Network(nn.Module):

@@ -14,7 +14,7 @@ from fmerge.methods import DELLA
 from fmerge.report.html import html
 from fmerge.report.markdown import code, plain, sentence
 from fmerge.report.merge_report import MergeReport
-from fmerge.report.model_card import model_card, parameters_of
+from fmerge.report.model_card import Loader, model_card, parameters_of
 from fmerge.report.parts import Provenance, SearchOutcome, Trials
 from fmerge.report.write import linked
 from fmerge.search import Fixed, SearchSpace, Trial
@@ -113,7 +113,7 @@ def test_no_name_gets_into_the_markdown(document):
     report = made_up(HOSTILE)
     text = report.markdown()
     if document == "card":
-        text = model_card(report, "BertModel", HOSTILE[0]).split("\n---\n", 1)[1]
+        text = model_card(report, Loader("BertModel"), HOSTILE[0]).split("\n---\n", 1)[1]
     found = Page(MarkdownIt("gfm-like", {"linkify": False}).render(text))
     tags = {tag for tag, _ in found.tags}
     assert not {"script", "a"} & tags
@@ -139,7 +139,7 @@ def test_the_card_has_front_matter_that_hugging_face_reads():
     from huggingface_hub import ModelCard
 
     report = made_up(HOSTILE)
-    text = model_card(report, "BertForSequenceClassification", HOSTILE[0])
+    text = model_card(report, Loader("BertForSequenceClassification"), HOSTILE[0])
     front = yaml.safe_load(text.split("---\n")[1])
     assert front["base_model"] == [f"base/{HOSTILE[0]}", *(f"runs/{t}/expert" for t in HOSTILE)]
     assert front["tags"] == ["merge", "fmerge", "DFMerge"] and "language" not in front

@@ -79,7 +79,8 @@ def test_models_of_the_kind(config, auto, any_head):
         ),
         (
             named(ViTConfig(), "ViTForImageClassification"), CLASSES, True,
-            "is a ViTForImageClassification, a vision model, not a text classifier; not supported",
+            "is a ViTForImageClassification, a vision model, not a text classifier; give --model "
+            "ImageClassifier",
         ),
         (ViTConfig(), CAUSAL, False, "is a vit, a vision model, not a causal language model"),
         (
