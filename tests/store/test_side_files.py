@@ -76,3 +76,13 @@ def test_a_model_of_the_hub_is_found_in_its_cache(tmp_path, monkeypatch):
     folder = filled(place / "snapshots" / commit, ["config.json", "tokenizer.model"])
     assert hub_folder("owner/name") == folder
     assert list(map(str, side_files(folder))) == ["tokenizer.model"]
+
+
+def test_modules_of_sentence_transformers_travel_with_their_configs(tmp_path):
+    folder = filled(tmp_path / "model", ["modules.json", "config.json"])
+    for name in ("1_Pooling/config.json", "2_Dense/model.safetensors", "checkpoint-7/config.json"):
+        (folder / name).parent.mkdir()
+        (folder / name).write_text("{}")
+    assert list(map(str, side_files(folder))) == ["1_Pooling/config.json", "modules.json"]
+    (folder / "modules.json").unlink()
+    assert side_files(folder) == []
