@@ -42,6 +42,8 @@ BATCH = 16
 STEPS = Auto().steps
 TEXTS = 512
 """Training texts of a task, at most, that anything after the experts learns from."""
+NOTHING = 1e-12
+"""Of a task vector: far below the rounding of a weight. No merge is made of zeros alone."""
 AUTO_TRIALS = len(Auto().methods)
 """Its race alone, to save time."""
 
@@ -144,7 +146,7 @@ class Seed:
         if isinstance(method, Auto):
             search = AxSearch(AUTO_TRIALS, seed=self.seed)  # which gives the number of trials
         else:
-            options["coefficients"] = dict.fromkeys(tasks, 0.0)
+            options["coefficients"] = dict.fromkeys(tasks, NOTHING)
         data = MultiTask({task: make(self.seed) for task, make in tasks.items()}, batch_size=BATCH)
         with tempfile.TemporaryDirectory() as folder:
             trainer = quiet_trainer(callbacks=[MergeOptimizer(search, examples=TEXTS)])

@@ -16,6 +16,7 @@ from fmerge.runs.stages import Candidate
 from fmerge.runs.training import live_body, live_heads, make_course, networks
 from fmerge.runs.training_settings import TrainingSettings, check_training
 from fmerge.runs.training_stage import Trained, TrainingStage
+from fmerge.search.portfolio import PortfolioSearch
 
 if TYPE_CHECKING:
     from fmerge.runs.merge import MergeRun
@@ -87,6 +88,25 @@ class PolishStage(TrainingStage):
                 examples = data.size(task, "train", self.settings.examples)
                 found[Pass("Fisher", task, "train", examples)] += 1
         return found
+
+    def origin(self, context: StageContext, start: Candidate) -> Candidate:
+        """Chooses the best data-free merge of a portfolio, else the best merge; see the base class.
+
+        Methods that look at examples are fitted to a few, often to some of those that score them,
+        so that their scores say too much of them as a start.
+
+        Args:
+            context: The run.
+            start: The best merge so far.
+
+        Returns:
+            Where training starts.
+        """
+        search = context.search
+        if start.trial.stage or not isinstance(search, PortfolioSearch):
+            return start
+        found = search.best_data_free()
+        return start if found is None else Candidate(found)
 
     def prepare(self, context: StageContext, start: Candidate) -> Trained:
         """Starts from the weights of the best merge; see the base class.

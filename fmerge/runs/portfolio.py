@@ -51,6 +51,9 @@ def search_of(method: MergeMethod, optimizer: "MergeOptimizer") -> Search | None
         frozenset(name for name, one in members.items() if one.uses_coefficients),
         method.leaders,
         **options,
+        data_free=frozenset(
+            name for name, one in members.items() if one.statistic is None and not one.calibrates
+        ),
     )
 
 

@@ -81,6 +81,18 @@ class TrainingStage(Stage):
             The training, and how its merge is made.
         """
 
+    def origin(self, context: StageContext, start: Candidate) -> Candidate:
+        """Chooses the merge that training starts from.
+
+        Args:
+            context: The run.
+            start: The best merge so far.
+
+        Returns:
+            That, unless a stage knows better.
+        """
+        return start
+
     def run(self, context: StageContext, start: Candidate) -> Candidate:
         """Trains, checks, keeps the best; see the base class.
 
@@ -91,10 +103,10 @@ class TrainingStage(Stage):
         Returns:
             The best merge, ``start`` where no check was better.
         """
-        run = context.run
-        trained = self.prepare(context, start)
-        done = self._resume(context, start, trained.course.learner)
-        best, waited = start, 0
+        run, origin = context.run, self.origin(context, start)
+        trained = self.prepare(context, origin)
+        done = self._resume(context, origin, trained.course.learner)
+        best, lead, waited = start, origin.trial, 0
         for number, steps in enumerate(self.settings.segments()):
             if number >= done and context.late(self.name):
                 context.notes.append(f"{self.option}: ended by --budget before step {steps.start}")
@@ -110,13 +122,14 @@ class TrainingStage(Stage):
             heads = trained.course.head_values()
             rounded = partial(context.assembler.in_dtypes, body or {})
             trial = context.score(self.name, trained.coefficients(), rounded, heads)
-            waited += 1
+            better = context.is_better(trial, lead)  # of its own, where it began below the best
+            lead, waited = (trial, 0) if better else (lead, waited + 1)
             if context.is_better(trial, best.trial):
-                best, waited = Candidate(trial, rounded() if body else None, heads), 0
+                best = Candidate(trial, rounded() if body else None, heads)
                 context.keep(best)
             if body is not None:
                 write_params(networks(run)[run.ensemble.tasks[0]], body)
-                self._save(context, start, trained.course.learner, number + 1)
+                self._save(context, origin, trained.course.learner, number + 1)
             if waited >= self.settings.patience:
                 break
         write_heads(networks(run), run.heads)

@@ -24,6 +24,7 @@ class PortfolioSearch(Search):
         leaders: How many of these are searched.
         trials: Trials in all.
         seed: Seed of the points and of the optimisation.
+        data_free: The methods that look at no examples.
     """
 
     def __init__(
@@ -33,6 +34,7 @@ class PortfolioSearch(Search):
         leaders: int = 2,
         trials: int = 12,
         seed: int = 0,
+        data_free: frozenset[str] = frozenset(),
     ) -> None:
         super().__init__()
         if trials < 1:
@@ -42,6 +44,7 @@ class PortfolioSearch(Search):
         self.leaders = leaders
         self.trials = trials
         self.seed = seed
+        self.data_free = data_free
         self._made: AxClient | None = None
         self._chart: Chart = Linear(self.space)
         self._pending: int | None = None
@@ -107,6 +110,15 @@ class PortfolioSearch(Search):
             with quiet():
                 self._attach(dict(trial.coefficients))
         super().replay(trial)
+
+    def best_data_free(self) -> Trial | None:
+        """Finds the best trial of a method that looks at no examples.
+
+        Returns:
+            The earliest of equal ones; None if there is none.
+        """
+        found = [one for one in self.history if one.status == "ok" and one.method in self.data_free]
+        return max(found, key=lambda trial: (self.rank(trial), -trial.index), default=None)
 
     def _usual(self, method: str) -> dict[str, float]:
         value = self.usual[method]

@@ -13,8 +13,11 @@ from fmerge.errors import UserError
 from fmerge.merging.optimizer import MergeOptimizer
 from fmerge.methods import Auto
 from fmerge.runs.clock import Clock
+from fmerge.runs.polish_stage import PolishStage
 from fmerge.runs.portfolio import search_of
-from fmerge.search import AxSearch, Sobol
+from fmerge.runs.stages import Candidate
+from fmerge.runs.training_settings import TrainingSettings
+from fmerge.search import AxSearch, SearchSpace, Sobol, Trial
 from tests import tiny
 
 THREE = ("TaskArithmetic", "TIES", "FisherMerge")
@@ -230,3 +233,18 @@ def test_training_that_nobody_asked_for_is_left_out_by_name(zoo, tmp_path):
 def test_what_needs_labels_is_refused_without(options, message, zoo, tmp_path):
     with pytest.raises(UserError, match=message):
         polished(zoo, tmp_path / "out", **options)
+
+
+def test_training_starts_from_what_looked_at_no_examples():
+    search = search_of(Auto(["TIES", "RegMean"]), MergeOptimizer(AxSearch(3, 1)))
+    assert search.data_free == {"Average", "TIES"}
+    search.start(SearchSpace(["a", "b"]))
+    for index, (method, score) in enumerate({"Average": 0.5, "TIES": 0.4, "RegMean": 0.9}.items()):
+        point = {"a": 0.5, "b": 0.5}
+        search.history.append(Trial(index, point, score, {"t": score}, method=method))
+    stage, context = PolishStage(TrainingSettings()), SimpleNamespace(search=search)
+    assert stage.origin(context, Candidate(search.best())).trial.method == "Average"
+    learned = Candidate(Trial(3, {}, 0.95, {"t": 0.95}, stage="learn"))
+    assert stage.origin(context, learned) is learned
+    other = SimpleNamespace(search=Sobol())
+    assert stage.origin(other, Candidate(search.best())).trial.method == "RegMean"

@@ -43,6 +43,14 @@ def test_the_race_comes_first_and_the_leaders_go_on():
     assert [t.method for t in alone.history[4:]] == ["Sum", "Sum"]
 
 
+def test_the_best_that_looks_at_no_examples():
+    search = PortfolioSearch(USUAL, frozenset(), trials=4, data_free=frozenset({"Worst", "Mean"}))
+    search.start(SearchSpace(["a", "b"]))
+    assert search.best_data_free() is None
+    run(search)
+    assert search.best().method == "Sum" and search.best_data_free().method == "Mean"
+
+
 @pytest.mark.slow
 def test_the_model_chooses_methods_and_a_replay_repeats_it():
     whole = run(made(10), failing={2, 5})
