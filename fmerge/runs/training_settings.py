@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Final, get_args
 
 from fmerge.errors import UserError, check_within
 from fmerge.evaluation.passes import Pass, Passes
-from fmerge.modules import SpanAnswers, TextGenerator
+from fmerge.modules import SpanAnswers
 from fmerge.modules.losses import GUIDED, Loss
 from fmerge.store import kind_of
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from fmerge.runs.merge import MergeRun
 
 
-UNLISTED: Final = (SpanAnswers, TextGenerator)
+UNLISTED: Final = (SpanAnswers,)
 """Modules whose answers are not listed, so that two models' probabilities cannot be compared."""
 
 
