@@ -111,9 +111,10 @@ class Pass:
             scales = [self.method.statistic_scale(one) for one in self.fishers.values()]
             fishers = summarise_fishers(self.fishers)
             inputs = replace(inputs, scales=scales)
-        self.window.follow(order)
         try:
+            self.window.follow(self.weights)  # in which order what is found of all is found
             formula = self.method.by_tensor(inputs)
+            self.window.follow(order)
             with Writers(self.folder, self.streaming.outputs, self._begun()) as writers:
                 self._merge(formula, writers, stop)
             facts = self.method.facts(inputs)

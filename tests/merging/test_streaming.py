@@ -1,7 +1,10 @@
 """Merges tensor by tensor: bit for bit those in memory, whatever the method, the shards, a kill."""
 
 import json
+import os
+import random
 import shutil
+import signal
 from dataclasses import replace
 
 import pytest
@@ -272,3 +275,38 @@ def test_damaged_shards_are_refused_before_anything_is_written(llamas, tmp_path,
     text = broken(tmp_path / "b", how)
     with pytest.raises(UserError, match=text):
         streaming(RankChoice(), {**experts, "b": str(tmp_path / "b")}, TaskArithmetic(), base)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of a fork beside threads
+def test_thirty_kills_give_the_same_bytes(llamas, tmp_path, monkeypatch):
+    """Each in the middle of a tensor, wherever the merge has come to; nothing is cleaned up."""
+    base, experts, _ = llamas
+    planned = streaming(RankChoice(), experts, TaskArithmetic(), base)
+    weights, parts = {"a": 0.7, "b": 0.4}, tmp_path / "parts"
+    planned.merge(weights, tmp_path / "whole", never)
+    monkeypatch.setattr(stream_pass, "_SYNCED", 0)
+    kills, ends, chance = 0, 0, random.Random(0)
+    while kills < 30 or ends == 0:
+        last, write = chance.randint(1, 6), os.pwrite
+
+        def half(file, data, offset, last=last, write=write, calls=[]):  # noqa: B006
+            calls.append(offset)
+            if len(calls) >= last + 6:  # the headers of the shards come first
+                write(file, data[: len(data) // 2], offset)
+                os.kill(os.getpid(), signal.SIGKILL)
+            return write(file, data, offset)
+
+        child = os.fork()
+        if not child:
+            os.pwrite = half
+            planned.merge(weights, parts, never)
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+        if os.WIFSIGNALED(status):
+            kills += 1
+            continue
+        assert contents(parts / "0") == contents(tmp_path / "whole" / "0")
+        shutil.rmtree(parts)
+        ends += 1
+    assert kills >= 30 and ends >= 1
