@@ -2,14 +2,12 @@
 
 from abc import ABC
 from collections.abc import Mapping, Sequence
-from functools import cached_property
-from typing import Any
 
 from fmerge.data.answer_columns import Labels, answer_columns
-from fmerge.data.examples import Example, Split, TaskData
+from fmerge.data.examples import Split, TaskData
+from fmerge.data.labelled import Labelled, LabelledFiles
 from fmerge.data.tables import Files, Row, find_files, read_table
 from fmerge.errors import UserError
-from fmerge.store import USUAL_METRICS, LabelNames
 
 
 class FileTask(TaskData, ABC):
@@ -66,7 +64,7 @@ class FileTask(TaskData, ABC):
         return rows
 
 
-class TextFiles(FileTask):
+class TextFiles(LabelledFiles, FileTask):
     """A task of classes, several labels or numbers, from files with one example a row.
 
     Cells are read as they stand in the file: no word means null, and a number is its text. In CSV
@@ -102,39 +100,22 @@ class TextFiles(FileTask):
         separator: str | None = None,
         metrics: list[str] | None = None,
     ) -> None:
-        super().__init__({"train": train, "validation": validation, "test": test})
+        FileTask.__init__(self, {"train": train, "validation": validation, "test": test})
         self._texts = {"text": text} | ({"text_pair": text_pair} if text_pair else {})
-        self._answers = answer_columns(label, labels, separator)
-        self._metrics = metrics
+        answers = answer_columns(label, labels, separator)
+        LabelledFiles.__init__(self, list(self._files), answers, metrics)
 
-    @property
-    def labels(self) -> list[str]:
-        """Names of the classes or labels in the order of the outputs, or the number's name."""
-        return self._names
-
-    @cached_property
-    def metrics(self) -> Sequence[str]:  # type: ignore[override]
-        """Names of the metrics, whose mean is the score."""
-        return self._metrics or USUAL_METRICS[self._names.kind]
-
-    def examples(self, split: Split) -> Sequence[Example]:
-        """Reads one split.
+    def rows(self, split: str) -> Sequence[Labelled]:
+        """Reads the rows of a split.
 
         Args:
             split: Which one.
 
         Returns:
-            Mappings with ``text``, ``text_pair`` where there is one, and ``label``: a class's
-            number, a number, or a list of 0 or 1 for each of several labels.
-
-        Raises:
-            UserError: If there is no file for the split, a label is unknown, or a cell is missing.
-        """  # noqa: DOC502 - what is called raises it
-        self.check_given(split)
-        return [
-            {**texts, "label": self._answers.label(answer, row, self._names)}
-            for row, texts, answer in self._rows[split]
-        ]
+            Each row, and its example: ``text``, and ``text_pair`` where there is one.
+        """
+        columns = [*self._texts.values(), *self._answers.columns]
+        return [(row, self._read_texts(row)) for row in self.read_rows(split, columns)]
 
     def _read_texts(self, row: Row) -> dict[str, str]:
         texts = {key: row.text(column) for key, column in self._texts.items()}
@@ -143,21 +124,3 @@ class TextFiles(FileTask):
                 f"{row.at(self._texts['text'])}: is empty; give it a text, or remove the row"
             )
         return texts
-
-    @cached_property
-    def _names(self) -> LabelNames:
-        rows = [one for split in self._rows.values() for one in split]
-        return self._answers.names((answer, row) for row, _, answer in rows)
-
-    @cached_property
-    def _rows(self) -> dict[str, list[tuple[Row, dict[str, str], Any]]]:
-        """The rows of every split, with their texts and answers."""
-        # all splits at once: a bad row of the test split is said before a fit, not after it
-        return {split: self._read(split) for split in self._files}
-
-    def _read(self, split: str) -> list[tuple[Row, dict[str, str], Any]]:
-        columns = [*self._texts.values(), *self._answers.columns]
-        return [
-            (row, self._read_texts(row), self._answers.read(row))
-            for row in self.read_rows(split, columns)
-        ]
