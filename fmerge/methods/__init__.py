@@ -13,6 +13,7 @@ from fmerge.methods.auto import Auto
 from fmerge.methods.averages import Average, FisherMerge, Isotropic
 from fmerge.methods.base import MergeMethod
 from fmerge.methods.calibrated import FeatCal, RegMeanPP
+from fmerge.methods.core_space import CoreSpace
 from fmerge.methods.fisher_tsv import FisherTSV
 from fmerge.methods.lines import LiNeS
 from fmerge.methods.medians import FisherMedian
@@ -36,6 +37,7 @@ __all__ = [
     "Auto",
     "Average",
     "Breadcrumbs",
+    "CoreSpace",
     "DFMerge",
     "FeatCal",
     "FisherMedian",

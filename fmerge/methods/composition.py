@@ -100,32 +100,25 @@ def check_kind(owner: MergeMethod, name: str, given: object, kind: type) -> None
         )
 
 
-class Transformed(Wrapper):
-    """A method on transformed task vectors: θ = method(θ₀, θ₀ + T(τ₁), …, θ₀ + T(τ_M); λ).
-
-    It is a method itself, so that compositions nest: in ``Transformed(S, Transformed(T, method))``
-    S comes first. What the method needs and how its coefficients act is the inner method's.
-    Statistics are those of the experts as they are given.
+class OnTaskVectors(Wrapper):
+    """A method that merges by another one, once it has made something else of the task vectors.
 
     Args:
-        transform: T, applied to every task vector.
-        method: The method that merges the transformed task vectors.
+        method: The other method.
 
     Raises:
-        UserError: If one of them is no such object.
+        UserError: If it is none, or is calibrated.
     """
 
     needs_base = True  # a task vector is τ = θ − θ₀
 
-    def __init__(self, transform: Transform, method: MergeMethod) -> None:
-        check_kind(self, "transform", transform, Transform)
+    def __init__(self, method: MergeMethod) -> None:
         check_kind(self, "method", method, MergeMethod)
         if method.calibrates:
             raise UserError(
                 f"{type(self).__name__}: method is {type(method).__name__}, which is calibrated on "
                 "the experts as they are; put the transform into its start"
             )
-        self.transform = transform
         self.method = method
         self.take_over()
         self.streams = method.streams
@@ -133,7 +126,7 @@ class Transformed(Wrapper):
 
     @property
     def inner(self) -> MergeMethod:
-        """The method that merges the transformed task vectors."""
+        """The other method."""
         return self.method
 
     @property
@@ -156,6 +149,27 @@ class Transformed(Wrapper):
         made = copy(self)
         made.method = inner
         return made
+
+
+class Transformed(OnTaskVectors):
+    """A method on transformed task vectors: θ = method(θ₀, θ₀ + T(τ₁), …, θ₀ + T(τ_M); λ).
+
+    It is a method itself, so that compositions nest: in ``Transformed(S, Transformed(T, method))``
+    S comes first. What the method needs and how its coefficients act is the inner method's.
+    Statistics are those of the experts as they are given.
+
+    Args:
+        transform: T, applied to every task vector.
+        method: The method that merges the transformed task vectors.
+
+    Raises:
+        UserError: If one of them is no such object.
+    """
+
+    def __init__(self, transform: Transform, method: MergeMethod) -> None:
+        check_kind(self, "transform", transform, Transform)
+        super().__init__(method)
+        self.transform = transform
 
     def facts(self, inputs: MergeInputs) -> list[str]:
         """States what the inner method does.

@@ -17,6 +17,7 @@ from fmerge.methods import (
     WUDI,
     Average,
     Breadcrumbs,
+    CoreSpace,
     DFMerge,
     FisherMedian,
     FisherMerge,
@@ -67,6 +68,8 @@ METHODS = {
     "MultiSLERP, task vectors": MultiSLERP(normalize_weights=False, task_vectors=True),
     "LiNeS": LiNeS(),
     "LiNeS, TIES": LiNeS(TIES(density=0.4), a=0.2, b=0.7),
+    "CoreSpace": CoreSpace(),
+    "CoreSpace, TIES": CoreSpace(TIES(density=0.4)),
     "SCE": SCE(),
     "SCE, dense": SCE(density=0.5),
 }
