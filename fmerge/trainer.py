@@ -13,6 +13,7 @@ from fmerge.errors import object_of
 from fmerge.evaluation.chance import check_results
 from fmerge.evaluation.head_refit import Refit, Refitting
 from fmerge.fisher import MERGE_DEFAULTS, Estimator, Fallback, FisherEstimate, FisherSettings
+from fmerge.merging.adapter_output import Rank
 from fmerge.merging.expert_fishers import Expert
 from fmerge.merging.merged_heads import HeadMode
 from fmerge.methods import Average, MergeMethod
@@ -239,15 +240,14 @@ class FMergeTrainer(Trainer):
 
     def merge(
         self, model: LightningModule, datamodule: LightningDataModule | Loaders | None = None, *,
-        experts: dict[str, str | Expert], output: Path, method: MergeMethod | None = None,
-        coefficients: dict[str, float] | None = None, base: str | None = None,
-        fisher: FisherSettings = MERGE_DEFAULTS, baselines: Baselines = "all",
-        heads: HeadMode = "keep", refit_heads: Refit = "off", refit_examples: int | None = 512,
-        refit_seed: int = 0, polish_steps: int = 0, polish_loss: Loss = "experts",
-        polish_anchor: float = 0.0, polish_learning_rate: float = 3e-4, dtype: Dtype | None = None,
-        max_shard_size: int | str | None = None, overwrite: bool = False, dry_run: bool = False,
-        build: int | None = None, labels: Labels = "all", budget: str | None = None,
-    ) -> MergeReport | None:  # fmt: skip
+        coefficients: dict[str, float] | None = None, fisher: FisherSettings = MERGE_DEFAULTS,
+        max_shard_size: int | str | None = None, polish_learning_rate: float = 3e-4, output: Path,
+        method: MergeMethod | None = None, experts: dict[str, str | Expert], labels: Labels = "all",
+        refit_examples: int | None = 512, adapter_rank: Rank | None = None, base: str | None = None,
+        polish_loss: Loss = "experts", baselines: Baselines = "all", refit_heads: Refit = "off",
+        polish_anchor: float = 0.0, dtype: Dtype | None = None, budget: str | None = None,
+        heads: HeadMode = "keep", build: int | None = None, overwrite: bool = False,
+        polish_steps: int = 0, dry_run: bool = False, refit_seed: int = 0) -> MergeReport | None:  # fmt: skip
         """Merge experts into one model, with the best coefficients that a search finds.
 
         Args:
@@ -270,6 +270,7 @@ class FMergeTrainer(Trainer):
             polish_learning_rate: Adam's.
             dtype: What merged models are written in; the experts' own dtype if left out.
             max_shard_size: Largest shard of a merged model, such as 5GB; as the experts' if unset.
+            adapter_rank: Save an adapter of the base, of this rank or of the sum of the experts'.
             overwrite: Replace a run in the output folder; without it the run is resumed.
             dry_run: Check headers, time one batch, print the plan, and write nothing.
             build: Build this trial of the finished run in points/<index>/, and nothing else.
@@ -280,13 +281,13 @@ class FMergeTrainer(Trainer):
             The report: the merge that was saved and its test scores; None of a dry run.
         """
         return MergeJob(
-            trainer=self, model=model, datamodule=datamodule, experts=experts, base=base,
-            output=path_of(output), method=_made(method), fisher=fisher, baselines=baselines,
-            refitting=Refitting(refit_heads, refit_examples, refit_seed), overwrite=overwrite,
-            dry_run=dry_run, build=build, config=self.resolved_config, heads=heads, dtype=dtype,
             polishing=Polishing(polish_steps, polish_loss, polish_anchor, polish_learning_rate),
-            max_shard_size=max_shard_size, coefficients=coefficients, labels=labels,
-            budget=budget).run()  # fmt: skip
+            refitting=Refitting(refit_heads, refit_examples, refit_seed), coefficients=coefficients,
+            max_shard_size=max_shard_size, config=self.resolved_config, adapter_rank=adapter_rank,
+            output=path_of(output), datamodule=datamodule, method=_made(method), experts=experts,
+            baselines=baselines, overwrite=overwrite, dry_run=dry_run, fisher=fisher, labels=labels,
+            budget=budget, trainer=self, model=model, build=build, heads=heads, dtype=dtype,
+            base=base).run()  # fmt: skip
 
 
 def _made(method: MergeMethod | str | type[MergeMethod] | None) -> MergeMethod:

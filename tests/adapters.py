@@ -17,12 +17,19 @@ def read(kind, base, **options):
     return getattr(transformers, kind).from_pretrained(base, dtype=torch.float32, **options).eval()
 
 
+def wrapped(kind, base, options=None, **lora):
+    """A base with a new adapter, to be trained."""
+    with warnings.catch_warnings():  # of what transformers deprecates
+        warnings.simplefilter("ignore")
+        return get_peft_model(read(kind, base, **(options or {})), LoraConfig(**lora))
+
+
 def make_adapter(base, folder: Path, seed=0, kind=CLASSIFIER, options=None, **lora):
     """Saves an adapter of random numbers on a base; gives what peft merges into the base."""
+    model = wrapped(kind, base, options, **lora)
     # a message on tied weights, and others that a user would heed
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model = get_peft_model(read(kind, base, **(options or {})), LoraConfig(**lora))
         torch.manual_seed(seed)
         for name, parameter in model.named_parameters():
             if parameter.requires_grad and "original_module" not in name:

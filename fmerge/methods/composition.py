@@ -121,8 +121,6 @@ class OnTaskVectors(Wrapper):
             )
         self.method = method
         self.take_over()
-        self.streams = method.streams
-        self.entrywise = transform.entrywise and method.entrywise
 
     @property
     def inner(self) -> MergeMethod:
@@ -170,6 +168,8 @@ class Transformed(OnTaskVectors):
         check_kind(self, "transform", transform, Transform)
         super().__init__(method)
         self.transform = transform
+        self.streams = method.streams
+        self.entrywise = transform.entrywise and method.entrywise
 
     def facts(self, inputs: MergeInputs) -> list[str]:
         """States what the inner method does.

@@ -30,6 +30,18 @@ model = {model}.from_pretrained(folder)
 ```"""
 
 
+_ADAPTER = """\
+```python
+from peft import PeftModel
+from transformers import {inputs}, {model}
+
+folder = "."  # the folder that holds this file, or its id on the hub
+base = {model}.from_pretrained({base!r})  # a classifier: with its num_labels
+model = PeftModel.from_pretrained(base, folder)
+{name} = {inputs}.from_pretrained(folder)
+```"""
+
+
 @dataclass(frozen=True)
 class Loader:
     """The classes of transformers that read a saved model.
@@ -37,15 +49,18 @@ class Loader:
     Attributes:
         model: That of the network.
         inputs: That of what makes its inputs.
+        base: The base of the adapter that the model is saved as, if it is.
     """
 
     model: str
     inputs: str = "AutoTokenizer"
+    base: str | None = None
 
     def code(self) -> str:
         """Writes Python that reads the model."""
         name = "tokenizer" if "Tokenizer" in self.inputs else "processor"
-        return _LOADING.format(model=self.model, inputs=self.inputs, name=name)
+        loading = _LOADING if self.base is None else _ADAPTER
+        return loading.format(model=self.model, inputs=self.inputs, name=name, base=self.base)
 
 
 def model_card(report: MergeReport, loader: Loader | None = None, task: str | None = None) -> str:
@@ -60,15 +75,7 @@ def model_card(report: MergeReport, loader: Loader | None = None, task: str | No
         Markdown with YAML before it.
     """
     models = report.provenance.models()
-    sources = [path for _, path, _ in models]
-    if report.provenance.base:  # listed last, but the parent of all the others
-        sources.insert(0, sources[-1])
-    front = {
-        "library_name": "transformers",
-        "base_model": list(dict.fromkeys(sources)),
-        "base_model_relation": "merge",
-        "tags": ["merge", "fmerge", report.search.method],
-    }
+    front = _front(report, [path for _, path, _ in models], loader and loader.base)
     how = _FITTED[report.tests.refit_heads != "off"]
     head = [] if task is None else _HEAD.format(task=code(task), how=how).splitlines()
     tables = [
@@ -94,6 +101,21 @@ def model_card(report: MergeReport, loader: Loader | None = None, task: str | No
     if loader is not None:
         lines += ["", "## Use", "", loader.code()]
     return "\n".join(lines) + "\n"
+
+
+def _front(report: MergeReport, sources: list[str], base: str | None) -> dict[str, Any]:
+    """What the hub reads of a model card."""
+    if report.provenance.base:  # listed last, but the parent of all the others
+        sources = [sources[-1], *sources]
+    front = {
+        "library_name": "transformers",
+        "base_model": list(dict.fromkeys(sources)),
+        "base_model_relation": "merge",
+        "tags": ["merge", "fmerge", report.search.method],
+    }
+    if base is not None:
+        front |= {"library_name": "peft", "base_model": base, "base_model_relation": "adapter"}
+    return front
 
 
 def loader_of(model: nn.Module, reads: Preprocessors) -> Loader | None:

@@ -143,6 +143,7 @@ class Provenance:
         parameters: The method's parameters.
         vectors: A sentence on the task vectors' norms and cosines; empty without a base.
         fishers: Where the mass lies of the Fishers that the merge was made with.
+        saved: A sentence on what saving changed, as of an adapter; empty where it changed nothing.
     """
 
     experts: Mapping[str, str]
@@ -153,6 +154,7 @@ class Provenance:
     parameters: Mapping[str, Any] = field(default_factory=dict)
     vectors: str = ""
     fishers: FisherSummary | None = None
+    saved: str = ""
 
     def models(self) -> list[tuple[str, str, str]]:
         """Lists what was merged.

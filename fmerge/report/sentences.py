@@ -56,6 +56,7 @@ def made(search: SearchOutcome, provenance: Provenance) -> list[str]:
         f"search: {counted}; {found}",
         *([f"search ended before its budget: {search.ended}"] if search.ended else []),
         *([f"parameters of {search.method}: {given}"] if given else []),
+        *([provenance.saved] if provenance.saved else []),
     ]
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -13,12 +12,12 @@ from fmerge.evaluation.head_refit import Heads, Refitter, using_heads
 from fmerge.evaluation.statistics import Fisher, statistic_of
 from fmerge.evaluation.test_scores import TestTable, task_facts
 from fmerge.fisher.summary import FisherSummary, summarise_fishers
+from fmerge.merging.adapter_output import Lowered
 from fmerge.merging.assembler import Assembler
-from fmerge.merging.buffers import restore_buffer_dtypes
 from fmerge.merging.compatibility import task_vector_facts
 from fmerge.params import Params, write_params
 from fmerge.report.merge_report import MergeReport
-from fmerge.report.model_card import loader_of, model_card, parameters_of
+from fmerge.report.model_card import parameters_of
 from fmerge.report.pareto_front import Front
 from fmerge.report.parts import Provenance, SearchOutcome, TestOutcome, Trials
 from fmerge.report.scores import AVERAGE, AVERAGE_TUNED, BASE, EXPERTS, REFITTED, RUNNER_UP, Row
@@ -28,6 +27,7 @@ from fmerge.runs.finish import calibration_facts
 from fmerge.runs.guards import below_average
 from fmerge.runs.labels import label_facts
 from fmerge.runs.pass_plan import TestedRow, tested_rows
+from fmerge.runs.save import rounded, save_merge, with_changed
 from fmerge.runs.stage_facts import stage_facts
 from fmerge.runs.stages import Candidate
 from fmerge.runs.trained_rows import TrainedRows
@@ -109,11 +109,14 @@ class Conclusion:
         if body is None:
             body = assembler.assemble(chosen.best.coefficients, self._summarise(fishers))
             facts = [*assembler.facts(chosen.best.coefficients), *facts]
-        wanted, refitter = self.run.refitting.wanted, self.refitter
-        refitted = self._rounded(refitter.fit(body)) if wanted and refitter is not None else {}
         # tested as they are saved; the baselines had the experts' own
-        own = _with(self.run.heads, chosen.candidate.heads)
-        for name, head in self._rounded(own).items():
+        lowered = None if self.run.adapter is None else self.run.adapter.lower(body)
+        if lowered is not None:
+            body = lowered.body
+        wanted, refitter = self.run.refitting.wanted, self.refitter
+        refitted = rounded(self.run, refitter.fit(body)) if wanted and refitter is not None else {}
+        own = with_changed(self.run.heads, chosen.candidate.heads)
+        for name, head in rounded(self.run, own).items():
             write_params(self.run.module.task_model(name), head)
         row = tested_rows(self.run, rival=False)[-1]
         if table is not None:
@@ -129,10 +132,13 @@ class Conclusion:
                 refit_heads=self.run.refitting.when,
                 refit_examples=self.run.refitting.most,
             ),
-            provenance=self.provenance(chosen, folder, fishers[0] if fishers else None, facts),
+            provenance=self.provenance(
+                chosen, folder, fishers[0] if fishers else None, facts, lowered
+            ),
         )
         place = folder.point(chosen.best.index) if chosen.built else folder.path
-        self._save(body, own, refitted, place / "merged", report)
+        saved = None if lowered is None else lowered.saved
+        save_merge(self.run, body, (own, refitted), report, place / "merged", saved)
         return report
 
     @property
@@ -165,7 +171,12 @@ class Conclusion:
         )
 
     def provenance(
-        self, chosen: Chosen, folder: RunFolder, fishers: FisherSummary | None, facts: list[str]
+        self,
+        chosen: Chosen,
+        folder: RunFolder,
+        fishers: FisherSummary | None,
+        facts: Sequence[str],
+        lowered: Lowered | None = None,
     ) -> Provenance:
         """Lists what the merge was made of; ``facts`` are further sentences."""
         ensemble, first = self.run.ensemble, self.run.trainer.is_global_zero
@@ -184,6 +195,7 @@ class Conclusion:
             parameters=parameters_of(self.run.method),
             vectors=vectors,
             fishers=fishers,
+            saved="" if lowered is None else lowered.fact,
         )
 
     def _facts(self) -> list[str]:
@@ -260,41 +272,3 @@ class Conclusion:
                 fishers.append(summarise_fishers(found))
 
         return summarise
-
-    def _rounded(self, heads: Heads) -> Heads:
-        """Heads as they will be read back from the merged models."""
-        forms = self.run.forms
-        if not forms:
-            return heads
-
-        def rounded(task: str, head: Params) -> Params:
-            form = forms[task]
-            return {
-                key: one.to(form.dtype_of(key, one.dtype)) if one.is_floating_point() else one
-                for key, one in head.items()
-            }
-
-        return {task: rounded(task, head) for task, head in heads.items()}
-
-    def _save(
-        self, body: Params, own: Heads, refitted: Heads, folder: Path, report: MergeReport
-    ) -> None:
-        # precisions such as bf16-true have rounded the live weights: write all of them again
-        self.run.module.float()
-        cards = {}
-        for name, head in own.items():
-            model = self.run.module.task_model(name)
-            tensors = head | refitted.get(name, {}) | body
-            # the dtypes that buffers were read in; rounded are the values
-            restore_buffer_dtypes(model, head | next(iter(self.run.ensemble.bodies.values())))
-            write_params(model, tensors)
-            task = name if head.keys() & dict(model.named_parameters()).keys() else None
-            cards[name] = model_card(report, loader_of(model, self.run.module.reads), task)
-        self.run.module.forms = self.run.forms
-        if self.run.trainer.is_global_zero:
-            self.run.module.save(folder, cards)
-
-
-def _with(heads: Heads, changed: Heads) -> Heads:
-    """Heads, some of whose tensors have changed."""
-    return {task: head | changed.get(task, {}) for task, head in heads.items()}

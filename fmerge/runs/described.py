@@ -137,6 +137,7 @@ def merge_config(job: "MergeJob") -> str:
         "max_shard_size": job.max_shard_size,
         "labels": job.labels,
         "budget": job.budget,
+        "adapter_rank": job.adapter_rank,
     })
 
 

@@ -84,6 +84,9 @@ def show_merge_plan(run: "MergeRun", search: Search, plan: PassPlan, output: Pat
     saved = {id(model): run.forms.get(name) for name, model in ensemble.networks.items()}
     models = {id(model): model for model in ensemble.networks.values()}
     disk = sum(_on_disk(model, saved[key]) for key, model in models.items())
+    kind = "merged models"
+    if run.adapter is not None:
+        disk, kind = len(models) * run.adapter.size, "adapters at most, and what has no factors"
     rows = {f"expert {name}": str(source) for name, source in ensemble.sources.items()}
     if ensemble.base_source is not None:
         rows["base"] = str(ensemble.base_source)
@@ -93,7 +96,7 @@ def show_merge_plan(run: "MergeRun", search: Search, plan: PassPlan, output: Pat
         rows["search"] += ", after those that the output folder has"
     rows |= {f"task {name}": sizes for name, sizes in _sizes(data).items()}
     rows["memory"] = f"{_memory(run)}, and what a batch takes{_free(run.trainer)}"
-    rows["disk"] = f"{_mib(disk)} ({len(models)} merged models){_room(output)}"
+    rows["disk"] = f"{_mib(disk)} ({len(models)} {kind}){_room(output)}"
     if data is not None:
         for task, split in sorted({(one.task, one.split) for one in plan.passes()}):
             _open_images(data, task, split)

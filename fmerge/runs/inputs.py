@@ -15,6 +15,7 @@ from fmerge.evaluation.batch_size import check_automatic
 from fmerge.evaluation.evaluator import by_accuracy
 from fmerge.evaluation.head_refit import check_refitting
 from fmerge.evaluation.statistics import statistic_of
+from fmerge.fisher import FisherSettings
 from fmerge.merging.buffers import network_state
 from fmerge.merging.racing import check_racing
 from fmerge.modules import TaskModule
@@ -45,6 +46,22 @@ def task_module(model: LightningModule) -> TaskModule:
             "merged; use TextClassifier, or derive it from fmerge.modules.TaskModule"
         )
     return model
+
+
+def check_settings(settings: object) -> None:
+    """Checks what says how Fishers are estimated.
+
+    Args:
+        settings: What was given.
+
+    Raises:
+        UserError: If it is something else.
+    """
+    if not isinstance(settings, FisherSettings):
+        raise UserError(
+            f"fisher: is {settings!r}, but must be FisherSettings, such as "
+            "dataclasses.replace(MERGE_DEFAULTS, examples=100)"
+        )
 
 
 def tasks_of(

@@ -15,9 +15,9 @@ from rich.console import Console
 from fmerge.data import MultiTask
 from fmerge.data.own import Loaders
 from fmerge.data.task_names import check_task_names
-from fmerge.errors import UserError
 from fmerge.evaluation.head_refit import Refitting
 from fmerge.fisher import MERGE_DEFAULTS, FisherSettings
+from fmerge.merging.adapter_output import Rank, check_rank
 from fmerge.merging.adapters import base_of
 from fmerge.merging.expert_fishers import Expert
 from fmerge.merging.experts import target_first
@@ -32,7 +32,7 @@ from fmerge.runs.clock import seconds_of
 from fmerge.runs.described import merge_config
 from fmerge.runs.dry_run import show_merge_plan
 from fmerge.runs.guards import AverageBaseline
-from fmerge.runs.inputs import check_merge, fingerprints, task_module, tasks_of
+from fmerge.runs.inputs import check_merge, check_settings, fingerprints, task_module, tasks_of
 from fmerge.runs.labels import Asked, Labels
 from fmerge.runs.learning import training_stages
 from fmerge.runs.left_out import checked_stages, polishing_of
@@ -45,14 +45,7 @@ from fmerge.runs.recipes import write_recipe
 from fmerge.runs.stages import Stage
 from fmerge.runs.streamed import StreamedRun, may_stream, streamed_run
 from fmerge.search import Fixed, Search
-from fmerge.store import (
-    Dtype,
-    RunFolder,
-    check_dtype,
-    lock_of,
-    only_run,
-    parse_size,
-)
+from fmerge.store import Dtype, RunFolder, check_dtype, lock_of, only_run, parse_size
 from fmerge.system.signals import catch_signals
 from fmerge.system.slurm import is_requeued
 from fmerge.system.watchdog import check_strategy
@@ -83,6 +76,7 @@ class MergeJob:
         coefficients: Those of the merge, where they are given instead of a search.
         labels: Which labels may be read before the test.
         budget: How long the search and the stages may take.
+        adapter_rank: The rank of the adapter that the merge is saved as; a whole model if None.
         config: The resolved configuration, which the run's folder keeps; None describes the job.
     """
 
@@ -107,6 +101,7 @@ class MergeJob:
     coefficients: dict[str, float] | None = None
     labels: Labels = "all"
     budget: str | None = None
+    adapter_rank: Rank | None = None
 
     def run(self) -> MergeReport | None:
         """Does the job, alone in its folder.
@@ -188,12 +183,9 @@ class MergeJob:
         assert self.stages is not None  # raises where its options do not go together
         seconds_of(self.budget)
         check_dtype(self.dtype, {})
+        check_rank(self.adapter_rank, self.dtype)
         parse_size(self.max_shard_size)
-        if not isinstance(self.fisher, FisherSettings):
-            raise UserError(
-                f"fisher: is {self.fisher!r}, but must be FisherSettings, such as "
-                "dataclasses.replace(MERGE_DEFAULTS, examples=100)"
-            )
+        check_settings(self.fisher)
         asked = Asked(self.optimizer, self.polishing, self.refitting, self.fisher)
         asked.check(self.labels, module)
 

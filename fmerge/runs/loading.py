@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal
 
 from fmerge.data import MultiTask
+from fmerge.merging.adapter_output import adapter_output
 from fmerge.merging.adapters import base_of
 from fmerge.merging.expert_fishers import Expert
 from fmerge.merging.experts import load_ensemble
@@ -42,7 +43,9 @@ def loaded(
         ensemble = load_ensemble(
             *(ordered, base, job.method, module, labels), values=values, heads=job.heads
         )
-        forms = saved_forms(ensemble, job.dtype, job.max_shard_size)
+        # ΔW of a merge that was rounded to a narrower dtype would be of no low rank
+        dtype = job.dtype if job.adapter_rank is None else "float32"
+        forms = saved_forms(ensemble, dtype, job.max_shard_size)
     if values is True:
         models = {ensemble.sources[name]: one for name, one in ensemble.models.items()}
         check_dtype(job.dtype, {path: params_of(one) for path, one in models.items()})
@@ -60,4 +63,5 @@ def loaded(
         stages=job.stages,
         labels=job.labels,
         budget=seconds_of(job.budget),
+        adapter=adapter_output(job.adapter_rank, ensemble),
     )

@@ -15,6 +15,7 @@ from fmerge.evaluation.evaluator import Evaluator
 from fmerge.evaluation.head_refit import Heads, Refitter, Refitting, obstacle
 from fmerge.evaluation.statistics import Statistic, statistic_of
 from fmerge.fisher import FisherSettings
+from fmerge.merging.adapter_output import AdapterOutput
 from fmerge.merging.assembler import Assembler
 from fmerge.merging.assemblers import Assemblers
 from fmerge.merging.experts import Ensemble
@@ -60,6 +61,7 @@ class MergeRun:
         stages: What improves the search's best, in order.
         labels: Which labels may be read before the test.
         budget: Seconds for the search and the stages; None for no limit.
+        adapter: How the merge is made an adapter, if it is.
     """
 
     trainer: Trainer
@@ -75,6 +77,7 @@ class MergeRun:
     stages: Sequence[Stage] = ()
     labels: Labels = "all"
     budget: float | None = None
+    adapter: AdapterOutput | None = None
 
     @property
     def estimated(self) -> Statistic | None:
@@ -215,10 +218,9 @@ class MergeRun:
 
     @property
     def can_refit(self) -> bool:
-        """Whether heads can be refitted."""
-        if self.ensemble.heads_merged:  # tasks share their head, which could fit one of them only
-            return False
-        return not obstacle(self.module, self.data, self.ensemble.models)
+        """Whether heads can be refitted; one that tasks share could fit one of them only."""
+        shared = self.ensemble.heads_merged
+        return not (shared or obstacle(self.module, self.data, self.ensemble.models))
 
     @property
     def probed(self) -> bool:
@@ -230,10 +232,9 @@ class MergeRun:
         # heads are refitted for the merge, or for the table's base alone
         fits = self.refitting.wanted or (self.probed and self.can_refit)
         return Conclusion(
-            run=self,
-            evaluator=None if self.data is None else self.evaluator,
+            run=self, evaluator=None if self.data is None else self.evaluator,
             refitter=self.refitter if fits else None,
-        )
+        )  # fmt: skip
 
     @cached_property
     def evaluator(self) -> Evaluator:

@@ -38,8 +38,8 @@ def may_stream(job: "MergeJob", experts: Mapping[str, Expert], module: TaskModul
 
     Returns:
         False where something needs whole models: a dry run, a trial that is built again, stages,
-        merged heads, coefficients by group, several processes, statistics without files, and
-        models that are no folders on this machine.
+        merged heads, an adapter to write, coefficients by group, several processes, statistics
+        without files, and models that are no folders on this machine.
     """
     method, optimizer = job.method, job.optimizer
     files = [one.fisher for one in experts.values()]
@@ -48,6 +48,7 @@ def may_stream(job: "MergeJob", experts: Mapping[str, Expert], module: TaskModul
         and all(file is not None and Path(file).suffix != ".ckpt" for file in files)
     )
     plain = not (job.dry_run or job.stages or job.build is not None or job.heads != "keep")
+    plain = plain and job.adapter_rank is None
     single = job.trainer.world_size == 1 and optimizer.groups == "whole"
     fixed = optimizer.search is None or isinstance(optimizer.search, Fixed)
     sources = [*(one.path for one in experts.values()), *([job.base] if job.base else [])]

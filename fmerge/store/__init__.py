@@ -1,7 +1,9 @@
 """Everything that touches the disk: checkpoints, Fisher files, atomic writing."""
 
 from fmerge.store.adam_moments import read_second_moments
-from fmerge.store.adapters import adapters_on, is_adapter, read_adapter
+from fmerge.store.adapter_saving import SavedAdapter
+from fmerge.store.adapter_weights import hash_of, merged_weight, outputs_last
+from fmerge.store.adapters import Adapter, adapters_on, is_adapter, read_adapter
 from fmerge.store.atomic import (
     LOCK,
     append_line,
@@ -65,6 +67,7 @@ from fmerge.store.weights import reading_headers
 __all__ = [
     "IMAGE_PROCESSORS",
     "LOCK",
+    "Adapter",
     "TOKENIZERS",
     "USUAL_METRICS",
     "Dtype",
@@ -74,12 +77,14 @@ __all__ = [
     "Preprocessors",
     "PARTS",
     "RunFolder",
+    "SavedAdapter",
     "SavedForm",
     "StoredImage",
     "FisherCache",
     "check_dtype",
     "form_of",
     "merged_dtypes",
+    "merged_weight",
     "parse_size",
     "adapters_on",
     "append_line",
@@ -100,6 +105,7 @@ __all__ = [
     "first_class_path",
     "fitted_tower",
     "give_padding",
+    "hash_of",
     "image_digest",
     "in_checkpoint_order",
     "is_adapter",
@@ -120,6 +126,7 @@ __all__ = [
     "lock_of",
     "new_pooler",
     "only_run",
+    "outputs_last",
     "read_adapter",
     "open_image",
     "read_fisher",

@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -35,7 +34,8 @@ def apply_adapter(
     Raises:
         UserError: If the adapter does not fit the model, or was made for another base.
     """
-    stored, recorded = _read(adapter) if values else ({}, None)
+    stored = _read(adapter) if values else {}
+    recorded = adapter.metadata.get(BASE_HASH) if values else None
     change = _Change(adapter, model, source, stored)
     given = {change.replace(*names) for names in adapter.replaced.items()}
     for path, target in adapter.targets.items():
@@ -222,15 +222,14 @@ class _Change:
         )
 
 
-def _read(adapter: Adapter) -> tuple[Mapping[str, Tensor], str | None]:
-    """An adapter's tensors, and the hash of its base where it is recorded."""
+def _read(adapter: Adapter) -> Mapping[str, Tensor]:
+    """An adapter's tensors."""
     if adapter.file.suffix == ".bin":
-        found: Any = load_plain(adapter.file)
-        return found, None
+        found: Mapping[str, Tensor] = load_plain(adapter.file)
+        return found
     try:
         with safe_open(adapter.file, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in adapter.header}
-            return tensors, (file.metadata() or {}).get(BASE_HASH)
+            return {name: file.get_tensor(name) for name in adapter.header}
     except (SafetensorError, OSError) as error:
         raise UserError(
             f"{adapter.file}: cannot read its tensors ({error}); get the file again"

@@ -4,6 +4,7 @@
 without the package peft.
 """
 
+import json
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,13 +14,19 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
+from safetensors import safe_open
+
 from fmerge.errors import UserError, printable
 from fmerge.store.adapter_kinds import check_lora
 from fmerge.store.folders import WEIGHTS, Header, header_of, read_object
+from fmerge.store.labels import set_labels
 from fmerge.system.paths import expand
 
 CONFIG: Final = "adapter_config.json"
 FILES: Final = ("adapter_model.safetensors", "adapter_model.bin")
+LABELS: Final = "labels"
+"""In an adapter's metadata: the names of a classifier's outputs, as JSON."""
+
 PREFIX: Final = "base_model.model."
 """What peft puts before the names of the base's modules."""
 
@@ -111,6 +118,20 @@ class Adapter:
     def header(self) -> Header:
         """Each tensor's dtype and shape, by its name in the file."""
         return header_of(self.file)
+
+    @property
+    def labels(self) -> list[str]:
+        """The names of a classifier's outputs, where fmerge has written them."""
+        found = json.loads(self.metadata.get(LABELS, "[]"))
+        return [str(one) for one in found] if isinstance(found, list) else []
+
+    @cached_property
+    def metadata(self) -> Mapping[str, str]:
+        """What the file of its weights says of itself."""
+        if self.file.suffix == ".bin":
+            return {}
+        with safe_open(self.file, framework="numpy") as file:
+            return file.metadata() or {}
 
     @cached_property
     def targets(self) -> dict[str, Target]:
@@ -247,8 +268,28 @@ def as_adapted(config: Any, adapter: Adapter) -> Any:
         config.architectures = [own]
     outputs = _outputs(adapter) if "Classification" in str(config.architectures) else None
     if outputs is not None and outputs != len(config.id2label or {}):
-        config.num_labels = outputs  # names them LABEL_0, ..., as adapters hold no names
+        config.num_labels = outputs  # names them LABEL_0, ..., as peft keeps no names
+    if outputs is not None and len(labels := adapter.labels) == outputs:
+        set_labels(config, labels)
     return config
+
+
+def has_nameless_head(source: str, outputs: int) -> bool:
+    """Tells whether an adapter brings a head whose outputs nothing names.
+
+    The config's names are then the base's, which may be those of another head.
+
+    Args:
+        source: An adapter's folder, or any other source.
+        outputs: The number of outputs that is wanted.
+
+    Returns:
+        Whether it is such an adapter, and its head has that many outputs.
+    """
+    if not is_adapter(source):
+        return False
+    adapter = read_adapter(source)
+    return not adapter.labels and _outputs(adapter) == outputs
 
 
 def _outputs(adapter: Adapter) -> int | None:

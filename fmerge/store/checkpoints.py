@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from fmerge.errors import UserError, known
 from fmerge.params import head_parts
+from fmerge.store.adapters import has_nameless_head
 from fmerge.store.kinds import check_kind, head_facts
 from fmerge.store.label_kinds import LabelNames, kind_of
 from fmerge.store.labels import (
@@ -85,7 +86,8 @@ def load_classifier(
         raise UserError(f"{source}: has no {head} head: {other}")
     check_kind(source, config, _AUTO[head], fresh_head or fitted)
     # a Lightning checkpoint was trained on these labels in this order, as _read_lightning checks
-    order = label_order(config, labels, source, fresh_head) if labels and not fitted else []
+    any_names = fresh_head or has_nameless_head(folder, len(labels or ()))
+    order = label_order(config, labels, source, any_names) if labels and not fitted else []
     if labels:
         config.problem_type = problem_type(config, labels, source, fresh_head or fitted)
         set_labels(config, labels)

@@ -13,6 +13,7 @@ import torch
 
 from fmerge.errors import UserError
 from fmerge.params import Params
+from fmerge.store.adapter_saving import SavedAdapter
 from fmerge.store.adapters import is_adapter, read_adapter
 from fmerge.store.folders import Header, has_weights, header_of, weight_files
 from fmerge.store.side_files import hub_folder
@@ -36,12 +37,14 @@ class SavedForm:
         folder: The folder whose side files the model gets, if there is one.
         written: The folder that holds its weights already, if there is one: the live model then
             has none, and only tells what goes with them.
+        adapter: What is written of the model, if it is written as an adapter of its base.
     """
 
     dtypes: Mapping[str, torch.dtype] = field(default_factory=dict)
     shard_bytes: int | None = None
     folder: Path | None = None
     written: Path | None = None
+    adapter: SavedAdapter | None = None
 
     def dtype_of(self, name: str, otherwise: torch.dtype = torch.float32) -> torch.dtype:
         """Finds a tensor's dtype.

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fmerge.errors import UserError
+from fmerge.store.adapter_saving import save_adapter
 from fmerge.store.atomic import replacing_folder
 from fmerge.store.saved_form import SavedForm
 from fmerge.store.side_files import copy_side_files
@@ -47,9 +48,12 @@ def save_models(
             save_tokenizer(one, temporary / name)
         for name, model in models.items():
             form = (forms or {}).get(name) or SavedForm()
-            with stored_as(model, form):
-                _save_model(temporary / name, model, form)
-            if form.folder is not None:
+            if form.adapter is not None:
+                save_adapter(temporary / name, model, form.adapter)
+            else:
+                with stored_as(model, form):
+                    _save_model(temporary / name, model, form)
+            if form.folder is not None and form.adapter is None:
                 copy_side_files(form.folder, temporary / name, replacing=(_GENERATION,))
             if cards:
                 (temporary / name / "README.md").write_text(cards[name], encoding="utf-8")

@@ -75,7 +75,8 @@ def test_a_printed_configuration_runs_as_it_is(zoo, tmp_path, capsys):
         (["merge", "--methd", "Average"], "--methd: no such option; did you mean --method?"),
         (
             ["merge", "--experts={a: x, b: y}", "--output=o", "--method=Foo"],
-            "--method: unknown class 'Foo'; known: Auto, Average, Breadcrumbs, DARE, DELLA, "
+            "--method: unknown class 'Foo'; known: Auto, Average, Breadcrumbs, CoreSpace, DARE, "
+            "DELLA, "
             "DFMerge, FeatCal, FisherMedian, FisherMerge, FisherTSV, IsoC, IsoCTS, Isotropic, "
             "Karcher, LiNeS, ModelStock, MultiSLERP, NuSLERP, RegMean, RegMeanPP, SCE, SLERP, "
             "TIES, TSVM, TaskArithmetic, WUDI",

@@ -10,7 +10,7 @@ from fmerge.evaluation.head_refit import Refitting
 from fmerge.fisher import FisherSettings
 from fmerge.merging.assembler import Assembler
 from fmerge.methods import Average, FisherMerge, TaskArithmetic
-from fmerge.runs import conclude
+from fmerge.runs import conclude, save
 from fmerge.runs.conclude import Chosen, Conclusion
 from fmerge.runs.stages import Candidate
 from fmerge.search import Sobol, Trial
@@ -105,7 +105,7 @@ class Case:
         monkeypatch.setattr(conclude, "TestTable", Table)
         monkeypatch.setattr(conclude, "task_facts", lambda data, hashes: {"facts": hashes})
         monkeypatch.setattr(conclude, "split_facts", lambda *args: ["a fact"])
-        monkeypatch.setattr(conclude, "model_card", lambda report, loader, name: f"card of {name}")
+        monkeypatch.setattr(save, "model_card", lambda report, loader, name: f"card of {name}")
         method = method or TaskArithmetic()
         tasks = SimpleNamespace(
             tasks=dict.fromkeys(HEADS), metrics=dict.fromkeys(HEADS, ["accuracy"])
@@ -123,6 +123,7 @@ class Case:
             refitting=Refitting(when, 9),
             can_refit=can_refit,
             is_average=isinstance(method, Average), forms={}, stages=(), labels="all",
+            adapter=None,
             ensemble=SimpleNamespace(
                 bodies=BODIES, base=base, tasks=list(HEADS), names=list(BODIES),
                 sources={name: f"made/{name}" for name in BODIES},

@@ -118,7 +118,7 @@ def merge_of(method, base, **settings):
     )
     return SimpleNamespace(
         ensemble=ensemble, method=method, settings=FisherSettings(**settings), trainer=trainer(),
-        data=None, forms={},
+        data=None, forms={}, adapter=None,
     )  # fmt: skip
 
 

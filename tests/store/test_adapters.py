@@ -12,11 +12,13 @@ from fmerge.store import (
     form_of,
     is_adapter,
     load_classifier,
+    load_language_model,
     load_tokenizer,
     read_adapter,
     reading_headers,
 )
 from fmerge.store.adapter_weights import BASE_HASH, hash_of
+from fmerge.store.adapters import LABELS
 from fmerge.store.module_kinds import class_path_of
 from tests import tiny
 
@@ -80,6 +82,26 @@ def test_the_files_of_a_bin_and_of_a_body_alone(base, tmp_path):
     expected = load_classifier(write(tmp_path / "b", base, tensors), "x").state_dict()
     found = load_classifier(folder, "x").state_dict()
     assert all(found[name].equal(one) for name, one in expected.items())
+
+
+def test_outputs_are_named_by_the_task_unless_the_base_names_them(base, tmp_path):
+    folder = write(tmp_path / "a", base)
+    plain = load_classifier(folder, "x").classifier.weight
+    named = load_classifier(folder, "x", ["warm", "cold", "none"])
+    assert named.classifier.weight.equal(plain) and named.config.id2label[1] == "cold"
+    turned = load_classifier(folder, "x", ["c", "b", "a"])
+    assert turned.classifier.weight.equal(plain[[2, 1, 0]])
+    for recorded, fails in (('["x", "y", "z"]', True), ('["none", "warm", "cold"]', False)):
+        tensors = load_file(f"{folder}/adapter_model.safetensors")
+        own = write(tmp_path / "b", base, tensors, {LABELS: recorded})
+        if fails:
+            with pytest.raises(UserError, match="its labels are .'x', 'y', 'z'., but the task"):
+                load_classifier(own, "x", ["warm", "cold", "none"])
+        else:
+            found = load_classifier(own, "x", ["warm", "cold", "none"])
+            assert found.classifier.weight.equal(plain[[1, 2, 0]])
+    with pytest.raises(UserError, match="its labels are .'a', 'b', 'c'., but the task's are .'x'"):
+        load_classifier(folder, "x", ["x", "y"])
 
 
 def test_a_base_of_the_body_alone_has_no_head_of_its_own(base, tmp_path):
@@ -203,7 +225,5 @@ def test_a_bias_that_the_base_lacks(tmp_path):
     folder = write(
         tmp_path / "a", tmp_path / "base", tensors, task_type="CAUSAL_LM", lora_bias=True
     )
-    from fmerge.store import load_language_model
-
     with pytest.raises(UserError, match="adds a bias to '.*q_proj' .lora_bias., which has none"):
         load_language_model(folder)
