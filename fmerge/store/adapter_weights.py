@@ -40,14 +40,12 @@ def apply_adapter(
     given = {change.replace(*names) for names in adapter.replaced.items()}
     for path, target in adapter.targets.items():
         change.add(path, target)
-    kept = {name: change.own[name] for name in change.new if name not in given}
-    if recorded is not None and recorded != hash_of(kept):
+    if recorded is not None and recorded != _joined(change.digests):
         raise UserError(
             f"{source}: was made for another base than {adapter.base}, whose weights differ from "
             "those that it records; give its own by --base"
         )
-    change.check_ties()
-    change.write()
+    change.finish()
     return frozenset(given)
 
 
@@ -87,11 +85,16 @@ def hash_of(tensors: Mapping[str, Tensor]) -> str:
     Returns:
         The SHA-256 digest in hexadecimal, independent of the order of the names.
     """
-    digests = sorted(
-        hashlib.sha256(one.detach().cpu().contiguous().float().numpy().tobytes()).hexdigest()
-        for one in tensors.values()
-    )
-    return hashlib.sha256("|".join(digests).encode()).hexdigest()
+    return _joined([_digest(one) for one in tensors.values()])
+
+
+def _digest(tensor: Tensor) -> str:
+    numbers = tensor.detach().cpu().contiguous().float().numpy()
+    return hashlib.sha256(numbers.tobytes()).hexdigest()
+
+
+def _joined(digests: Sequence[str]) -> str:
+    return hashlib.sha256("|".join(sorted(digests)).encode()).hexdigest()
 
 
 def outputs_last(module: nn.Module | None) -> bool | None:
@@ -112,7 +115,11 @@ def outputs_last(module: nn.Module | None) -> bool | None:
 
 
 class _Change:
-    """What an adapter makes of a model's tensors, checked against them."""
+    """What an adapter makes of a model's tensors, checked against them and written one by one.
+
+    Attributes:
+        digests: Those of the base's tensors that have factors.
+    """
 
     def __init__(
         self, adapter: Adapter, model: nn.Module, source: str, stored: Mapping[str, Tensor]
@@ -123,7 +130,12 @@ class _Change:
         # under all of their names, as an adapter may know a tied tensor by a later one
         self.own: dict[str, Tensor] = dict(model.named_buffers(remove_duplicate=False))
         self.own.update(model.named_parameters(remove_duplicate=False))
-        self.new: dict[str, Tensor] = {}
+        names: dict[int, list[str]] = {}
+        for name, tensor in self.own.items():
+            names.setdefault(id(tensor), []).append(name)
+        self.tied = {one: group for group in names.values() if len(group) > 1 for one in group}
+        self.new: dict[str, Tensor | None] = {}
+        self.digests: list[str] = []
 
     def replace(self, name: str, stored: str) -> str:
         """Takes a tensor that is saved as a whole; returns its name in the model."""
@@ -131,7 +143,7 @@ class _Change:
         if own not in self.own:
             raise self._alien(name)
         self._check_shape(own, self.adapter.header[stored][1])
-        self.new[own] = self.stored.get(stored, self.own[own]).to(self.own[own].dtype)
+        self._set(own, self.stored[stored].to(self.own[own].dtype) if self.stored else None)
         return own
 
     def add(self, path: str, target: Target) -> None:
@@ -145,13 +157,13 @@ class _Change:
                 f"{self.source}: targets '{own}', a {type(self.modules[own]).__name__}, whose ΔW "
                 f"fmerge does not know; {INSTEAD}"
             )
-        name = f"{own}.weight"
-        weight = self.new.get(name, self.own[name])
+        name, weight = f"{own}.weight", self._present(f"{own}.weight")
         self._check_factors(name, weight, target, last)
         factors = {part: self.stored[key] for part, key in target.names.items() if self.stored}
-        self.new[name] = (
-            merged_weight(weight, factors, target.scale, last) if factors else self.own[name]
-        )
+        if factors and name not in self.new:
+            self.digests.append(_digest(weight))
+        new = merged_weight(weight, factors, target.scale, last) if factors else None
+        self._set(name, new)
         if "bias" in target.names:
             self._add_bias(f"{own}.bias", target, factors)
 
@@ -162,29 +174,38 @@ class _Change:
                 f"has none in {self.adapter.base}, so that no weights of it are this model"
             )
         self._check_shape(name, self.adapter.header[target.names["bias"]][1])
-        bias = self.new.get(name, self.own[name])
+        new = None
         if factors:
-            bias = (bias.double() + target.scale * factors["bias"].double()).to(bias.dtype)
-        self.new[name] = bias
+            bias = self._present(name)
+            new = (bias.double() + target.scale * factors["bias"].double()).to(bias.dtype)
+        self._set(name, new)
 
-    def check_ties(self) -> None:
-        """Refuses to change one of two tied tensors, as no weights of the model would be that."""
-        names: dict[int, list[str]] = {}
-        for name, tensor in self.own.items():
-            names.setdefault(id(tensor), []).append(name)
-        for name, tensor in self.new.items():
-            for other in names[id(self.own[name])]:
-                if other not in self.new or not torch.allclose(tensor, self.new[other]):
+    def _present(self, name: str) -> Tensor:
+        waiting = self.new.get(name)
+        return self.own[name] if waiting is None else waiting
+
+    def _set(self, name: str, value: Tensor | None) -> None:
+        """Writes a new value, if it was read: at once, so that no second model is in memory."""
+        if value is not None and name not in self.tied:
+            self.own[name].data = value
+            value = None
+        self.new[name] = value
+
+    def finish(self) -> None:
+        """Writes tied tensors; refuses to change one of two, as no weights would be that model."""
+        for name in self.new.keys() & self.tied.keys():
+            for other in self.tied[name]:
+                one, two = self.new.get(name), self.new.get(other)
+                same = one is None or two is not None and torch.allclose(one, two)
+                if other not in self.new or not same:
                     raise UserError(
                         f"{self.source}: changes '{name}', but not in the same way '{other}', "
                         f"which is tied to it in {self.adapter.base} (tie_word_embeddings); give "
                         "a base and experts whose weights are not tied"
                     )
-
-    def write(self) -> None:
-        """Puts the new values into the model, if they were read."""
-        for name, tensor in self.new.items() if self.stored else ():
-            self.own[name].data = tensor
+        for name, value in self.new.items():
+            if value is not None:
+                self.own[name].data = value
 
     def _check_factors(self, name: str, weight: Tensor, target: Target, last: bool) -> None:
         shapes = {part: self.adapter.header[key][1] for part, key in target.names.items()}

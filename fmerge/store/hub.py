@@ -77,8 +77,8 @@ def hub_trouble(name: str, what: str, error: Exception) -> str:
         )
     if any(isinstance(one, errors.RemoteEntryNotFoundError) for one in found):
         return (
-            f"{name}: the hub's model has no {what}: it may be an adapter or GGUF files, but a "
-            "whole Hugging Face model is needed"
+            f"{name}: the hub's model has no {what}: it may be an adapter, which is read from a "
+            "folder alone (hf download), or GGUF files; give a whole Hugging Face model"
         )
     reason = " ".join(str(error).split())[:120] or type(error).__name__
     return f"{name}: no such folder, and cannot read its {what} from the hub ({reason})"

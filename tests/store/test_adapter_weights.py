@@ -4,13 +4,22 @@ import pytest
 import torch
 from peft import PeftModel  # noqa: F401  # conftest leaves this file out where peft is missing
 from torch import nn
-from transformers import GPT2LMHeadModel
+from transformers import GPT2LMHeadModel, ViTConfig, ViTForImageClassification
 
 from fmerge.errors import UserError
-from fmerge.store import load_classifier, load_language_model, reading_headers
-from fmerge.store.adapter_weights import merged_weight, outputs_last
+from fmerge.methods.low_rank import nearest_factors
+from fmerge.store import (
+    SavedAdapter,
+    load_classifier,
+    load_language_model,
+    read_adapter,
+    reading_headers,
+)
+from fmerge.store.adapter_saving import save_adapter
+from fmerge.store.adapter_weights import apply_adapter, merged_weight, outputs_last
+from fmerge.store.adapters import as_adapted
 from tests import tiny
-from tests.adapters import CAUSAL, causal_base, make_adapter
+from tests.adapters import CAUSAL, causal_base, make_adapter, opened, read
 
 CASES = {
     "plain": {"r": 2, "target_modules": ["query", "value"]},
@@ -113,6 +122,32 @@ def test_one_of_two_tied_weights_is_refused(tmp_path, lora):
                 with reading_headers():
                     load_language_model(str(folder))
             load_language_model(str(folder))
+
+
+def test_an_adapter_of_a_convolution_is_read_and_written(tmp_path):
+    config = ViTConfig(
+        hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8,
+        image_size=4, patch_size=2, num_labels=2,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    ViTForImageClassification(config).save_pretrained(tmp_path / "base")
+    lora = {"target_modules": ["projection"], "modules_to_save": ["classifier"]}
+    kind = "AutoModelForImageClassification"
+    wanted = make_adapter(tmp_path / "base", tmp_path / "a", kind=kind, r=2, **lora)
+    found, origin = read(kind, tmp_path / "base"), read(kind, tmp_path / "base")
+    adapter = read_adapter(tmp_path / "a")
+    config = as_adapted(found.config, adapter)
+    assert config.architectures == ["ViTForImageClassification"] and config.num_labels == 2
+    given = apply_adapter(adapter, found, "a")
+    assert given == {"classifier.weight", "classifier.bias"}
+    assert_same(found, wanted)
+    name = "vit.embeddings.patch_embeddings.projection.weight"
+    change = (found.get_parameter(name) - origin.get_parameter(name)).detach().double()
+    b, a, _ = nearest_factors(change.flatten(1), 2, 1e-6)
+    body = [n for n in found.state_dict() if not n.startswith("classifier")]
+    saved = SavedAdapter(str(tmp_path / "base"), "", {name: (b.float(), a.float())}, [], body)
+    save_adapter(tmp_path / "b", found, saved)
+    assert_same(opened(tmp_path / "b", kind), found)
 
 
 @pytest.mark.parametrize(
