@@ -18,6 +18,7 @@ from fmerge.store import (
 from fmerge.store.adapter_saving import save_adapter
 from fmerge.store.adapter_weights import apply_adapter, merged_weight, outputs_last
 from fmerge.store.adapters import as_adapted
+from fmerge.store.module_kinds import class_path_of
 from tests import tiny
 from tests.adapters import CAUSAL, causal_base, make_adapter, opened, read
 
@@ -65,6 +66,19 @@ def test_heads_of_other_labels_than_the_base(bert, tmp_path):
     assert_same(found, wanted)
     with pytest.raises(UserError, match="its labels are .'LABEL_0', 'LABEL_1'., but the task's"):
         load_classifier(str(tmp_path), "x", ["a", "b", "c"])
+
+
+@pytest.mark.parametrize(
+    ("task", "kind", "head", "module"),
+    [
+        ("TOKEN_CLS", "AutoModelForTokenClassification", "token classification", "TokenClassifier"),
+        ("QUESTION_ANS", "AutoModelForQuestionAnswering", "question answering", "SpanAnswers"),
+    ],
+)
+def test_the_task_of_an_adapter_tells_its_class(bert, tmp_path, task, kind, head, module):
+    wanted = make_adapter(bert, tmp_path, kind=kind, task_type=task, r=2, target_modules=["key"])
+    assert class_path_of(str(tmp_path)) == f"fmerge.modules.{module}"
+    assert_same(load_classifier(str(tmp_path), "x", head=head), wanted)
 
 
 def test_headers_alone_are_checked_without_numbers(bert, tmp_path):
