@@ -240,14 +240,15 @@ class FMergeTrainer(Trainer):
 
     def merge(
         self, model: LightningModule, datamodule: LightningDataModule | Loaders | None = None, *,
+        experts: dict[str, str | Expert], output: Path, method: MergeMethod | None = None,
         coefficients: dict[str, float] | None = None, fisher: FisherSettings = MERGE_DEFAULTS,
-        max_shard_size: int | str | None = None, polish_learning_rate: float = 3e-4, output: Path,
-        method: MergeMethod | None = None, experts: dict[str, str | Expert], labels: Labels = "all",
-        refit_examples: int | None = 512, adapter_rank: Rank | None = None, base: str | None = None,
-        polish_loss: Loss = "experts", baselines: Baselines = "all", refit_heads: Refit = "off",
+        base: str | None = None, refit_examples: int | None = 512, adapter_rank: Rank | None = None,
+        baselines: Baselines = "all", refit_heads: Refit = "off", polish_loss: Loss = "experts",
+        heads: HeadMode = "keep", overwrite: bool = False, build: int | None = None,
+        refit_seed: int = 0, polish_steps: int = 0, dry_run: bool = False, labels: Labels = "all",
         polish_anchor: float = 0.0, dtype: Dtype | None = None, budget: str | None = None,
-        heads: HeadMode = "keep", build: int | None = None, overwrite: bool = False,
-        polish_steps: int = 0, dry_run: bool = False, refit_seed: int = 0) -> MergeReport | None:  # fmt: skip
+        polish_learning_rate: float = 3e-4, max_shard_size: int | str | None = None,
+    ) -> MergeReport | None:  # fmt: skip
         """Merge experts into one model, with the best coefficients that a search finds.
 
         Args:
@@ -280,14 +281,13 @@ class FMergeTrainer(Trainer):
         Returns:
             The report: the merge that was saved and its test scores; None of a dry run.
         """
-        return MergeJob(
+        return MergeJob(trainer=self, model=model, datamodule=datamodule, experts=experts,
+            output=path_of(output), method=_made(method), base=base, fisher=fisher, heads=heads,
+            refitting=Refitting(refit_heads, refit_examples, refit_seed), baselines=baselines,
             polishing=Polishing(polish_steps, polish_loss, polish_anchor, polish_learning_rate),
-            refitting=Refitting(refit_heads, refit_examples, refit_seed), coefficients=coefficients,
-            max_shard_size=max_shard_size, config=self.resolved_config, adapter_rank=adapter_rank,
-            output=path_of(output), datamodule=datamodule, method=_made(method), experts=experts,
-            baselines=baselines, overwrite=overwrite, dry_run=dry_run, fisher=fisher, labels=labels,
-            budget=budget, trainer=self, model=model, build=build, heads=heads, dtype=dtype,
-            base=base).run()  # fmt: skip
+            dtype=dtype, max_shard_size=max_shard_size, adapter_rank=adapter_rank, labels=labels,
+            overwrite=overwrite, dry_run=dry_run, build=build, config=self.resolved_config,
+            budget=budget, coefficients=coefficients).run()  # fmt: skip
 
 
 def _made(method: MergeMethod | str | type[MergeMethod] | None) -> MergeMethod:

@@ -75,7 +75,8 @@ def model_card(report: MergeReport, loader: Loader | None = None, task: str | No
         Markdown with YAML before it.
     """
     models = report.provenance.models()
-    front = _front(report, [path for _, path, _ in models], loader and loader.base)
+    base = None if loader is None else loader.base
+    front = _front(report, [path for _, path, _ in models], base)
     how = _FITTED[report.tests.refit_heads != "off"]
     head = [] if task is None else _HEAD.format(task=code(task), how=how).splitlines()
     tables = [

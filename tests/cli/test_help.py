@@ -76,10 +76,9 @@ def test_a_printed_configuration_runs_as_it_is(zoo, tmp_path, capsys):
         (
             ["merge", "--experts={a: x, b: y}", "--output=o", "--method=Foo"],
             "--method: unknown class 'Foo'; known: Auto, Average, Breadcrumbs, CoreSpace, DARE, "
-            "DELLA, "
-            "DFMerge, FeatCal, FisherMedian, FisherMerge, FisherTSV, IsoC, IsoCTS, Isotropic, "
-            "Karcher, LiNeS, ModelStock, MultiSLERP, NuSLERP, RegMean, RegMeanPP, SCE, SLERP, "
-            "TIES, TSVM, TaskArithmetic, WUDI",
+            "DELLA, DFMerge, FeatCal, FisherMedian, FisherMerge, FisherTSV, IsoC, IsoCTS, "
+            "Isotropic, Karcher, LiNeS, ModelStock, MultiSLERP, NuSLERP, RegMean, RegMeanPP, SCE, "
+            "SLERP, TIES, TSVM, TaskArithmetic, WUDI",
         ),
         (
             ["merge", "--experts={a: x, b: y}", "--output=o", "--optimizer.search=Foo"],

@@ -207,3 +207,22 @@ def test_what_no_adapter_can_hold_is_refused(family, tmp_path):
     tied = {"a": tmp_path / "moved", "b": tmp_path / "moved"}
     with pytest.raises(UserError, match="experts change 'model.embed_tokens.weight', which is tie"):
         adapter_output(2, ensemble_of(tied, RankChoice(), base))
+
+
+def test_a_merge_of_whole_models_without_data_is_written_as_an_adapter(family, tmp_path):
+    """Such a merge would else be made tensor by tensor, which writes whole models."""
+    base = load_classifier(family[0], "x")
+    experts = {}
+    for seed, name in enumerate("ab", 5):
+        moved = tiny.moved_near(tiny.classifier(tiny.bert_config(num_hidden_layers=1), seed), base)
+        experts[name] = tiny.save(moved, tmp_path / name)
+    trainer = fmerge.Trainer(
+        accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False
+    )
+    options = {"base": family[0], "adapter_rank": 3, "output": tmp_path / "out"}
+    report = trainer.merge(TextClassifier(), experts=experts, **options)
+    assert "adapter: ranks 2 to 3, which keeps " in report.provenance.saved
+    for name in experts:
+        files = {path.name for path in (tmp_path / "out/merged" / name).iterdir()}
+        assert files >= {"adapter_config.json", "adapter_model.safetensors", "README.md"}
+        assert not files & {"model.safetensors", "config.json"}

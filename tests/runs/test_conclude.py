@@ -68,6 +68,8 @@ class Refitter:
 
 
 class Module(nn.Module):
+    reads = None  # what makes inputs, which a card names for classes of transformers alone
+
     def __init__(self):
         super().__init__()
         self.networks = nn.ModuleDict()
