@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fmerge.errors import UserError
 from fmerge.merging.expert_fishers import Expert, fisher_files
 from fmerge.merging.experts import Ensemble
 from fmerge.merging.optimizer import MergeOptimizer
@@ -157,6 +158,9 @@ class StreamedRun:
 
         Returns:
             The merge that was saved.
+
+        Raises:
+            UserError: If the models or Fishers hold what cannot be merged.
         """
         trainer = self.whole.trainer
         trainer.strategy.setup_environment()
@@ -169,7 +173,12 @@ class StreamedRun:
             trainer, search, _Later(), lambda _: Scores(), folder.append, stop
         )
         parts = folder.path / PARTS
-        found = self.streaming.merge(best.coefficients, parts, stop)
+        try:
+            found = self.streaming.merge(best.coefficients, parts, stop)
+        except UserError:
+            if not done:  # what the inputs hold is refused: a run that nobody can resume
+                folder.discard()
+            raise
         for key, value in found.hashes.items():
             folder.note(key, value)
         chosen = Chosen(search=search, goal=goal, candidate=Candidate(best), trials=search.history)

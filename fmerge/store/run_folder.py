@@ -175,6 +175,14 @@ class RunFolder:
         write_text(self._log, "")
         self._describe(inputs)
 
+    def discard(self) -> None:
+        """Removes a run that was begun and cannot be finished; its folder too if it is empty."""
+        for one in (self._log, self._inputs, self.path / "config.yaml"):
+            one.unlink(missing_ok=True)
+        shutil.rmtree(self.path / PARTS, ignore_errors=True)
+        if not any(self.path.iterdir()):
+            self.path.rmdir()
+
     def check_inputs(self, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
         """Checks that a run was begun with these experts, base and data.
 

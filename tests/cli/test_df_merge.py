@@ -77,7 +77,7 @@ def scores(table) -> dict[str, float]:
     return {name.strip(): float(value) for name, value in cells}
 
 
-QUICK = {"paws", "qasc"}  # of two choices and of eight
+FITTED = {"paws", "qasc"}  # of two choices and of eight
 
 
 def weights(folder):
@@ -86,7 +86,7 @@ def weights(folder):
 
 @pytest.mark.parametrize(
     "task",
-    [pytest.param(one, marks=() if one in QUICK else pytest.mark.slow) for one in six.TASKS],
+    [pytest.param(one, marks=() if one in FITTED else pytest.mark.slow) for one in six.TASKS],
 )
 def test_fit_validate_and_fisher_of_each_task(task, place, tmp_path, capsys):
     data = [*configs(f"tasks/{task}"), *source(task)]

@@ -32,7 +32,7 @@ ERRORS = {
 
 def limit(monkeypatch, error, most, passing=1):
     """Memory for so many examples; the first batches pass, as if a later one were longer."""
-    whole, sizes = TextClassifier.label_log_probs, []
+    whole, sizes = TextClassifier.outputs, []
 
     def limited(self, batch):
         sizes.append(len(batch["labels"]))
@@ -40,7 +40,7 @@ def limit(monkeypatch, error, most, passing=1):
             raise error
         return whole(self, batch)
 
-    monkeypatch.setattr(TextClassifier, "label_log_probs", limited)
+    monkeypatch.setattr(TextClassifier, "outputs", limited)
     return sizes
 
 

@@ -32,7 +32,7 @@ def test_commands_skip_each_others_options_in_a_file(zoo, tmp_path, capsys):
     found = printed(capsys, "fisher", "--config", path, "--output", "f.h5")
     assert (found["estimator"], found["examples"]) == ("empirical", 4)
     assert FMergeParser.skipped["shared.yaml"] == [
-        "base", "checkpoint", "experts", "fisher", "method", "optimizer",
+        "checkpoint", "experts", "fisher", "method", "optimizer",
     ]  # fmt: skip
     found = printed(capsys, "merge", "--config", path, "--output", "o")
     assert found["fisher"]["examples"] == 3 and found["experts"] == zoo.experts
@@ -72,7 +72,7 @@ def test_a_fisher_and_a_merge_of_one_file_run(zoo, tmp_path, capsys, monkeypatch
     }))  # fmt: skip
     main(["fisher", "--config=~/c.yaml", "--output", "~/f/colour.safetensors"])
     said = capsys.readouterr().out
-    assert "c.yaml: skipped options of other commands: base, baselines, experts, method" in said
+    assert "c.yaml: skipped options of other commands: baselines, experts, method" in said
     main(["merge", "--config", "$HOME/c.yaml", "--output=~/m"])
     made = sorted(one.name for one in tmp_path.iterdir() if one.name != ".cache")  # matplotlib's
     assert made == ["base", "c.yaml", "f", "m"]

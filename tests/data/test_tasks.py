@@ -119,6 +119,6 @@ def test_unreadable_files_are_refused(tmp_path):
     (tmp_path / "x.json").write_text("{")
     with pytest.raises(UserError, match="x.json: cannot read its train split"):
         TextFiles(train=str(tmp_path / "x.json")).examples("train")
-    (tmp_path / "x.txt").write_text("a")
+    (tmp_path / "x.dat").write_text("a")
     with pytest.raises(UserError, match="unknown ending; known: .csv, .json, .jsonl, .parquet"):
-        TextFiles(train=str(tmp_path / "x.txt"))
+        TextFiles(train=str(tmp_path / "x.dat"))

@@ -225,9 +225,7 @@ def test_numbers_that_cannot_be_merged_leave_nothing_behind(tmp_path):
                 RankChoice(), experts=pair, base=base, method=TaskArithmetic(),
                 output=tmp_path / wrong / "out",
             )  # fmt: skip
-        assert {one.name for one in (tmp_path / wrong / "out").iterdir()} <= {
-            "config.yaml", "inputs.json", "trials.jsonl"
-        }  # fmt: skip
+        assert not (tmp_path / wrong / "out").exists()
 
 
 def test_too_little_disk_is_told_before_anything_is_written(llamas, tmp_path, monkeypatch):
