@@ -135,11 +135,11 @@ def test_a_wrong_index_names_the_front(zoo, finished, capsys):
         one["trial"] for one in json.loads((output / "pareto.json").read_text())["front"]
     )
     before = files(output)
-    for index in ("8", "-1"):
+    for index in ("9", "-1"):  # the ninth is the plain average's
         line = fails(capsys, *arguments, "--build", index)
-        assert f"--build {index}: is not among its 8 trials in {output}" in line
+        assert f"--build {index}: is not among its 9 trials in {output}" in line
         assert line.endswith(f"the front's are {', '.join(map(str, front))}")
-    assert files(output) == before and not (output / "points" / "8").exists()
+    assert files(output) == before and not (output / "points" / "9").exists()
 
 
 def test_a_build_is_of_the_run_that_is_there(zoo, finished, tmp_path, capsys):

@@ -54,7 +54,8 @@ def test_obstacles():
     reason = "the head of task 'x' does not end in a linear layer of 3 outputs"
     assert obstacle(module, data_of(list("pqr")), classifier()) == reason
     bare = nn.Module()
-    bare.base_model = bare.body = nn.Linear(2, 3)
+    bare.body = nn.Linear(2, 3)
+    bare.base_model_prefix = "body"
     assert obstacle(module, data_of(list("pqr")), {"x": bare}) == reason
 
 

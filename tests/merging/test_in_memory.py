@@ -95,7 +95,11 @@ NAN = {**A, "b": torch.tensor([float("nan"), 0.0])}
     ("arguments", "options", "message"),
     [
         (([], "Average"), {}, "experts: is empty"),
-        (([A, B], "Avrage"), {}, "method: unknown name 'Avrage'; known: Average, Breadcrumbs"),
+        (
+            ([A, B], "Avrage"),
+            {},
+            "method: unknown name 'Avrage'; known: Auto, Average, Breadcrumbs",
+        ),
         (([A, B], "MergeMethod"), {}, "method: unknown name 'MergeMethod'"),
         (([A, {"w": B["w"]}], "Average"), {}, r"experts\[1\]: tensor 'b' is no such tensor"),
         (([A, {**B, "b": torch.ones(3)}], "Average"), {}, r"is \(3,\), but \(2,\) in experts\[0\]"),
