@@ -1,5 +1,6 @@
 """Conversations and plain texts from your own files, for language models."""
 
+from abc import ABC
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,7 +10,25 @@ from fmerge.data.tables import Files, Row
 from fmerge.errors import UserError
 
 
-class Chats(FileTask):
+class _FreeTexts(FileTask, ABC):
+    """A task whose answers are free texts.
+
+    Args:
+        given: Split to its files, where it has any.
+        metrics: Names of metrics; inverse_perplexity when None.
+    """
+
+    def __init__(self, given: Mapping[str, Files | None], metrics: list[str] | None) -> None:
+        super().__init__(given)
+        self.metrics = ("inverse_perplexity",) if metrics is None else metrics
+
+    @property
+    def labels(self) -> list[str]:
+        """Empty: the answers are free."""
+        return []
+
+
+class Chats(_FreeTexts):
     """Conversations with one example a row, whose last message is the answer that is learned.
 
     A row has a list of messages, each with a ``role`` (system, user, assistant or another that the
@@ -32,14 +51,8 @@ class Chats(FileTask):
         messages: str = "messages",
         metrics: list[str] | None = None,
     ) -> None:
-        super().__init__({"train": train, "validation": validation, "test": test})
+        super().__init__({"train": train, "validation": validation, "test": test}, metrics)
         self._messages = messages
-        self.metrics = ("inverse_perplexity",) if metrics is None else metrics
-
-    @property
-    def labels(self) -> list[str]:
-        """Empty: the answers are free."""
-        return []
 
     def examples(self, split: Split) -> Sequence[Example]:
         """Reads one split.
@@ -55,7 +68,7 @@ class Chats(FileTask):
         return [{"messages": _conversation(row, self._messages)} for row in rows]
 
 
-class PlainText(FileTask):
+class PlainText(_FreeTexts):
     """Plain texts with one example a row, whose every token is predicted from those before it.
 
     Args:
@@ -75,14 +88,8 @@ class PlainText(FileTask):
         text: str = "text",
         metrics: list[str] | None = None,
     ) -> None:
-        super().__init__({"train": train, "validation": validation, "test": test})
+        super().__init__({"train": train, "validation": validation, "test": test}, metrics)
         self._text = text
-        self.metrics = ("inverse_perplexity",) if metrics is None else metrics
-
-    @property
-    def labels(self) -> list[str]:
-        """Empty: there is nothing to tell apart."""
-        return []
 
     def examples(self, split: Split) -> Sequence[Example]:
         """Reads one split.

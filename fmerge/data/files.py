@@ -4,13 +4,13 @@ from abc import ABC
 from collections.abc import Mapping, Sequence
 
 from fmerge.data.answer_columns import Labels, answer_columns
-from fmerge.data.examples import Split, TaskData
 from fmerge.data.labelled import Labelled, LabelledFiles
+from fmerge.data.splits import GivenSplits
 from fmerge.data.tables import Files, Row, find_files, read_table
 from fmerge.errors import UserError
 
 
-class FileTask(TaskData, ABC):
+class FileTask(GivenSplits, ABC):
     """A task whose splits are files with one example a row.
 
     Args:
@@ -19,30 +19,7 @@ class FileTask(TaskData, ABC):
 
     def __init__(self, given: Mapping[str, Files | None]) -> None:
         self._files = {split: find_files(files) for split, files in given.items() if files}
-
-    def has(self, split: Split) -> bool:
-        """Tells whether there are files for a split.
-
-        Args:
-            split: Which one.
-
-        Returns:
-            Whether it was given.
-        """
-        return split in self._files
-
-    def check_given(self, split: str) -> None:
-        """Checks that there are files for a split.
-
-        Args:
-            split: Which one.
-
-        Raises:
-            UserError: If there are none.
-        """
-        if split not in self._files:
-            name = type(self).__name__
-            raise UserError(f"{name}: no file is given for the {split} split; set {split}")
+        super().__init__(self._files)
 
     def read_rows(self, split: str, columns: Sequence[str]) -> list[Row]:
         """Reads the rows of a split.

@@ -8,16 +8,16 @@ from typing import Any
 from typing_extensions import override
 
 from fmerge.data.answer_columns import AnswerColumns
-from fmerge.data.examples import Example, Split, TaskData
+from fmerge.data.examples import Example, Split
+from fmerge.data.splits import GivenSplits
 from fmerge.data.tables import Row
-from fmerge.errors import UserError
 from fmerge.store import USUAL_METRICS, LabelNames
 
 Labelled = tuple[Row, Mapping[str, Any]]
 """A row, and what its example has beside the label."""
 
 
-class LabelledFiles(TaskData, ABC):
+class LabelledFiles(GivenSplits, ABC):
     """A task of classes, several labels or numbers, from files.
 
     Args:
@@ -29,7 +29,7 @@ class LabelledFiles(TaskData, ABC):
     def __init__(
         self, splits: Sequence[str], answers: AnswerColumns, metrics: list[str] | None
     ) -> None:
-        self._splits = splits
+        GivenSplits.__init__(self, splits)  # of several bases, which the class calls one by one
         self._answers = answers
         self._metrics = metrics
 
@@ -55,14 +55,8 @@ class LabelledFiles(TaskData, ABC):
         return self._metrics or USUAL_METRICS[self._names.kind]
 
     @override
-    def has(self, split: Split) -> bool:
-        return split in self._splits
-
-    @override
     def examples(self, split: Split) -> Sequence[Example]:
-        if split not in self._splits:
-            name = type(self).__name__
-            raise UserError(f"{name}: no file is given for the {split} split; set {split}")
+        self.check_given(split)
         return [
             {**fields, "label": self._answers.label(answer, row, self._names)}
             for row, fields, answer in self._rows[split]

@@ -3,13 +3,14 @@
 from collections.abc import Sequence
 from functools import cached_property
 
-from fmerge.data.examples import Example, Split, TaskData
-from fmerge.data.tables import Files, find_files, read_table
+from fmerge.data.examples import Example, Split
+from fmerge.data.files import FileTask
+from fmerge.data.tables import Files
 from fmerge.errors import UserError
 from fmerge.store import USUAL_METRICS, LabelNames
 
 
-class PairFiles(TaskData):
+class PairFiles(FileTask):
     """Pairs of texts without a score, for ``TextEmbedder``: a text finds its own other text.
 
     Args:
@@ -32,8 +33,7 @@ class PairFiles(TaskData):
         text_pair: str = "answer",
         metrics: list[str] | None = None,
     ) -> None:
-        given = {"train": train, "validation": validation, "test": test}
-        self._files = {split: find_files(files) for split, files in given.items() if files}
+        super().__init__({"train": train, "validation": validation, "test": test})
         self._columns = {"text": text, "text_pair": text_pair}
         self.metrics = metrics or USUAL_METRICS["matches"]
 
@@ -41,17 +41,6 @@ class PairFiles(TaskData):
     def labels(self) -> list[str]:
         """Empty: the answers are other texts."""
         return LabelNames((), "matches")
-
-    def has(self, split: Split) -> bool:
-        """Tells whether there are files for a split.
-
-        Args:
-            split: Which one.
-
-        Returns:
-            Whether it was given.
-        """
-        return split in self._files
 
     def examples(self, split: Split) -> Sequence[Example]:
         """Reads one split.
@@ -65,8 +54,7 @@ class PairFiles(TaskData):
         Raises:
             UserError: If there is no file for the split, or a text is missing.
         """
-        if split not in self._files:
-            raise UserError(f"PairFiles: no file is given for the {split} split; set {split}")
+        self.check_given(split)
         return self._pairs[split]
 
     @cached_property
@@ -75,12 +63,11 @@ class PairFiles(TaskData):
 
     def _read(self, split: str) -> list[Example]:
         found: list[Example] = []
-        for file in self._files[split]:
-            for row in read_table(file, list(self._columns.values()), split):
-                pair = {key: row.text(column) for key, column in self._columns.items()}
-                empty = next((key for key, text in pair.items() if not text.strip()), None)
-                if empty is not None:
-                    place = row.at(self._columns[empty])
-                    raise UserError(f"{place}: is empty; give it a text, or remove the row")
-                found.append(pair)
+        for row in self.read_rows(split, list(self._columns.values())):
+            pair = {key: row.text(column) for key, column in self._columns.items()}
+            empty = next((key for key, text in pair.items() if not text.strip()), None)
+            if empty is not None:
+                place = row.at(self._columns[empty])
+                raise UserError(f"{place}: is empty; give it a text, or remove the row")
+            found.append(pair)
         return found

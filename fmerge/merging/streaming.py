@@ -113,6 +113,6 @@ class Streaming:
         ):
             try:
                 return Pass(self, coefficients, folder, reader, hasher, writer).run(stop)
-            except UserError:  # what cannot be merged, unlike a full disk, is not gone on with
+            except UserError:  # what cannot be merged is not resumed, unlike after a full disk
                 shutil.rmtree(folder, ignore_errors=True)
                 raise

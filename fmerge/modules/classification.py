@@ -2,7 +2,7 @@
 
 from abc import ABC
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, Any, ClassVar, final
 
 import torch
 from torch import Tensor
@@ -11,17 +11,42 @@ from fmerge.errors import UserError
 from fmerge.modules.heads import HeadedModule, SharedBody
 from fmerge.modules.label_answers import LabelAnswers
 from fmerge.modules.tokenized import model_inputs
-from fmerge.store import load_classifier
+from fmerge.store import Head, load_classifier
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    pass
 
 
 class Classifier(SharedBody, LabelAnswers, ABC):
     """Classification of whole inputs: one shared body, one head per task, from Hugging Face.
 
     A task has classes, several independent labels, or a number for an answer.
+
+    Attributes:
+        head: The kind of head that its checkpoints have.
     """
+
+    head: ClassVar[Head] = "classification"
+
+    def read(
+        self,
+        source: str,
+        task: str,
+        labels: Sequence[str] | None = None,
+        fresh_head: bool = False,
+    ) -> Any:
+        """Reads a classifier.
+
+        Args:
+            source: A Hugging Face folder, a hub id, or a Lightning ``.ckpt`` of a fit.
+            task: Which of a Lightning checkpoint's heads to take.
+            labels: The task's class names in order; those of the source when None.
+            fresh_head: Start a new head where the source has none; otherwise refuse.
+
+        Returns:
+            The classifier, in float32 on the CPU.
+        """
+        return load_classifier(source, task, labels, fresh_head, self.head)
 
     def outputs(self, batch: Mapping[str, Any]) -> Tensor:
         """Computes the outputs of a task's classifier.
@@ -43,26 +68,6 @@ class TextClassifier(Classifier, HeadedModule):
 
     A task has classes, several independent labels, or a number for an answer.
     """
-
-    def read(
-        self,
-        source: str,
-        task: str,
-        labels: Sequence[str] | None = None,
-        fresh_head: bool = False,
-    ) -> "PreTrainedModel":
-        """Reads a sequence classifier.
-
-        Args:
-            source: A Hugging Face folder, a hub id, or a Lightning ``.ckpt`` of a fit.
-            task: Which of a Lightning checkpoint's heads to take.
-            labels: The task's class names in order; those of the source when None.
-            fresh_head: Start a new head where the source has none; otherwise refuse.
-
-        Returns:
-            The classifier, in float32 on the CPU.
-        """
-        return load_classifier(source, task, labels, fresh_head)
 
     def collate(self, examples: Sequence[Mapping[str, Any]], task: str) -> dict[str, Any]:
         """Tokenizes n examples and pads them to the longest.

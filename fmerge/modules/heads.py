@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from fmerge.errors import UserError, check_within
-from fmerge.modules.optimization import Scheduler, adamw, check_numbers
+from fmerge.modules.optimization import Scheduler
 from fmerge.modules.preprocessed import PreprocessedModule
 from fmerge.modules.shared_body import share_body
 from fmerge.modules.tokenized import TokenizedModule
@@ -62,13 +62,8 @@ class SharedBody(PreprocessedModule, ABC):
         kinds: dict[str, Kind] | None = None,
     ) -> None:
         super().__init__()
-        check_numbers(learning_rate, weight_decay, warmup_fraction)
+        self.take_options(path, learning_rate, weight_decay, scheduler, warmup_fraction)
         self.save_hyperparameters()
-        self.path = path
-        self.learning_rate = learning_rate
-        self.weight_decay = weight_decay
-        self.scheduler = scheduler
-        self.warmup_fraction = warmup_fraction
         self.tasks: dict[str, list[str]] | None = tasks and {
             task: LabelNames(names, (kinds or {}).get(task) or kind_of(names))
             for task, names in tasks.items()
@@ -78,29 +73,21 @@ class SharedBody(PreprocessedModule, ABC):
         self._untrained: UserError | None = None
 
     def configure_model(self) -> None:
-        """Reads the weights from ``path``, once, with a head for each task of the data.
-
-        Raises:
-            UserError: If there is no path.
-        """
+        """Reads the weights from ``path``, once, with a head for each task of the data."""
         if self.models:
             return
         trainer = self._trainer
         data = trainer.datamodule  # type: ignore[union-attr]
         labels = self.tasks or data.labels
-        if not self.path:
-            raise UserError(
-                "--model.path: is not set; give a Hugging Face folder, a hub id or "
-                "package:name/folder"
-            )
+        path = self.given_path
         training = trainer is None or trainer.training
-        models = {t: self._load(self.path, t, names, training) for t, names in labels.items()}
+        models = {t: self._load(path, t, names, training) for t, names in labels.items()}
         if training and (new := sorted(new_pooler(next(iter(models.values()))))):
             _LOG.warning(
                 "%s: has no pooler ('%s'); a new one starts from random numbers, as the head does",
-                self.path, new[0],
+                path, new[0],
             )  # fmt: skip
-        self.adopt(models, self.reads.load(self.path))
+        self.adopt(models, self.reads.load(path))
         if data is not None:
             self.add_metrics(labels, data.metrics)
 
@@ -216,21 +203,6 @@ class SharedBody(PreprocessedModule, ABC):
         model: PreTrainedModel = self.models[task]  # type: ignore[assignment]
         return model
 
-    def configure_optimizers(self) -> Any:
-        """Makes AdamW and its schedule.
-
-        Returns:
-            Lightning's dictionary of an optimizer and a schedule by step.
-        """
-        return adamw(
-            self.trainer,
-            self.models.named_parameters("models"),
-            self.learning_rate,
-            self.weight_decay,
-            self.scheduler,
-            self.warmup_fraction,
-        )
-
     def save(self, folder: Path, cards: Mapping[str, str] | None = None) -> None:
         """Writes every task's classifier as a Hugging Face folder.
 
@@ -290,3 +262,24 @@ class HeadedModule(SharedBody, TokenizedModule, ABC):
         return max_input_length(
             self.max_length, self.tokenizer_of(task), list(self.models.values())
         )
+
+
+class PositionModule(HeadedModule, ABC):
+    """A headed module whose answers are at positions in texts, which its tokenizers must know."""
+
+    def adopt(self, models: Mapping[str, "PreTrainedModel"], tokenizer: Any) -> None:
+        """Adopts networks of one architecture: the body of the first one, the heads of all.
+
+        Args:
+            models: Task name to network.
+            tokenizer: The tokenizer they share, or task name to the tokenizer of each; they know
+                where their tokens stand.
+
+        Raises:
+            UserError: If a tokenizer does not.
+        """
+        super().adopt(models, tokenizer)
+        if not all(one.is_fast for one in self.tokenizers.values()):
+            raise UserError(
+                f"{type(self).__name__}: needs a fast tokenizer, which knows where tokens stand"
+            )

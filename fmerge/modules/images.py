@@ -1,21 +1,20 @@
 """Image classification on any ``AutoModelForImageClassification``."""
 
 from abc import ABC
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
 import torch
-from torch import nn
 
 from fmerge.errors import UserError
+from fmerge.fisher.batches import evaluating
 from fmerge.modules.classification import Classifier
 from fmerge.modules.preprocessed import PreprocessedModule
 from fmerge.modules.tokenized import model_inputs
-from fmerge.store import IMAGE_PROCESSORS, Preprocessors, load_classifier, open_image
+from fmerge.store import IMAGE_PROCESSORS, Head, Preprocessors, open_image
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    pass
 
 
 class ImageModule(PreprocessedModule, ABC):
@@ -47,7 +46,8 @@ class ImageModule(PreprocessedModule, ABC):
             for key, one in inputs.items()
         }
         try:
-            with torch.no_grad(), _evaluating(model):
+            # in eval mode no batch norm moves
+            with torch.no_grad(), evaluating(list(model.modules())):
                 model(**model_inputs(model, moved))
         except (ValueError, RuntimeError) as error:
             made = tuple(next(iter(inputs.values())).shape[1:])
@@ -76,18 +76,6 @@ class ImageModule(PreprocessedModule, ABC):
         return {**inputs, "labels": labels, "task": task}
 
 
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Sets eval mode, in which no batch norm moves, and then the modes that there were."""
-    modes = {one: one.training for one in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for one, training in modes.items():
-            one.training = training
-
-
 @final
 class ImageClassifier(Classifier, ImageModule):
     """Image classification: one shared body, one head per task, from Hugging Face.
@@ -95,25 +83,7 @@ class ImageClassifier(Classifier, ImageModule):
     Batch norms run on their running statistics but in a fit.
     """
 
-    def read(
-        self,
-        source: str,
-        task: str,
-        labels: Sequence[str] | None = None,
-        fresh_head: bool = False,
-    ) -> "PreTrainedModel":
-        """Reads an image classifier.
-
-        Args:
-            source: A Hugging Face folder, a hub id, or a Lightning ``.ckpt`` of a fit.
-            task: Which of a Lightning checkpoint's heads to take.
-            labels: The task's class names in order; those of the source when None.
-            fresh_head: Start a new head where the source has none; otherwise refuse.
-
-        Returns:
-            The classifier, in float32 on the CPU.
-        """
-        return load_classifier(source, task, labels, fresh_head, "image classification")
+    head: ClassVar[Head] = "image classification"
 
 
 def _check_images(examples: Sequence[Mapping[str, Any]], task: str) -> None:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from fmerge.errors import UserError
-from fmerge.modules.optimization import Scheduler, adamw, check_numbers
+from fmerge.errors import check_within
+from fmerge.modules.optimization import Scheduler
 from fmerge.modules.tokenized import TokenizedModule
 from fmerge.params import Params, params_of
 from fmerge.store import SavedForm, load_tokenizer, save_models
@@ -40,32 +40,20 @@ class OneModel(TokenizedModule, ABC):
         max_length: int = 512,
     ) -> None:
         super().__init__()
-        check_numbers(learning_rate, weight_decay, warmup_fraction, max_length)
+        self.take_options(path, learning_rate, weight_decay, scheduler, warmup_fraction)
+        check_within("--model.max_length", max_length, "[1, inf)")
         self.save_hyperparameters()
-        self.path = path
-        self.learning_rate = learning_rate
-        self.weight_decay = weight_decay
-        self.scheduler = scheduler
-        self.warmup_fraction = warmup_fraction
         self.max_length = max_length
         self.model: PreTrainedModel | None = None
 
     def configure_model(self) -> None:
-        """Reads the weights from ``path``, once.
-
-        Raises:
-            UserError: If there is no path.
-        """
+        """Reads the weights from ``path``, once."""
         if self.model is not None:
             return
-        if not self.path:
-            raise UserError(
-                "--model.path: is not set; give a Hugging Face folder, a hub id or "
-                "package:name/folder"
-            )
+        path = self.given_path
         data = self.trainer.datamodule  # type: ignore[attr-defined]
-        model: Any = self.read(self.path, "")
-        self.adopt(dict.fromkeys(data.tasks, model), load_tokenizer(self.path))
+        model: Any = self.read(path, "")
+        self.adopt(dict.fromkeys(data.tasks, model), load_tokenizer(path))
         self.add_metrics(data.labels, data.metrics)
 
     def adopt(
@@ -105,21 +93,6 @@ class OneModel(TokenizedModule, ABC):
             A Hugging Face model.
         """
         return self._ready
-
-    def configure_optimizers(self) -> Any:
-        """Makes AdamW and its schedule.
-
-        Returns:
-            Lightning's dictionary of an optimizer and a schedule by step.
-        """
-        return adamw(
-            self.trainer,
-            self.named_parameters(),
-            self.learning_rate,
-            self.weight_decay,
-            self.scheduler,
-            self.warmup_fraction,
-        )
 
     def save(self, folder: Path, cards: Mapping[str, str] | None = None) -> None:
         """Writes the model as a Hugging Face folder.

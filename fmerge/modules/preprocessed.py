@@ -4,10 +4,10 @@ from abc import ABC
 from collections.abc import Mapping
 from typing import Any
 
-from fmerge.modules.base import TaskModule
+from fmerge.modules.fine_tuned import FineTuned
 
 
-class PreprocessedModule(TaskModule, ABC):
+class PreprocessedModule(FineTuned, ABC):
     """A task module whose inputs are made for each task by its own preprocessor.
 
     Attributes:

@@ -7,20 +7,20 @@ import torch
 from torch import Tensor
 
 from fmerge.errors import UserError
-from fmerge.modules.heads import HeadedModule
+from fmerge.modules.heads import PositionModule
 from fmerge.modules.independent import IndependentAnswers
-from fmerge.modules.tokenized import check_positions, model_inputs
+from fmerge.modules.tokenized import model_inputs
 from fmerge.store import LabelNames, load_classifier
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
 _POSITIONS = 100_000
 """More than any text has; start · _POSITIONS + end encodes a span as one number."""
 
 
 @final
-class SpanAnswers(HeadedModule, IndependentAnswers):
+class SpanAnswers(PositionModule, IndependentAnswers):
     """Extractive question answering: start and end of the answer, independent given the text.
 
     log p(start, end) = log p(start) + log p(end), each a softmax over the tokens that are not
@@ -50,21 +50,6 @@ class SpanAnswers(HeadedModule, IndependentAnswers):
             The network, in float32 on the CPU.
         """
         return load_classifier(source, task, None, fresh_head, "question answering")
-
-    def adopt(
-        self,
-        models: Mapping[str, "PreTrainedModel"],
-        tokenizer: "PreTrainedTokenizerBase | Mapping[str, PreTrainedTokenizerBase]",
-    ) -> None:
-        """Adopts networks of one architecture: the body of the first one, the heads of all.
-
-        Args:
-            models: Task name to network.
-            tokenizer: The tokenizer they share, or task name to the tokenizer of each; they know
-                where their tokens stand.
-        """
-        super().adopt(models, tokenizer)
-        check_positions(self)
 
     def _names(self, model: "PreTrainedModel") -> LabelNames:
         return LabelNames()

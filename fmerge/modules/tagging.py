@@ -13,9 +13,9 @@ from torch.nn import functional as F
 
 from fmerge.errors import UserError
 from fmerge.modules.answers import ABSENT
-from fmerge.modules.heads import HeadedModule
+from fmerge.modules.heads import PositionModule
 from fmerge.modules.independent import IndependentAnswers
-from fmerge.modules.tokenized import check_positions, model_inputs
+from fmerge.modules.tokenized import model_inputs
 from fmerge.store import LabelNames, labels_of_config, load_classifier
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @final
-class TokenClassifier(HeadedModule, IndependentAnswers):
+class TokenClassifier(PositionModule, IndependentAnswers):
     """Token classification: one shared body, one head per task, from Hugging Face.
 
     The words of an example are joined by spaces, as a pipeline of transformers gets them. A word
@@ -54,17 +54,6 @@ class TokenClassifier(HeadedModule, IndependentAnswers):
         """
         tags = None if labels is None else LabelNames(labels, "tags")
         return load_classifier(source, task, tags, fresh_head, "token classification")
-
-    def adopt(self, models: Mapping[str, "PreTrainedModel"], tokenizer: Any) -> None:
-        """Adopts networks of one architecture: the body of the first one, the heads of all.
-
-        Args:
-            models: Task name to network.
-            tokenizer: The tokenizer they share, or task name to the tokenizer of each; they know
-                where their tokens stand.
-        """
-        super().adopt(models, tokenizer)
-        check_positions(self)
 
     def _names(self, model: "PreTrainedModel") -> LabelNames:
         return LabelNames(labels_of_config(model.config), "tags")

@@ -131,21 +131,6 @@ class TokenizedModule(PreprocessedModule, ABC):
         return encoded
 
 
-def check_positions(module: TokenizedModule) -> None:
-    """Checks that a module's tokenizers know where their tokens stand in a text.
-
-    Args:
-        module: The module, which has adopted them.
-
-    Raises:
-        UserError: If one does not.
-    """
-    if not all(one.is_fast for one in module.tokenizers.values()):
-        raise UserError(
-            f"{type(module).__name__}: needs a fast tokenizer, which knows where tokens stand"
-        )
-
-
 def reads_last_position(model: nn.Module) -> bool:
     """Tells whether a network sums a text up in its last position, be it padding or not.
 

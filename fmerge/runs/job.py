@@ -146,6 +146,16 @@ class MergeJob:
         polishing = polishing_of(self.method, self.polishing, self.labels, self.model)
         return [*compared, *training_stages(self.optimizer, polishing, self.heads)]
 
+    @cached_property
+    def ordered(self) -> Mapping[str, Expert]:
+        """The experts, the target's first: formulas want it so; coefficients keep their order."""
+        return target_first(self.experts, self.optimizer.target)
+
+    @cached_property
+    def base_source(self) -> str | None:
+        """Where the base is: as it was given, or as the adapters among the experts name it."""
+        return base_of(self.ordered, self.base)
+
     def _look_into(self, folder: RunFolder) -> tuple[bool, Sequence[Mapping[str, Any]]]:
         """Whether a run is resumed; or the records of the trials, one of which is built."""
         if not self.trainer.is_global_zero:
@@ -159,17 +169,14 @@ class MergeJob:
         module: TaskModule = task_module(self.model)
         self._check_options(module)
         data = self._data()
-        # formulas want the target first; coefficients keep the order they were given in
-        ordered = target_first(self.experts, self.optimizer.target)
-        tasks = [name for name, one in ordered.items() if not one.donor]
-        scored, names = data is not None, list(self.experts)
-        base = base_of(ordered, self.base)
-        search = self._checked_search(names, tasks, scored, base is not None)
-        streams = data is None and may_stream(self, ordered, module)
-        run = loaded(self, module, data, ordered, "places" if streams else not self.dry_run)
-        streamed = streamed_run(run, ordered, self) if streams else None
+        tasks = [name for name, one in self.ordered.items() if not one.donor]
+        names = list(self.experts)
+        search = self._checked_search(names, tasks, scored=data is not None)
+        streams = data is None and may_stream(self, module)
+        run = loaded(self, module, data, "places" if streams else not self.dry_run)
+        streamed = streamed_run(run, self) if streams else None
         if streams and streamed is None:  # what the files hold is not the parameters themselves
-            run = loaded(self, module, data, ordered, True)
+            run = loaded(self, module, data, True)
         space = self.optimizer.space(self.method, names, run.ensemble.tensors)
         search.start(space, self.optimizer.goal(tasks))
         for one in run.members.values():
@@ -189,11 +196,10 @@ class MergeJob:
         asked = Asked(self.optimizer, self.polishing, self.refitting, self.fisher)
         asked.check(self.labels, module)
 
-    def _checked_search(
-        self, names: Sequence[str], tasks: Sequence[str], scored: bool, with_base: bool
-    ) -> Search:
+    def _checked_search(self, names: Sequence[str], tasks: Sequence[str], scored: bool) -> Search:
+        based = self.base_source is not None  # an adapter's base is asked for with any method
         if isinstance(self.method, Auto):
-            self.method.with_base(with_base)
+            self.method.with_base(based)
         return self.optimizer.check(
             *(self.method, names, tasks, scored),
             given=self.coefficients,

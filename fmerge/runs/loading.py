@@ -1,12 +1,9 @@
 """Reading the models that a merge is made of."""
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal
 
 from fmerge.data import MultiTask
 from fmerge.merging.adapter_output import adapter_output
-from fmerge.merging.adapters import base_of
-from fmerge.merging.expert_fishers import Expert
 from fmerge.merging.experts import load_ensemble
 from fmerge.merging.saved_forms import saved_forms
 from fmerge.modules import TaskModule
@@ -23,7 +20,6 @@ def loaded(
     job: "MergeJob",
     module: TaskModule,
     data: MultiTask | None,
-    ordered: Mapping[str, Expert],
     values: bool | Literal["places"],
 ) -> MergeRun:
     """Reads the models of a merge, or what their headers tell of them.
@@ -32,16 +28,17 @@ def loaded(
         job: What was asked for.
         module: The kind of model.
         data: The tasks, if any.
-        ordered: Task name to expert, the target's first.
         values: Whether weights are read; ``places``: where they stand in the files instead.
 
     Returns:
         The run, before its checks.
     """
-    labels, base = None if data is None else data.labels, base_of(ordered, job.base)
-    with adapters_on(base):
+    labels = None if data is None else data.labels
+    with adapters_on(job.base_source):
         ensemble = load_ensemble(
-            *(ordered, base, job.method, module, labels), values=values, heads=job.heads
+            *(job.ordered, job.base_source, job.method, module, labels),
+            values=values,
+            heads=job.heads,
         )
         # ΔW of a merge that was rounded to a narrower dtype would be of no low rank
         dtype = job.dtype if job.adapter_rank is None else "float32"

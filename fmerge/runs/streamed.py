@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fmerge.errors import UserError
-from fmerge.merging.expert_fishers import Expert, fisher_files
+from fmerge.merging.expert_fishers import fisher_files
 from fmerge.merging.experts import Ensemble
 from fmerge.merging.optimizer import MergeOptimizer
 from fmerge.merging.outputs import outputs_of
@@ -29,12 +29,11 @@ if TYPE_CHECKING:
     from fmerge.runs.merge import MergeRun
 
 
-def may_stream(job: "MergeJob", experts: Mapping[str, Expert], module: TaskModule) -> bool:
+def may_stream(job: "MergeJob", module: TaskModule) -> bool:
     """Tells whether a merge can be made tensor by tensor, as far as its options tell.
 
     Args:
         job: What was asked for, without data.
-        experts: The experts.
         module: What reads the networks.
 
     Returns:
@@ -42,7 +41,7 @@ def may_stream(job: "MergeJob", experts: Mapping[str, Expert], module: TaskModul
         merged heads, an adapter to write, coefficients by group, several processes, statistics
         without files, and models that are no folders on this machine.
     """
-    method, optimizer = job.method, job.optimizer
+    method, optimizer, experts = job.method, job.optimizer, job.ordered
     files = [one.fisher for one in experts.values()]
     statistics = method.statistic is None or (
         method.statistic == "fisher"
@@ -71,14 +70,11 @@ def _is_stored(source: str) -> bool:
     return plain and stored_folder(source) is not None
 
 
-def streamed_run(
-    run: "MergeRun", experts: Mapping[str, Expert], job: "MergeJob"
-) -> "StreamedRun | None":
+def streamed_run(run: "MergeRun", job: "MergeJob") -> "StreamedRun | None":
     """Plans a merge tensor by tensor, and checks that the disk has room for it.
 
     Args:
         run: The merge, of headers and buffers alone.
-        experts: The experts.
         job: What was asked for.
 
     Returns:
@@ -100,7 +96,7 @@ def streamed_run(
         ensemble=ensemble,
         method=run.method,
         outputs=outputs,
-        fishers=fisher_files(experts, run.method),
+        fishers=fisher_files(job.ordered, run.method),
         dtypes=dtypes,
     )
     streaming.check_dtype(job.dtype)
@@ -176,7 +172,7 @@ class StreamedRun:
         try:
             found = self.streaming.merge(best.coefficients, parts, stop)
         except UserError:
-            if not done:  # what the inputs hold is refused: a run that nobody can resume
+            if not done:  # what the inputs hold is refused, so that no one can resume the run
                 folder.discard()
             raise
         for key, value in found.hashes.items():

@@ -18,7 +18,7 @@ from fmerge.store.atomic import (
     write_text,
 )
 from fmerge.store.candidates import candidate_trial, read_candidate, write_candidate
-from fmerge.store.checkpoints import load_classifier, new_pooler
+from fmerge.store.checkpoints import Head, load_classifier, new_pooler
 from fmerge.store.clip import fitted_tower, is_tower, load_clip, load_clip_processor, load_tower
 from fmerge.store.embedders import load_embedder, pooling_of
 from fmerge.store.fisher_cache import FisherCache
@@ -71,6 +71,7 @@ __all__ = [
     "TOKENIZERS",
     "USUAL_METRICS",
     "Dtype",
+    "Head",
     "Kind",
     "LabelNames",
     "ImageFile",

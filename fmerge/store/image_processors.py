@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any, Final, final
 
 from fmerge.errors import UserError
-from fmerge.store.adapters import is_adapter
+from fmerge.store.part_folder import holds, part_folder
 from fmerge.store.preprocessors import Preprocessors
-from fmerge.store.sources import base_folder, hyperparameters, is_lightning, read_part
-from fmerge.system.paths import expand
+from fmerge.store.sources import hyperparameters, is_lightning, read_part
 
 _LOG = logging.getLogger(__name__)
 
@@ -102,16 +101,13 @@ IMAGE_PROCESSORS: Final = ImageProcessors()
 
 
 def _place(source: str) -> str:
-    """Where the processor is: an adapter may be saved with one, else it has its base's."""
     folder = hyperparameters(Path(source))["path"] if is_lightning(source) else source
-    own = is_adapter(folder) and not _is_missing(expand(folder))
-    return expand(folder) if own else base_folder(folder)
+    return part_folder(folder, *_FILES)
 
 
 def _is_missing(place: str) -> bool:
     # without its file transformers makes one of its own defaults, silently
-    folder = Path(place)
-    return folder.is_dir() and not any((folder / name).is_file() for name in _FILES)
+    return Path(place).is_dir() and not holds(place, *_FILES)
 
 
 def _settings(processor: Any) -> dict[str, Any]:

@@ -179,7 +179,6 @@ class RunFolder:
         """Removes a run that was begun and cannot be finished; its folder too if it is empty."""
         for one in (self._log, self._inputs, self.path / "config.yaml"):
             one.unlink(missing_ok=True)
-        shutil.rmtree(self.path / PARTS, ignore_errors=True)
         if not any(self.path.iterdir()):
             self.path.rmdir()
 

@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fmerge.errors import UserError
-from fmerge.store.adapters import is_adapter
-from fmerge.store.sources import base_folder, hyperparameters, is_lightning, read_part
+from fmerge.store.part_folder import holds, part_folder
+from fmerge.store.sources import hyperparameters, is_lightning, read_part
 from fmerge.store.tokenizer_parts import note_defaults
-from fmerge.system.paths import expand
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -40,7 +39,7 @@ def load_tokenizer(source: str) -> "PreTrainedTokenizerBase":
         UserError: If it cannot be read, its files are missing, or a package that reads them is.
     """
     folder = hyperparameters(Path(source))["path"] if is_lightning(source) else source
-    place = _place(folder)
+    place = part_folder(folder, *_FILES)
     try:
         tokenizer: PreTrainedTokenizerBase = read_part(
             source,
@@ -49,12 +48,12 @@ def load_tokenizer(source: str) -> "PreTrainedTokenizerBase":
             place,
         )
     except UserError as error:
-        none = Path(place).is_dir() and not _has(place, *_FILES)
+        none = Path(place).is_dir() and not holds(place, *_FILES)
         better = _missing(source) if none else _without_package(source, place, error)
         raise better from error
     # without its files transformers makes an empty tokenizer, to which every word is unknown
     files = {*tokenizer.vocab_files_names.values(), "tokenizer.json"}
-    if tokenizer.vocab_files_names and Path(place).is_dir() and not _has(place, *files):
+    if tokenizer.vocab_files_names and Path(place).is_dir() and not holds(place, *files):
         better = _missing(source)
         raise better
     note_defaults(tokenizer)
@@ -78,16 +77,10 @@ def find_tokenizer(source: str) -> "PreTrainedTokenizerBase | None":
     except _MissingError:
         return None
     except UserError as error:
-        if is_lightning(source) or Path(_place(source)).is_dir():
+        if is_lightning(source) or Path(part_folder(source, *_FILES)).is_dir():
             raise
         _LOG.warning("%s; another expert's is used", error)
         return None
-
-
-def _place(folder: str) -> str:
-    """Where the tokenizer is: an adapter may be saved with one, else it has its base's."""
-    own = is_adapter(folder) and _has(expand(folder), *_FILES)
-    return expand(folder) if own else base_folder(folder)
 
 
 def _missing(source: str) -> _MissingError:
@@ -97,17 +90,13 @@ def _missing(source: str) -> _MissingError:
     )
 
 
-def _has(place: str, *patterns: str) -> bool:
-    return any(path.is_file() for pattern in patterns for path in Path(place).glob(pattern))
-
-
 def _without_package(source: str, place: str, error: UserError) -> UserError:
     """Words the error of a tokenizer that a missing package would read."""
     from transformers.utils.import_utils import is_protobuf_available, is_sentencepiece_available
 
-    if _has(place, "tokenizer.json"):
+    if holds(place, "tokenizer.json"):
         return error
-    if _has(place, "tiktoken.model", "*.tiktoken"):
+    if holds(place, "tiktoken.model", "*.tiktoken"):
         if find_spec("tiktoken") is not None:
             return error
         return UserError(f"{source}: its tokenizer is one of tiktoken; run: pip install tiktoken")
