@@ -1,64 +1,84 @@
 """Start-up costs: ``--help`` and ``import fmerge``, compared with importing Lightning's CLI.
 
-    python benchmarks/startup.py [--rounds 7]
+    python benchmarks/startup.py [--rounds 5]
 
-Each round runs every command once, in turn, so that other load on the machine affects all of
-them. A cost is the user and system time of the process; each command's minimum is reported. Byte
-code is cached, as in an installed package.
+A process imports Lightning's command line, then runs the command, and says what processor time
+the command took: both parts of the ratio come from one process, since on a shared machine the
+import alone varies by a third from one process to the next, many times what is to be measured.
+Medians over the rounds are printed. Byte code is cached, as in an installed package.
 """
 
 import argparse
 import os
+import statistics
 import subprocess
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-LIGHTNING = "import lightning.pytorch.cli"
 COMMANDS = ("fit", "fisher", "merge", "validate", "test")
+# prints the seconds of the import and of what the arguments run after it
+SPLIT = f"""
+import io, runpy, sys, time
+import lightning.pytorch.cli
+imported = time.process_time()
+shown, sys.stdout = sys.stdout, io.StringIO()
+sys.argv = [{str(ROOT / "cli.py")!r}, *sys.argv[1:]]
+try:
+    runpy.run_path(sys.argv[0], run_name="__main__")
+except SystemExit:
+    pass
+print(imported, time.process_time() - imported, file=shown)
+"""
+FMERGE = """
+import time
+started = time.process_time()
+import fmerge
+print(started, time.process_time() - started)
+"""
 
 
-def cost(arguments: list[str]) -> float:
-    """Measures a process of Python.
+def costs(code: str, *arguments: str) -> tuple[float, float]:
+    """Measures the two parts of a process of Python.
 
     Args:
-        arguments: The arguments of Python.
+        code: What it runs; it prints the seconds of either part.
+        arguments: Its arguments.
 
     Returns:
-        Its user and system time, in seconds.
+        The processor time of the first part and of the second, in seconds.
     """
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
-    before = os.times()
-    subprocess.run(
-        [sys.executable, *arguments], env=environment, check=True, stdout=subprocess.DEVNULL
+    ran = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        env=environment,
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
     )
-    after = os.times()
-    return (
-        after.children_user + after.children_system - before.children_user - before.children_system
-    )
+    first, second = map(float, ran.stdout.split())
+    return first, second
 
 
 def main() -> None:
-    """Prints every command's seconds, and their ratio to Lightning's import."""
+    """Prints what ``import fmerge`` costs, and every help's ratio to Lightning's import."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=5)
     rounds = parser.parse_args().rounds
-    script = str(ROOT / "cli.py")
-    commands = {
-        "python": ["-c", ""],
-        "import fmerge": ["-c", "import fmerge"],
-        LIGHTNING: ["-c", LIGHTNING],
-        "fmerge --help": [script, "--help"],
-        **{f"fmerge {one} --help": [script, one, "--help"] for one in COMMANDS},
-    }
+    commands = {"fmerge --help": ["--help"]}
+    commands |= {f"fmerge {one} --help": [one, "--help"] for one in COMMANDS}
     for arguments in commands.values():  # fills the caches
-        cost(arguments)
-    runs = [{name: cost(one) for name, one in commands.items()} for _ in range(rounds)]
-    least = {name: min(run[name] for run in runs) for name in commands}
-    print("| command | seconds | of Lightning's import |\n|---|---|---|")
-    for name, seconds in least.items():
-        print(f"| `{name}` | {seconds:.3f} | {seconds / least[LIGHTNING]:.3f} |")
+        costs(SPLIT, *arguments)
+    runs = [{name: costs(SPLIT, *one) for name, one in commands.items()} for _ in range(rounds)]
+    imported = statistics.median(costs(FMERGE)[1] for _ in range(rounds))
+    print("| command | Lightning's import, seconds | the rest | ratio |\n|---|---|---|---|")
+    print(f"| `import fmerge` | | {imported:.3f} | |")
+    for name in commands:
+        base = statistics.median(run[name][0] for run in runs)
+        rest = statistics.median(run[name][1] for run in runs)
+        ratio = statistics.median(sum(run[name]) / run[name][0] for run in runs)
+        print(f"| `{name}` | {base:.2f} | {rest:.2f} | {ratio:.3f} |")
 
 
 if __name__ == "__main__":
