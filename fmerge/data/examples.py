@@ -8,6 +8,9 @@ from math import isfinite
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+import torch
+from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
 from fmerge.errors import UserError
@@ -95,7 +98,7 @@ def digest(examples: Sequence[Example]) -> str:
     Returns:
         The SHA-256 digest of their contents in order, in hexadecimal.
     """
-    text = json.dumps([_hashed(one) for one in examples], sort_keys=True, default=str)
+    text = json.dumps([_hashed(one) for one in examples], sort_keys=True, default=_content)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -104,6 +107,15 @@ def _hashed(example: Example) -> dict[str, Any]:
         return dict(example)
     # its content, wherever it is
     return {**example, "image": image_digest(example["image"])}
+
+
+def _content(value: object) -> str:
+    """Describes what JSON does not know; numbers of a tensor in full, which its text is not."""
+    if isinstance(value, Tensor | np.ndarray):
+        one = torch.as_tensor(value).detach().cpu().contiguous()
+        numbers = one.flatten().view(torch.uint8).numpy().tobytes()
+        return f"{one.dtype} {tuple(one.shape)} {hashlib.sha256(numbers).hexdigest()}"
+    return str(value)
 
 
 def check_images(where: str, examples: Sequence[Example]) -> None:

@@ -65,7 +65,7 @@ def check_same_function(
     that a config lacks is the same as None or False.
 
     Args:
-        reference: A model; without a ``config`` there is nothing to compare.
+        reference: A model; without a ``config`` of transformers there is nothing to compare.
         other: A model of the same kind.
         reference_name: Where ``reference`` comes from, for the message.
         name: Where ``other`` comes from, for the message.
@@ -74,7 +74,8 @@ def check_same_function(
     Raises:
         UserError: If an entry differs; the message names it and both values.
     """
-    if getattr(reference, "config", None) is None or getattr(other, "config", None) is None:
+    # a network of one's own may have a config of its own kind
+    if not all(hasattr(getattr(one, "config", None), "to_dict") for one in (reference, other)):
         return
     expected, found = _config(reference), _config(other)
     names = list(dict.fromkeys([*expected, *found]))

@@ -17,7 +17,7 @@ from fmerge.merging.poolers import keep_poolers_apart
 from fmerge.merging.relative import Relative, base_origin
 from fmerge.merging.tokenizers import tokenizers_of
 from fmerge.methods import MergeMethod
-from fmerge.modules import TaskModule
+from fmerge.modules import TaskModule, read_network
 from fmerge.params import Params, params_of
 from fmerge.store import StoredTensor, places_in, reading_headers
 
@@ -197,13 +197,14 @@ def _read(
     for name, one in experts.items():
         # a donor like a base: complete but for a head
         own = labels.get(name, common)
-        read[name] = module.read(one.path, name, own, fresh_head=one.donor and not whole)
+        fresh = one.donor and not whole
+        read[name] = read_network(module, one.path, name, own, fresh_head=fresh)
         if whole and common is None:  # in one order of the outputs, whatever the files have
             common = own or labels_of(read[name])
     if base is None:
         return read, None
     try:
-        return read, module.read(base, "base", common, fresh_head=not whole)
+        return read, read_network(module, base, "base", common, fresh_head=not whole)
     except UserError as error:
         if not whole:
             raise

@@ -23,9 +23,11 @@ from fmerge.modules.images import ImageClassifier, ImageModule
 from fmerge.modules.level_fits import Bodies
 from fmerge.modules.logistic import fit_linear
 from fmerge.modules.losses import Loss
+from fmerge.modules.own import OwnModule
 from fmerge.modules.prediction_recorder import Predictions, record_predictions
 from fmerge.modules.preprocessed import PreprocessedModule
 from fmerge.modules.rank_choice import RankChoice
+from fmerge.modules.reading import read_network
 from fmerge.modules.spans import SpanAnswers
 from fmerge.modules.tagging import TokenClassifier
 from fmerge.modules.tokenized import TokenizedModule
@@ -42,6 +44,7 @@ __all__ = [
     "ImageClassifier",
     "ImageModule",
     "Loss",
+    "OwnModule",
     "Predictions",
     "PreprocessedModule",
     "RankChoice",
@@ -57,5 +60,6 @@ __all__ = [
     "batch_norms",
     "fit_linear",
     "linear_weights",
+    "read_network",
     "record_predictions",
 ]

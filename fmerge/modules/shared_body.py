@@ -26,6 +26,26 @@ def share_body(model: Any, first: Any, apart: Collection[str]) -> None:
         setattr(model, model.base_model_prefix, first.base_model)
 
 
+def share_parts(own: nn.Module, first: nn.Module, body: Collection[str]) -> None:
+    """Gives any network the body of another one of its kind, part by part.
+
+    Args:
+        own: The network, whose parts are replaced.
+        first: The network whose parts it gets.
+        body: Names of the parameters of the body.
+    """
+    for name, one in first.named_parameters(recurse=False):
+        if name in body:
+            setattr(own, name, one)
+    for name, part in first.named_children():
+        inside = [key for key, _ in part.named_parameters()]
+        shared = {key.removeprefix(f"{name}.") for key in body if key.startswith(f"{name}.")}
+        if inside and shared.issuperset(inside):
+            setattr(own, name, part)  # with its buffers
+        elif shared:
+            share_parts(getattr(own, name), part, shared)
+
+
 def _share_rest(own: nn.Module, shared: nn.Module, kept: Collection[str]) -> None:
     """Shares a network but for the parts that a task keeps."""
     # children, and the body's own parameters and buffers

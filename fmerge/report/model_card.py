@@ -77,6 +77,8 @@ def model_card(report: MergeReport, loader: Loader | None = None, task: str | No
     models = report.provenance.models()
     base = None if loader is None else loader.base
     front = _front(report, [path for _, path, _ in models], base)
+    if loader is None:  # which library has the network is not known
+        del front["library_name"]
     how = _FITTED[report.tests.refit_heads != "off"]
     head = [] if task is None else _HEAD.format(task=code(task), how=how).splitlines()
     tables = [

@@ -17,7 +17,7 @@ from fmerge.evaluation.batch_size import check_automatic
 from fmerge.evaluation.evaluator import Evaluator
 from fmerge.fisher import FisherEstimate, FisherSettings
 from fmerge.merging.buffers import check_no_nan, network_state, persistent_buffers
-from fmerge.modules import PreprocessedModule, Saving, TaskModule
+from fmerge.modules import PreprocessedModule, Saving, TaskModule, read_network
 from fmerge.params import check_finite, check_same_layout, fingerprint, params_of
 from fmerge.report.sections import layer_table
 from fmerge.report.tables import to_rich
@@ -176,7 +176,7 @@ class FisherRun:
     def _read(self, module: TaskModule, expert: str | None) -> Any:
         if expert is None:
             raise UserError("--expert: required but not given; name the fine-tuned model")
-        return module.read(expert, self.task, self.data.labels[self.task])
+        return read_network(module, expert, self.task, self.data.labels[self.task])
 
     def _load(self, expert: str | None) -> dict[str, Any]:
         """Fills the module with the expert's weights; returns their hashes and labels."""

@@ -43,7 +43,8 @@ def task_module(model: LightningModule) -> TaskModule:
     if not isinstance(model, TaskModule):
         raise UserError(
             f"--model: {type(model).__name__} does not say what its tasks share, so it cannot be "
-            "merged; use TextClassifier, or derive it from fmerge.modules.TaskModule"
+            "merged; use TextClassifier, or derive from fmerge.modules.OwnModule a class whose "
+            "network(self, outputs) returns it (docs/own_modules.md)"
         )
     return model
 

@@ -44,7 +44,7 @@ from fmerge.store.language_models import load_language_model
 from fmerge.store.lock import lock_of, only_run
 from fmerge.store.module_kinds import first_class_path
 from fmerge.store.partial import begun_with, read_partial, remove_partial, write_partial
-from fmerge.store.preprocessors import TOKENIZERS, Preprocessors
+from fmerge.store.preprocessors import NO_PREPROCESSORS, TOKENIZERS, Preprocessors
 from fmerge.store.run_folder import PARTS, RunFolder
 from fmerge.store.saved_form import (
     Dtype,
@@ -57,6 +57,8 @@ from fmerge.store.saved_form import (
 from fmerge.store.saving import save_models
 from fmerge.store.shards import ShardPlan, ShardWriter, plan_shards
 from fmerge.store.sources import check_resume, is_lightning, load_lightning
+from fmerge.store.state_saving import save_states
+from fmerge.store.states import fill, outputs_in, read_state
 from fmerge.store.tensor_files import StoredParams, StoredTensor, tensors_of
 from fmerge.store.tokenizer_match import check_tokenizer, give_padding
 from fmerge.store.tokenizer_parts import tokenizer_differences, vocabulary_difference
@@ -67,6 +69,7 @@ from fmerge.store.weights import reading_headers
 __all__ = [
     "IMAGE_PROCESSORS",
     "LOCK",
+    "NO_PREPROCESSORS",
     "Adapter",
     "TOKENIZERS",
     "USUAL_METRICS",
@@ -104,6 +107,7 @@ __all__ = [
     "disk_trouble",
     "find_tokenizer",
     "first_class_path",
+    "fill",
     "fitted_tower",
     "give_padding",
     "hash_of",
@@ -127,6 +131,7 @@ __all__ = [
     "lock_of",
     "new_pooler",
     "only_run",
+    "outputs_in",
     "outputs_last",
     "read_adapter",
     "open_image",
@@ -135,6 +140,7 @@ __all__ = [
     "read_candidate",
     "read_partial",
     "read_second_moments",
+    "read_state",
     "places_in",
     "plan_shards",
     "reading_headers",
@@ -149,6 +155,7 @@ __all__ = [
     "remove_partial",
     "replacing_file",
     "save_models",
+    "save_states",
     "tokenizer_differences",
     "vocabulary_difference",
     "write_fisher",

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from fmerge.errors import UserError
+from fmerge.errors import UserError, known
 from fmerge.system.paths import expand
 
 
@@ -34,6 +34,16 @@ def load_plain(path: Path) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # a damaged pickle makes the unpickler raise nearly anything
         raise UserError(
-            f"{path}: refused, as it is damaged or holds more than tensors and plain values; "
-            "nothing in it was run; save the weights as .safetensors"
+            f"{path}: refused, as it is damaged or holds more than tensors and plain values"
+            f"{_named(path)}; nothing in it was run; save the weights as .safetensors, or by "
+            "torch.save(network.state_dict(), path)"
         ) from error
+
+
+def _named(path: Path) -> str:
+    """Names the classes and functions that a file would load."""
+    try:
+        found = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except Exception:  # no file of torch.save
+        return ""
+    return f" ({known(found[:5])})" if found else ""

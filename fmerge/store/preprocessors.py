@@ -110,3 +110,33 @@ class Tokenizers(Preprocessors):
 
 
 TOKENIZERS: Final = Tokenizers()
+
+
+@final
+class NoPreprocessors(Preprocessors):
+    """Nothing travels with the models: the module's own code makes their inputs."""
+
+    word = "preprocessor"
+    auto = ""
+
+    def load(self, source: str) -> tuple[()]:
+        """Reads nothing."""
+        return ()
+
+    def find(self, source: str) -> tuple[()]:
+        """Reads nothing, which every checkpoint has."""
+        return ()
+
+    def conflict(self, one: Any, other: Any) -> str:
+        """Finds no conflict."""
+        return ""
+
+    def differences(self, one: Any, other: Any) -> list[str]:
+        """Finds no difference."""
+        return []
+
+    def check(self, model: Any, own: Any, source: str) -> None:
+        """Checks nothing."""
+
+
+NO_PREPROCESSORS: Final = NoPreprocessors()

@@ -18,11 +18,13 @@ from fmerge.store.adapters import is_adapter, read_adapter
 from fmerge.store.folders import Header, has_weights, header_of, weight_files
 from fmerge.store.side_files import hub_folder
 from fmerge.store.sources import is_lightning, load_lightning, package_folder
+from fmerge.store.states import read_state
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 """What the weights of a merge can be written in."""
 
 _DTYPES: Final = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
+_STATES: Final = {".pt", ".pth", ".bin", ".safetensors"}
 _BYTES: Final = {"F64": 8, "F32": 4, "I64": 8, "F16": 2, "BF16": 2}
 _UNITS: Final = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
@@ -82,6 +84,8 @@ def form_of(source: str, task: str = "") -> SavedForm:
     if is_adapter(source):
         return form_of(read_adapter(source).base)
     place = Path(package_folder(source))
+    if place.suffix in _STATES and place.is_file():  # of a module of one's own
+        return SavedForm({name: _stored(one.dtype) for name, one in read_state(source).items()})
     folder = place if place.is_dir() else hub_folder(source)
     # a module of one's own may read files of another kind
     if folder is None or not has_weights(folder):
@@ -159,13 +163,15 @@ def parse_size(size: int | str | None) -> int | None:
 
 def _of_task(state: Params, task: str) -> dict[str, torch.dtype]:
     return {
-        name.removeprefix(prefix): tensor.dtype
-        if tensor.dtype in _DTYPES.values()
-        else torch.float32
+        name.removeprefix(prefix): _stored(tensor.dtype)
         for name, tensor in state.items()
         for prefix in (f"models.{task}.", "model.")
         if name.startswith(prefix)
     }
+
+
+def _stored(dtype: torch.dtype) -> torch.dtype:
+    return dtype if dtype in _DTYPES.values() else torch.float32
 
 
 def _shard_bytes(headers: Sequence[Header]) -> int | None:

@@ -1,12 +1,9 @@
 """What docs/contributing.md tells to write works as it is written, in a folder of its own."""
 
 import json
-import os
 import re
 import shlex
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,36 +12,15 @@ from transformers import AutoModelForSequenceClassification
 
 from tests import tiny
 from tests.compare import assert_same
+from tests.docs.pages import ROOT, files, process
 
-ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "contributing.md").read_text()
 PREFIX = "bert.encoder.layer.0."
 
 
-def files() -> dict[str, str]:
-    """The page's files: blocks whose first line is a comment with their name."""
-    blocks = re.findall(r"```(?:python|yaml)\n# (\S+)\n(.*?)```", PAGE, flags=re.DOTALL)
-    return dict(blocks)
-
-
-def process(*command: str, folder: Path, path: str = "") -> str:
-    """Runs Python in a folder; ``path`` is the PYTHONPATH that the page sets."""
-    packages = os.pathsep.join(one for one in (path, str(ROOT)) if one)
-    done = subprocess.run(
-        [sys.executable, *command],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env=os.environ | {"PYTHONPATH": packages, "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
 @pytest.fixture
 def folder(tmp_path):
-    for name, text in files().items():
+    for name, text in files(PAGE).items():
         (tmp_path / name).write_text(text)
     return tmp_path
 
@@ -52,7 +28,7 @@ def folder(tmp_path):
 def test_the_page_has_these_files():
     parts = ["consensus", "scale", "lengths", "climb"]
     expected = [f"{prefix}{part}.py" for part in parts for prefix in ("", "test_")]
-    assert list(files()) == [*expected, "mine.yaml"]
+    assert list(files(PAGE)) == [*expected, "mine.yaml"]
 
 
 @pytest.mark.slow
@@ -70,7 +46,7 @@ def test_its_files_have_the_style_of_the_house(folder):
             "[tool.ruff.lint]", '[tool.ruff.lint]\nisort.known-first-party = ["fmerge"]'
         )
     )
-    names = [name for name in files() if name.endswith(".py") and not name.startswith("test_")]
+    names = [name for name in files(PAGE) if name.endswith(".py") and not name.startswith("test_")]
     process("-m", ruff.__name__, "check", "--no-cache", *names, folder=folder)
     process("-m", ruff.__name__, "format", "--no-cache", "--check", ".", folder=folder)
 
