@@ -48,6 +48,7 @@ class FMergeTrainer(Trainer):
     Attributes:
         resolved_config: What ``fit`` and ``merge`` save as ``config.yaml``; they describe their
             arguments where it is None.
+        command: The command line that they were called from; empty from Python.
 
     Examples:
         >>> import fmerge
@@ -68,6 +69,7 @@ class FMergeTrainer(Trainer):
     """
 
     resolved_config: str | None = None
+    command: str = ""
 
     def fit(  # type: ignore[override]
         self,
@@ -287,7 +289,7 @@ class FMergeTrainer(Trainer):
             polishing=Polishing(polish_steps, polish_loss, polish_anchor, polish_learning_rate),
             dtype=dtype, max_shard_size=max_shard_size, adapter_rank=adapter_rank, labels=labels,
             overwrite=overwrite, dry_run=dry_run, build=build, config=self.resolved_config,
-            budget=budget, coefficients=coefficients).run()  # fmt: skip
+            budget=budget, coefficients=coefficients, command=self.command).run()  # fmt: skip
 
 
 def _made(method: MergeMethod | str | type[MergeMethod] | None) -> MergeMethod:

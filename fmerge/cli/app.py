@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shlex
 import sys
 import warnings
 from pathlib import Path
@@ -41,6 +42,7 @@ class FMergeCLI(LightningCLI):
     def __init__(self, *given: Any, **options: Any) -> None:
         # no line but one that asks for help alone is known to need one command's options at most
         line = command_line(options.get("args"))
+        self._line = line
         self._helped = line[0] if line[-1:] in (["--help"], ["-h"]) and len(line) < 3 else ""
         super().__init__(*given, **options)
 
@@ -174,6 +176,7 @@ class FMergeCLI(LightningCLI):
         self._resolve()
 
     def _resolve(self) -> None:
+        self.trainer.command = shlex.join(["fmerge", *self._line])  # type: ignore[attr-defined]
         parser = self._parser(self.subcommand)
         self.trainer.resolved_config = parser.dump(  # type: ignore[attr-defined]
             self.config[self.subcommand], skip_none=True, skip_link_targets=True

@@ -112,10 +112,10 @@ class TestTable:
         return Row(name, row.scores, known, mean_over_tasks(list(found.values())))
 
     def comparisons(self, name: str) -> list[Comparison]:
-        """Compares a row with the plain average, the runner-up and the experts.
+        """Compares a row with the plain average, the runner-up, the experts and the base.
 
-        Rows with refitted heads are compared with each other and with the experts. Where the table
-        has rows that were trained, it is compared with these and with the refitted base.
+        Rows with refitted heads are compared with each other, with the experts and with the
+        refitted base, and every row with those that were trained.
 
         Args:
             name: The row.
@@ -127,11 +127,12 @@ class TestTable:
         if not self.evaluator.trainer.is_global_zero:
             return []
         trained = [row for row in TRAINED if row in self._tested]
-        honest = [BASE + REFITTED, *trained] if trained else []
+        # the base under heads of other bodies is no baseline of a merge with refitted ones
+        honest = {"": [BASE, BASE + REFITTED, *trained], REFITTED: [BASE + REFITTED, *trained]}
         return [
             self._compare(name + heads, against)
             for heads in ("", REFITTED)
-            for against in (AVERAGE + heads, RUNNER_UP + heads, EXPERTS, *honest)
+            for against in (AVERAGE + heads, RUNNER_UP + heads, EXPERTS, *honest[heads])
             if {name + heads, against} <= self._tested.keys() and name + heads != against
         ]
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 import torch
 from torch import Tensor
@@ -23,6 +24,7 @@ class FisherSummary:
         cosines: Σᵢ FᵢGᵢ / (‖F‖ ‖G‖) of every two Fishers F and G, by row and column.
         overlaps: Σᵢ min(Fᵢ / ΣF, Gᵢ / ΣG), likewise: 1 if both have the same share in every entry,
             0 if no entry is nonzero in both.
+        shared: Layer to the part of each overlap that lies in it, of every two experts in order.
     """
 
     names: Sequence[str]
@@ -30,6 +32,7 @@ class FisherSummary:
     means: Sequence[float]
     cosines: Sequence[Sequence[float]]
     overlaps: Sequence[Sequence[float]]
+    shared: Mapping[str, Sequence[float]]
 
 
 def summarise_fishers(fishers: Mapping[str, Mapping[str, Tensor]]) -> FisherSummary:
@@ -55,7 +58,9 @@ def summarise_fishers(fishers: Mapping[str, Mapping[str, Tensor]]) -> FisherSumm
     totals = torch.stack(list(layers.values())).sum(0)
     safe = totals.clamp_min(torch.finfo(torch.float64).tiny)
     products, overlaps = torch.zeros(2, count, count, dtype=torch.float64)
+    shared = {layer: torch.zeros(count, count, dtype=torch.float64) for layer in layers}
     for key in first:
+        own = shared[layer_of(key)]
         flat = [fishers[name][key].detach().flatten() for name in names]
         for start in range(0, len(flat[0]), _CHUNK):
             part = torch.stack([one[start : start + _CHUNK].cpu().double() for one in flat])
@@ -63,16 +68,20 @@ def summarise_fishers(fishers: Mapping[str, Mapping[str, Tensor]]) -> FisherSumm
             products += part @ part.T
             # a tensor of all pairs would be count times as large as the chunk
             for a in range(count):
-                overlaps[a, a:] += torch.minimum(part[a], part[a:]).sum(1)
+                both = torch.minimum(part[a], part[a:]).sum(1)
+                overlaps[a, a:] += both
+                own[a, a:] += both
     overlaps = overlaps.triu() + overlaps.triu(1).T
     norms = products.diagonal().sqrt()
     cosines = products / torch.outer(norms, norms).clamp_min(torch.finfo(torch.float64).tiny)
+    pairs = list(combinations(range(count), 2))
     return FisherSummary(
         names,
         {layer: (sums / safe).tolist() for layer, sums in layers.items()},
         (totals / max(entries, 1)).tolist(),
         cosines.tolist(),
         overlaps.tolist(),
+        {layer: [float(own[pair]) for pair in pairs] for layer, own in shared.items()},
     )
 
 

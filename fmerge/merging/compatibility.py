@@ -8,7 +8,9 @@ from torch import Tensor, nn
 
 from fmerge.errors import UserError
 from fmerge.merging.config_entries import function_entries
+from fmerge.merging.distances import layer_distances
 from fmerge.params import Params
+from fmerge.report.distances import LayerDistances
 
 FIELDS = (
     "model_type",
@@ -148,14 +150,22 @@ def task_vector_facts(base: Params, bodies: Mapping[str, Params]) -> str:
     Returns:
         One line: ‖τₘ‖ / ‖θ₀‖ of each, and the cosine of every two.
     """
-    names = list(bodies)
-    products = torch.zeros(len(names), len(names), dtype=torch.float64)
-    norm = 0.0
-    for key, origin in base.items():
-        steps = torch.stack([(bodies[name][key] - origin).flatten() for name in names])
-        products += (steps @ steps.T).double().cpu()
-        norm += float(origin.square().sum())
-    return describe_vectors(names, products, norm)
+    found = layer_distances(base, bodies)
+    return "" if found is None else described(found)
+
+
+def described(found: LayerDistances) -> str:
+    """Words task vectors whose products are known by layer.
+
+    Args:
+        found: The products, of experts that have a base.
+
+    Returns:
+        See ``describe_vectors``.
+    """
+    whole = found.total()
+    products = torch.tensor(whole.products[""], dtype=torch.float64)
+    return describe_vectors(found.names, products, whole.norms[""])
 
 
 def describe_vectors(names: Sequence[str], products: Tensor, norm: float) -> str:

@@ -7,8 +7,10 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from fmerge.merging.compatibility import describe_vectors, refuse_unrelated
+from fmerge.merging.compatibility import described, refuse_unrelated
+from fmerge.merging.distances import DistanceSums
 from fmerge.params import check_finite, digest_header
+from fmerge.report.distances import LayerDistances
 
 _CHUNK: Final = 1 << 17
 """Entries of a chunk: all that is computed of them stays in the processor's cache."""
@@ -31,7 +33,8 @@ class Observer:
         self._sources = [*([base] if base is not None else []), *experts.values()]
         size = len(self._digests)
         # of θ₀, or θ₁ where there is no base, and of the others' differences from it
-        self._matrices, self._weights = torch.zeros(2, size, size, dtype=torch.float64)
+        self._matrices = torch.zeros(size, size, dtype=torch.float64)
+        self._sums = DistanceSums(list(experts), base is not None)
         self._rows = torch.empty(0)
 
     def body(self, name: str, models: Sequence[Tensor], shared: bool) -> None:
@@ -46,7 +49,7 @@ class Observer:
             digest.update(digest_header(name, tensor, torch.float32))
         if not len(self._rows):
             self._rows = torch.empty(len(models), _CHUNK)
-        products = torch.zeros_like(self._weights)
+        products = torch.zeros_like(self._matrices)
         flat = [tensor.reshape(-1) for tensor in models]
         for start in range(0, len(flat[0]), _CHUNK):
             parts = [one[start : start + _CHUNK] for one in flat]
@@ -59,7 +62,7 @@ class Observer:
         if not torch.isfinite(products).all():
             for source, tensor in zip(self._sources, models, strict=True):
                 check_finite({name: tensor.float()}, source)
-        self._weights += products
+        self._sums.add(name, products)
         if shared and models[0].ndim >= 2:
             self._matrices += products
 
@@ -107,8 +110,16 @@ class Observer:
     @property
     def vectors(self) -> str:
         """A sentence on the task vectors, where there is a base."""
-        if self.base is None:
-            return ""
-        return describe_vectors(
-            list(self.experts), self._weights[1:, 1:], float(self._weights[0, 0])
-        )
+        found = self.distances()
+        return "" if found is None or self.base is None else described(found)
+
+    def distances(self, names: Sequence[str] = ()) -> LayerDistances | None:
+        """Tells how far the experts lie from the base and from each other, by layer.
+
+        Args:
+            names: The body's tensors, in the order of the model; as they came when left out.
+
+        Returns:
+            The distances, if any tensor was seen.
+        """
+        return self._sums.found(names)

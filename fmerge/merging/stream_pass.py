@@ -21,6 +21,7 @@ from fmerge.methods.base import TensorFormula
 from fmerge.methods.inputs import MergeInputs
 from fmerge.methods.roles import places_of
 from fmerge.params import Params, check_finite
+from fmerge.report.distances import LayerDistances
 from fmerge.store import (
     StoredParams,
     check_fisher,
@@ -47,12 +48,14 @@ class Found:
         vectors: A sentence on the task vectors; empty without a base.
         facts: The method's sentences.
         fishers: Where the mass of the Fishers lies, if the method has any.
+        distances: How far the experts lie from the base and from each other, by layer.
     """
 
     hashes: Mapping[str, Any]
     vectors: str
     facts: Sequence[str]
     fishers: FisherSummary | None
+    distances: LayerDistances | None
 
 
 @dataclass
@@ -121,7 +124,9 @@ class Pass:
         except ValueError as error:  # what a formula cannot do with these numbers
             raise UserError(f"{type(self.method).__name__}: {error}") from error
         self.observer.check()
-        return Found(self.observer.hashes, self.observer.vectors, facts, fishers)
+        seen = self.observer
+        distances = seen.distances(self.weights)
+        return Found(seen.hashes, seen.vectors, facts, fishers, distances)
 
     def _merge(self, formula: TensorFormula, writers: Writers, stop: Callable[[], int]) -> None:
         moved = self._merged_buffers()

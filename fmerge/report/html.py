@@ -1,13 +1,23 @@
-"""A merge's report as one HTML file: no script, nothing from the network, all text escaped."""
+"""A merge's report as one HTML file: nothing from the network, all text escaped.
+
+Its one script sorts tables. The page's policy names that script's hash, so that no other can run.
+"""
 
 import re
+from base64 import b64encode
 from functools import cache
+from hashlib import sha256
+from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from fmerge import __version__
+from fmerge.report.evidence_plots import MOST_PANELS, coefficient_picture, scores_picture
+from fmerge.report.fisher_tables import fisher_tables
+from fmerge.report.headline import own_rows
 from fmerge.report.merge_report import MergeReport
-from fmerge.report.plots import Picture, front_picture, search_picture, tasks_picture
-from fmerge.report.sections import MOST, coefficient_table, fisher_tables, model_table, task_table
+from fmerge.report.plots import front_picture, search_picture, tasks_picture
+from fmerge.report.search_tables import all_trials, heat_map
+from fmerge.report.sections import MOST, coefficient_table, model_table, task_table
 from fmerge.report.tables import MISSING, Table
 
 LONG = 24
@@ -28,26 +38,39 @@ def html(report: MergeReport) -> str:
         HTML that stands alone.
     """
     search, found = report.search, report.provenance
-    scored = bool(report.rows)
+    scored, searched = bool(report.rows), bool(report.rows) and not search.built
+    script = (files("fmerge.report") / "templates" / "sort.js").read_text(encoding="utf-8")
+    heat = heat_map(report.best, list(found.experts))
     return (
         _environment()
         .get_template("report.html")
         .render(
             version=__version__,
+            script=script,
+            script_hash=b64encode(sha256(script.encode()).digest()).decode(),
             title=report.title,
+            headline=report.headline(),
             facts=report.made(),
             choice=report.choice() if scored else [],
             scores=report.scores() if scored else None,
+            scores_picture=_scores(report) if scored else None,
             differences=report.differences(),
             front=search.front.table() if scored and search.front else None,
-            pictures=_pictures(report) if scored else [],
-            trials=report.trade_off() if scored else None,
+            pictures=_pictures(report) if searched else [],
+            panels=_panels(report) if searched else [],
+            non_dominated=report.trade_off() if scored else None,
+            trials=all_trials(search) if searched else None,
             stages=report.stages(),
-            coefficients=coefficient_table(report.best.coefficients, search.sensitivity),
+            heat=heat,
+            coefficients=None
+            if heat is not None and not search.sensitivity
+            else coefficient_table(report.best.coefficients, search.sensitivity),
+            distances=found.distances.table() if found.distances else None,
             fishers=fisher_tables(found.fishers) if found.fishers else [],
             data=task_table(found.tasks) if found.tasks else None,
             models=model_table(found.models(), digits=16),
             vectors=found.vectors,
+            redo=found.redo,
         )
     )
 
@@ -66,23 +89,50 @@ def to_html(table: Table, level: int = 2) -> str:
     return str(templates.show(table, level))
 
 
-def _pictures(report: MergeReport) -> list[tuple[Picture, str]]:
+def _scores(report: MergeReport) -> tuple[str, str]:
+    names = [row.name for row in own_rows(report.tests)]
+    text = "The mean test score of each model with its 95% interval, and its score on each task."
+    return scores_picture(report.rows, names, report.tests.measure, text), text
+
+
+def _pictures(report: MergeReport) -> list[tuple[str, str]]:
     """The pictures of the search, with their captions."""
     search, measure = report.search, report.search.measure
-    if search.built:  # no search was made
-        return []
     pictures = []
     if search.front is not None:
-        front = front_picture(search.trials, search.front.trials, search.front.objectives)
-        pictures.append((front, "Trade-off between the first two objectives."))
-    trace = search_picture(search.trials, search.goal, measure)
-    pictures.append((trace, "The objective on the validation split, by trial."))
+        text = "Trade-off between the first two objectives."
+        given = search.trials, search.front.trials, search.front.objectives
+        pictures.append((front_picture(*given, text), text))
+    text = "The objective on the validation split, by trial."
+    pictures.append((search_picture(search.trials, search.goal, measure, text), text))
     tasks = search.best.metrics.keys()
     scored = [one for one in search.trials if one.status == "ok" and one.metrics.keys() == tasks]
     if len(tasks) > 1 and len(scored) > 1:
-        trade = tasks_picture(scored, search.non_dominated[:MOST], search.best, measure)
-        pictures.append((trade, "Trade-off between the tasks' validation scores."))
+        text = "Trade-off between the tasks' validation scores."
+        front = search.non_dominated[:MOST]
+        pictures.append((tasks_picture(scored, front, search.best, measure, text), text))
     return pictures
+
+
+def _panels(report: MergeReport) -> list[str]:
+    """The objective against each coefficient, those that it depends on most first."""
+    search = report.search
+    scored = [one for one in search.trials if one.status == "ok" and not one.stage]
+    tried = {name: {one.coefficients.get(name) for one in scored} for name in _coefficients(report)}
+    names = [name for name, values in tried.items() if len(values - {None}) > 1]
+    order = sorted(names, key=lambda name: -search.sensitivity.get(name, 0.0))[:MOST_PANELS]
+    return [
+        coefficient_picture(
+            *(name, number, [one for one in scored if name in one.coefficients]),
+            search.best,
+            search.beliefs.get(name, ()),
+        )
+        for number, name in enumerate(order)
+    ]
+
+
+def _coefficients(report: MergeReport) -> list[str]:
+    return list(dict.fromkeys(name for one in report.trials for name in one.coefficients))
 
 
 def _marked(text: str) -> "Markup":

@@ -5,13 +5,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from fmerge.report import sentences
+from fmerge.report.fisher_tables import fisher_tables
+from fmerge.report.headline import headline, own_rows
 from fmerge.report.markdown import code, plain, sentence
 from fmerge.report.parts import Provenance, SearchOutcome, TestOutcome, Trials
-from fmerge.report.scores import AVERAGE, MERGE, REFITTED, Comparison, Row
+from fmerge.report.scores import Comparison, Row
+from fmerge.report.search_tables import all_trials, heat_map
 from fmerge.report.sections import (
     coefficient_table,
     comparison_table,
-    fisher_tables,
     score_table,
     stage_table,
     task_table,
@@ -69,9 +71,7 @@ class MergeReport:
         Returns:
             The table; there must be rows.
         """
-        # an average that was asked for is the merge, and has no other row
-        own = MERGE if any(row.name == MERGE for row in self.rows) else AVERAGE
-        names = [row.name for row in self.rows if row.name in {own, own + REFITTED}]
+        names = [row.name for row in own_rows(self.tests)]
         notes = [found] if (found := sentences.refitted(self.tests)) else []
         return score_table(self.rows, f"Test {self.tests.measure}, %{title}", names, notes)
 
@@ -131,11 +131,13 @@ class MergeReport:
         lines = [
             f"# {self.title}",
             "",
+            *(f"{sentence(fact)}\n" for fact in self.headline()),
             *(f"- {sentence(fact)}" for fact in self.made()),
             *(f"- {sentence(fact)}" for fact in sentences.coefficients(self.search, found)),
             *(f"- expert {code(name)}: {plain(path)}" for name, path in found.experts.items()),
             *([f"- base: {plain(found.base)}"] if found.base else []),
             *([f"- task vectors: {sentence(found.vectors)}"] if found.vectors else []),
+            *(f"- {sentence(fact)}" for fact in (found.redo.facts() if found.redo else [])),
         ]
         if self.rows:
             lines += [f"- {sentence(fact)}" for fact in self.choice()]
@@ -146,6 +148,14 @@ class MergeReport:
             lines += ["", f"![objective by trial]({run}search.png)"]
             lines += front.markdown() if front else []
         return "\n".join(lines) + "\n"
+
+    def headline(self) -> list[str]:
+        """Says what was merged, how well it does, and what was not shown.
+
+        Returns:
+            Sentences, of which only backticks are Markdown.
+        """
+        return headline(self.search, self.tests, self.provenance)
 
     def made(self) -> list[str]:
         """Says what was searched and found.
@@ -173,5 +183,12 @@ class MergeReport:
         tables = [table for table in [*scored, self.stages()] if table is not None]
         if search.sensitivity:
             tables.append(coefficient_table(self.best.coefficients, search.sensitivity))
+        further = [
+            heat_map(self.best, list(found.experts)),
+            found.distances.table() if found.distances else None,
+        ]
+        tables += [table for table in further if table is not None]
         tables += fisher_tables(found.fishers) if found.fishers else []
+        trials = None if search.built else all_trials(search, timed=False)
+        tables += [trials] if trials is not None else []
         return tables + ([task_table(found.tasks)] if found.tasks else [])

@@ -5,9 +5,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from fmerge.fisher.summary import FisherSummary
+from fmerge.report.distances import LayerDistances
 from fmerge.report.pareto_front import Front
+from fmerge.report.reproduction import Reproduction
 from fmerge.report.scores import Comparison, Row, TaskFacts
-from fmerge.search import Pick, Trial
+from fmerge.search import Belief, Pick, Trial
 from fmerge.search.objective import Objective
 
 if TYPE_CHECKING:
@@ -88,6 +90,8 @@ class SearchOutcome:
         stages: What each part of the run brought, where its parts were timed.
         measure: What the trials' scores are: ``accuracy``, ``score`` or, without labels,
             ``agreement``.
+        beliefs: Coefficient to what the search's model predicts along it.
+        seconds: Index of a trial to the time it took, where it is known.
     """
 
     method: str
@@ -106,6 +110,8 @@ class SearchOutcome:
     warning: str = ""
     stages: Sequence[StageFacts] = ()
     measure: str = "accuracy"
+    beliefs: Mapping[str, Sequence[Belief]] = field(default_factory=dict)
+    seconds: Mapping[int, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,6 +150,8 @@ class Provenance:
         vectors: A sentence on the task vectors' norms and cosines; empty without a base.
         fishers: Where the mass lies of the Fishers that the merge was made with.
         saved: A sentence on what saving changed, as of an adapter; empty where it changed nothing.
+        distances: How far the experts lie from the base and from each other, by layer.
+        redo: What it takes to make the merge again.
     """
 
     experts: Mapping[str, str]
@@ -155,6 +163,8 @@ class Provenance:
     vectors: str = ""
     fishers: FisherSummary | None = None
     saved: str = ""
+    distances: LayerDistances | None = None
+    redo: Reproduction | None = None
 
     def models(self) -> list[tuple[str, str, str]]:
         """Lists what was merged.

@@ -1,52 +1,14 @@
 """Plots of a search."""
 
-import io
 import math
-import warnings
-from base64 import b64encode
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from fmerge.report.figures import Pen, inline, save, short
 from fmerge.search import Trial
 from fmerge.search.objective import Objective, shortfalls
-from fmerge.store import replacing_file
-
-
-@dataclass(frozen=True)
-class Ink:
-    """The colours of a plot with a transparent background.
-
-    Attributes:
-        text: Letters and axes.
-        trial: A trial.
-        faint: A dominated trial, or one below its bounds.
-        best: The best trial.
-    """
-
-    text: str = "black"
-    trial: str = "#4878a8"
-    faint: str = "#c8d6e4"
-    best: str = "#c2542d"
-
-
-LIGHT = Ink("#1f2328")
-DARK = Ink("#e6e8eb", "#7fb0e0", "#3d5168", "#f08a5d")
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A picture that needs no file.
-
-    Attributes:
-        light: For a light ground, an SVG as a ``data:`` address.
-        dark: The same for a dark one.
-    """
-
-    light: str
-    dark: str
 
 
 def draw_search(
@@ -63,30 +25,28 @@ def draw_search(
         goal: What was maximised, and its bounds; the mean without bounds when left out.
         measure: What a mean is of.
     """
-    with _figure(6.4, 3.6) as (figure, axes):
-        _trace(axes, trials, Objective() if goal is None else goal, measure, Ink())
-        _legend(axes)
-        with replacing_file(path) as temporary:
-            figure.savefig(temporary, dpi=120, metadata={"Software": "fmerge"})
+    goal = Objective() if goal is None else goal
+    save(path, partial(_trace, trials=trials, goal=goal, measure=measure), 6.4, 3.6)
 
 
-def search_picture(trials: Sequence[Trial], goal: Objective, measure: str) -> Picture:
+def search_picture(trials: Sequence[Trial], goal: Objective, measure: str, text: str) -> str:
     """Draws the objective by trial and the best so far.
 
     Args:
         trials: In order.
         goal: What was maximised, and its bounds.
         measure: What a mean is of.
+        text: What the picture shows.
 
     Returns:
-        The picture.
+        The picture, an ``svg`` element.
     """
-    return _picture(lambda axes, ink: _trace(axes, trials, goal, measure, ink))
+    return inline(partial(_trace, trials=trials, goal=goal, measure=measure), "search", text)
 
 
 def tasks_picture(
-    trials: Sequence[Trial], front: Sequence[Trial], best: Trial, measure: str
-) -> Picture:
+    trials: Sequence[Trial], front: Sequence[Trial], best: Trial, measure: str, text: str
+) -> str:
     """Draws how the tasks' validation scores go together over the trials.
 
     Args:
@@ -94,14 +54,15 @@ def tasks_picture(
         front: The non-dominated ones among them.
         best: The one that was chosen.
         measure: What a score is.
+        text: What the picture shows.
 
     Returns:
         The picture: one task against the other, or a line a trial where there are more.
     """
-    two = len(best.metrics) == 2
     dominated = [trial for trial in trials if trial not in front]
-    draw = _plane if two else _lines
-    return _picture(lambda axes, ink: draw(axes, dominated, front, best, measure, ink))
+    draw = _plane if len(best.metrics) == 2 else _lines
+    given = {"dominated": dominated, "front": front, "best": best, "measure": measure}
+    return inline(partial(draw, **given), "tasks", text)  # type: ignore[arg-type]
 
 
 def draw_front(
@@ -115,163 +76,155 @@ def draw_front(
         objectives: The names of the objectives, two at least.
         path: The picture, a PNG.
     """
-    with _figure(5.2, 4.2) as (figure, axes):
-        _front(axes, trials, front, objectives, Ink())
-        _legend(axes)
-        with replacing_file(path) as temporary:
-            figure.savefig(temporary, dpi=120, metadata={"Software": "fmerge"})
+    save(path, partial(_front, trials=trials, front=front, objectives=objectives), 5.2, 4.2)
 
 
 def front_picture(
-    trials: Sequence[Trial], front: Sequence[Trial], objectives: Sequence[str]
-) -> Picture:
+    trials: Sequence[Trial], front: Sequence[Trial], objectives: Sequence[str], text: str
+) -> str:
     """Draws the first objective against the second, and the Pareto front.
 
     Args:
         trials: All trials.
         front: Those of the front, the one that was chosen first.
         objectives: The names of the objectives, two at least.
+        text: What the picture shows.
 
     Returns:
-        The picture.
+        The picture, an ``svg`` element.
     """
-    return _picture(lambda axes, ink: _front(axes, trials, front, objectives, ink))
+    draw = partial(_front, trials=trials, front=front, objectives=objectives)
+    return inline(draw, "front", text)
+
+
+def said_of(trial: Trial) -> str:
+    """Writes what a trial says under the pointer.
+
+    Args:
+        trial: The trial.
+
+    Returns:
+        Its number, objective, scores and coefficients, at most eight of them.
+    """
+    named = list(trial.coefficients.items())
+    parts = [
+        *([] if trial.objective is None else [f"objective {100 * trial.objective:.1f}"]),
+        *(f"{task} {100 * score:.1f}" for task, score in trial.metrics.items()),
+        *(f"λ {name} {value:.4f}" for name, value in named[:8]),
+        *(["…"] if len(named) > 8 else []),
+    ]
+    kind = f" ({trial.stage or trial.method})" if trial.stage or trial.method else ""
+    return "\n".join([f"trial {trial.index}{kind}", *parts])
 
 
 def _front(
-    axes: Any, trials: Sequence[Trial], front: Sequence[Trial], objectives: Sequence[str], ink: Ink
+    pen: Pen, trials: Sequence[Trial], front: Sequence[Trial], objectives: Sequence[str]
 ) -> None:
     first, second = objectives[:2]
+    axes, ink = pen.axes, pen.ink
 
     def places(some: Sequence[Trial]) -> tuple[list[float], list[float]]:
         one, other = ([100 * t.objectives[name] for t in some] for name in (first, second))
         return one, other
 
-    axes.plot(*places([t for t in trials if t.objectives]), "o", color=ink.faint, markersize=4)
+    scored = [t for t in trials if t.objectives]
+    said = list(map(said_of, scored))
+    pen.points(*places(scored), "o", said, color=ink.faint, markersize=4)
     # the steps bound what the front dominates; seen from two of more objectives it has no line
     style = "o-" if len(objectives) == 2 else "o"
-    steps = {"color": ink.best, "markersize": 5, "drawstyle": "steps-post"}
-    axes.plot(*places(front), style, label="Pareto front", **steps)
+    steps: dict[str, Any] = {"color": ink.best, "markersize": 5, "drawstyle": "steps-post"}
+    pen.points(*places(front), style, list(map(said_of, front)), label="Pareto front", **steps)
     ring = {"color": "none", "markeredgecolor": ink.text, "markersize": 10}
     axes.plot(*places(front[:1]), "o", label=f"merged: trial {front[0].index}", **ring)
     for trial, x, y in zip(front, *places(front), strict=True):
         offset = {"textcoords": "offset points", "xytext": (5, 5), "fontsize": 7}
         axes.annotate(str(trial.index), (x, y), **offset)
-    axes.set_xlabel(f"validation {_short(first)}, %")
-    axes.set_ylabel(f"validation {_short(second)}, %")
+    axes.set_xlabel(f"validation {short(first)}, %")
+    axes.set_ylabel(f"validation {short(second)}, %")
 
 
-def _trace(axes: Any, trials: Sequence[Trial], goal: Objective, measure: str, ink: Ink) -> None:
+def _trace(pen: Pen, trials: Sequence[Trial], goal: Objective, measure: str) -> None:
     from matplotlib.ticker import MaxNLocator
 
+    axes, ink = pen.axes, pen.ink
     scored = [t for t in trials if t.status == "ok" and t.objective is not None]
-    stopped = [
-        (t.index, 100 * t.objective) for t in trials if t.status == "stopped" and t.objective
-    ]
+    stopped = [t for t in trials if t.status == "stopped" and t.objective]
     values = [100 * (t.objective or 0.0) for t in scored]
-    short = [bool(shortfalls(t.metrics, goal.bounds)) for t in scored]
+    short_of = [bool(shortfalls(t.metrics, goal.bounds)) for t in scored]
     # nothing is drawn before the first trial that meets the bounds
-    met = [math.nan if out else value for value, out in zip(values, short, strict=True)]
+    met = [math.nan if out else value for value, out in zip(values, short_of, strict=True)]
     best = [max(met[: i + 1], key=lambda v: (v == v, v)) for i in range(len(met))]
     numbers = [t.index for t in scored]
-    axes.plot(numbers, values, "o", color=ink.trial, markersize=4, label="trial")
+
+    def points(some: Sequence[Trial], **options: Any) -> None:
+        x, y = [t.index for t in some], [100 * (t.objective or 0.0) for t in some]
+        pen.points(x, y, "o", list(map(said_of, some)), markersize=4, **options)
+
+    points(scored, color=ink.trial, label="trial")
     axes.step(numbers, best, where="post", color=ink.best, label="best so far")
-    if any(short):
-        out = [(n, v) for n, v, one in zip(numbers, values, short, strict=True) if one]
-        axes.plot(*zip(*out, strict=True), "o", color=ink.faint, markersize=4, label="below bounds")
+    if any(short_of):
+        out = [trial for trial, one in zip(scored, short_of, strict=True) if one]
+        points(out, color=ink.faint, label="below bounds")
     if stopped:
-        hollow: dict[str, Any] = {"markerfacecolor": "none", "color": "#a8a8a8", "markersize": 4}
-        axes.plot(*zip(*stopped, strict=True), "o", label="stopped early", **hollow)
-    failed = [t.index for t in trials if t.objective is None]
+        points(stopped, color=ink.quiet, label="stopped early", markerfacecolor="none")
+    failed = [t for t in trials if t.objective is None]
     if failed and values:
-        axes.plot(failed, [min(values)] * len(failed), "x", color="grey", label="failed")
+        said = [f"trial {t.index}: {t.reason}" for t in failed]
+        place = [t.index for t in failed], [min(values)] * len(failed)
+        pen.points(*place, "x", said, color=ink.quiet, label="failed")
     axes.set_xlabel("trial")
     axes.set_ylabel(f"validation {measure}, %" if goal.kind == "mean" else f"{goal}, %")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def _plane(
-    axes: Any,
-    dominated: Sequence[Trial],
-    front: Sequence[Trial],
-    best: Trial,
-    measure: str,
-    ink: Ink,
+    pen: Pen, dominated: Sequence[Trial], front: Sequence[Trial], best: Trial, measure: str
 ) -> None:
     """One task's score against the other's."""
     first, second = best.metrics
+    ink = pen.ink
 
     def points(some: Sequence[Trial]) -> tuple[list[float], list[float]]:
         return [100 * t.metrics[first] for t in some], [100 * t.metrics[second] for t in some]
 
     edge = sorted(zip(*points(front), strict=True))
-    axes.plot(*zip(*edge, strict=True), "-", color=ink.trial, linewidth=1)
-    axes.plot(*points(dominated), "o", color=ink.faint, markersize=4, label="trial")
-    axes.plot(*points(front), "o", color=ink.trial, markersize=5, label="non-dominated")
-    axes.plot(*points([best]), "D", color=ink.best, markersize=7, label="chosen")
-    axes.set_xlabel(f"{_short(first)}, validation {measure}, %")
-    axes.set_ylabel(f"{_short(second)}, validation {measure}, %")
+    pen.axes.plot(*zip(*edge, strict=True), "-", color=ink.trial, linewidth=1)
+    kinds: tuple[tuple[str, Sequence[Trial], dict[str, Any]], ...] = (
+        ("trial", dominated, {"color": ink.faint, "markersize": 4, "marker": "o"}),
+        ("non-dominated", front, {"color": ink.trial, "markersize": 5, "marker": "o"}),
+        ("chosen", [best], {"color": ink.best, "markersize": 7, "marker": "D"}),
+    )
+    for label, some, look in kinds:
+        pen.points(*points(some), "", list(map(said_of, some)), label=label, **look)
+    pen.axes.set_xlabel(f"{short(first)}, validation {measure}, %")
+    pen.axes.set_ylabel(f"{short(second)}, validation {measure}, %")
 
 
 def _lines(
-    axes: Any,
-    dominated: Sequence[Trial],
-    front: Sequence[Trial],
-    best: Trial,
-    measure: str,
-    ink: Ink,
+    pen: Pen, dominated: Sequence[Trial], front: Sequence[Trial], best: Trial, measure: str
 ) -> None:
     """A line a trial over the tasks."""
+    axes, ink = pen.axes, pen.ink
     tasks = list(best.metrics)
     kinds = (("trial", dominated, ink.faint, 1.0), ("non-dominated", front, ink.trial, 1.2))
     for label, some, colour, width in (*kinds, ("chosen", [best], ink.best, 2.4)):
         for i, trial in enumerate(some):
             values = [100 * trial.metrics[task] for task in tasks]
+            look = {"color": colour, "linewidth": width, "markersize": 3}
             name = None if i else label
-            axes.plot(range(len(tasks)), values, color=colour, linewidth=width, label=name)
-    slanted = len(tasks) > 4 or max(map(len, tasks)) > 12
-    turn = {"rotation": 35, "ha": "right", "rotation_mode": "anchor"} if slanted else {}
-    axes.set_xticks(range(len(tasks)), list(map(_short, tasks)), **turn)
+            said = [said_of(trial)] * len(tasks)
+            pen.points(list(range(len(tasks))), values, "o-", said, label=name, **look)
+    label_tasks(axes, tasks)
     axes.set_ylabel(f"validation {measure}, %")
 
 
-def _legend(axes: Any) -> None:
-    # above the axes: points may be anywhere inside
-    axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=4, borderaxespad=0)
+def label_tasks(axes: Any, tasks: Sequence[str]) -> None:
+    """Names the tasks below the axes.
 
-
-def _short(name: str) -> str:
-    return name if len(name) <= 24 else f"{name[:23]}…"
-
-
-def _picture(draw: Callable[[Any, Ink], None]) -> Picture:
-    made = []
-    for ink in (LIGHT, DARK):
-        # small, as letters shrink with the picture on a narrow screen
-        with _figure(5.2, 3.5, ink.text) as (figure, axes):
-            draw(axes, ink)
-            _legend(axes)
-            file = io.BytesIO()
-            plain = {"Date": None, "Creator": None}  # the same picture, the same file
-            figure.savefig(file, format="svg", transparent=True, metadata=plain)
-        made.append(f"data:image/svg+xml;base64,{b64encode(file.getvalue()).decode()}")
-    return Picture(*made)
-
-
-@contextmanager
-def _figure(width: float, height: float, text: str = "black") -> Iterator[tuple[Any, Any]]:
-    # not pyplot: its global state would pick a window system
-    import matplotlib
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    names = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
-    # names are the user's: a dollar in them begins no formula
-    fixed = {"text.parse_math": False, "svg.hashsalt": "fmerge"}
-    with matplotlib.rc_context({**dict.fromkeys(names, text), **fixed}), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from")  # a box is drawn for it
-        figure = Figure(figsize=(width, height), layout="constrained")
-        FigureCanvasAgg(figure)
-        axes = figure.add_subplot()
-        axes.spines[["top", "right"]].set_visible(False)
-        yield figure, axes
+    Args:
+        axes: Of matplotlib, on which tasks are 0, 1, …
+        tasks: Their names.
+    """
+    slanted = len(tasks) > 4 or max(map(len, tasks)) > 12
+    turn = {"rotation": 35, "ha": "right", "rotation_mode": "anchor"} if slanted else {}
+    axes.set_xticks(range(len(tasks)), list(map(short, tasks)), **turn)

@@ -39,6 +39,29 @@ class Row:
     estimates: Mapping[str, Estimate] = field(default_factory=dict)
     mean: Estimate | None = None
 
+    def mean_over(self, tasks: Sequence[str]) -> float:
+        """Averages the scores.
+
+        Args:
+            tasks: The tasks.
+
+        Returns:
+            Their mean.
+        """
+        return sum(self.scores[task] for task in tasks) / len(tasks)
+
+    def retained(self, experts: Mapping[str, float]) -> float | None:
+        """Computes the retained share, the mean over tasks t of sₜ / eₜ.
+
+        Args:
+            experts: eₜ, the score of each task's expert.
+
+        Returns:
+            The mean over the tasks whose expert's score is not 0; None if there are none.
+        """
+        shares = [self.scores[task] / own for task, own in experts.items() if own]
+        return sum(shares) / len(shares) if shares else None
+
     def record(self) -> dict[str, Any]:
         """Lists what ``scores.json`` holds.
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from fmerge.fisher.summary import FisherSummary, layer_of
+from fmerge.fisher.summary import layer_of
 from fmerge.params import Params
 from fmerge.report.parts import StageFacts
 from fmerge.report.scores import EXPERTS, Comparison, Row, TaskFacts
@@ -45,11 +45,6 @@ SENSITIVITY = (
     "others (Sobol's total index), as the search's model predicts it within the bounds. "
     "The shares may sum to more than 100%."
 )
-OVERLAP = (
-    "For the diagonal Fishers F and G of two tasks, over the entries i of the body: cosine = "
-    "Σᵢ FᵢGᵢ / (‖F‖ ‖G‖), overlap = Σᵢ min(Fᵢ / ΣF, Gᵢ / ΣG). Both are 1 if the two tasks need the "
-    "same entries to the same degree, and 0 if they need no entry in common."
-)
 MOST = 12
 """Trials that are listed."""
 
@@ -71,17 +66,15 @@ def score_table(
     experts = next(row for row in rows if row.name == EXPERTS).scores
     lines = []
     for row in rows:
-        shares = [row.scores[task] / experts[task] for task in experts if experts[task]]
-        retained = percent(sum(shares) / len(shares)) if shares else Cell(MISSING)
-        mean = sum(row.scores[task] for task in experts) / len(experts)
+        retained = row.retained(experts)
         cells = [
             Cell(row.name),
             *(
                 score(row.estimates[task]) if task in row.estimates else percent(row.scores[task])
                 for task in experts
             ),
-            percent(mean) if row.mean is None else score(row.mean),
-            retained,
+            percent(row.mean_over(list(experts))) if row.mean is None else score(row.mean),
+            Cell(MISSING) if retained is None else percent(retained),
         ]
         lines.append(Line(cells, row.name in own))
     intervals = [INTERVALS] if any(row.estimates for row in rows) else []
@@ -162,42 +155,6 @@ def coefficient_table(
             cells.append(Cell(f"{100 * sensitivity[name]:.0f}", share=sensitivity[name]))
         lines.append(Line(cells))
     return Table("Coefficients", columns, lines, [SENSITIVITY] if sensitivity else [])
-
-
-def fisher_tables(found: FisherSummary) -> list[Table]:
-    """Lays out where the Fishers lie.
-
-    Args:
-        found: What was measured.
-
-    Returns:
-        The shares by layer, and two matrices, of cosines and of overlaps, over the tasks.
-    """
-    names = list(map(Column, found.names))
-    lines = [
-        Line([Cell(layer, code=True), *(percent(share, bar=True) for share in shares)])
-        for layer, shares in found.layers.items()
-    ]
-    lines.append(Line([Cell("mean entry"), *(Cell(f"{mean:.2e}") for mean in found.means)]))
-    header = [Column("layer", text=True), *names]
-    return [
-        Table("Share of each task's Fisher by layer, %", header, lines),
-        _matrix("Cosine of two Fishers", found.names, found.cosines),
-        _matrix("Overlap of two Fishers", found.names, found.overlaps, [OVERLAP]),
-    ]
-
-
-def _matrix(
-    title: str,
-    names: Sequence[str],
-    values: Sequence[Sequence[float]],
-    notes: Sequence[str] = (),
-) -> Table:
-    lines = [
-        Line([Cell(name), *(Cell(f"{value:.2f}", share=value) for value in row)])
-        for name, row in zip(names, values, strict=True)
-    ]
-    return Table(title, [Column("", text=True), *map(Column, names)], lines, notes)
 
 
 def layer_table(fisher: Params, title: str) -> Table:

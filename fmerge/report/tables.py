@@ -29,6 +29,7 @@ class Cell:
         code: Whether the text is set as code.
         bold: Whether it stands out, such as a difference whose interval excludes 0.
         share: Length of the bar behind the text in HTML, in [0, 1].
+        heat: How strongly the cell is coloured in HTML, in [-1, 1]; of two colours by its sign.
     """
 
     text: str
@@ -36,6 +37,7 @@ class Cell:
     code: bool = False
     bold: bool = False
     share: float | None = None
+    heat: float | None = None
 
     @property
     def joiner(self) -> str:
@@ -78,12 +80,14 @@ class Table:
         columns: Its columns.
         lines: Its rows, each with a cell a column.
         notes: Sentences below it, in which names may stand in backticks.
+        sortable: Whether HTML sorts it by the column whose header is pressed.
     """
 
     title: str
     columns: Sequence[Column]
     lines: Sequence[Line]
     notes: Sequence[str] = ()
+    sortable: bool = False
 
 
 def percent(value: float, bar: bool = False) -> Cell:
@@ -97,6 +101,19 @@ def percent(value: float, bar: bool = False) -> Cell:
         Such as ``61.3``.
     """
     return Cell(f"{100 * value:.1f}", share=value if bar else None)
+
+
+def heated(value: float, heat: float) -> Cell:
+    """Makes a cell of a heat map.
+
+    Args:
+        value: A share.
+        heat: How strongly the cell is coloured, in [-1, 1].
+
+    Returns:
+        The share in per cent.
+    """
+    return Cell(f"{100 * value:.1f}", heat=heat)
 
 
 def score(estimate: Estimate) -> Cell:

@@ -14,8 +14,10 @@ from fmerge.evaluation.test_scores import TestTable, task_facts
 from fmerge.fisher.summary import FisherSummary, summarise_fishers
 from fmerge.merging.adapter_output import Lowered
 from fmerge.merging.assembler import Assembler
-from fmerge.merging.compatibility import task_vector_facts
+from fmerge.merging.compatibility import described
+from fmerge.merging.distances import layer_distances
 from fmerge.params import Params, write_params
+from fmerge.report.distances import LayerDistances
 from fmerge.report.merge_report import MergeReport
 from fmerge.report.model_card import parameters_of
 from fmerge.report.pareto_front import Front
@@ -167,6 +169,7 @@ class Conclusion:
             ended="" if chosen.built or not self._tells else search.ended,
             warning=below_average(self.run, search, chosen.best, chosen.trials),
             measure="agreement" if self.run.labels == "none" else measure_of(self.run.data),
+            beliefs=search.beliefs() if tells else {},
             stages=stage_facts(search, chosen.trials, chosen.clock) if self._tells else [],
         )
 
@@ -180,12 +183,8 @@ class Conclusion:
     ) -> Provenance:
         """Lists what the merge was made of; ``facts`` are further sentences."""
         ensemble, first = self.run.ensemble, self.run.trainer.is_global_zero
-        vectors = ""
-        if ensemble.base is not None:
-            network = self.run.module.task_model(ensemble.tasks[0])
-            weights = dict(network.named_parameters())  # buffers have no task vectors
-            origin = {name: one for name, one in ensemble.base.items() if name in weights}
-            vectors = task_vector_facts(origin, ensemble.bodies)
+        distances = self._distances()
+        based = distances is not None and ensemble.base is not None
         return Provenance(
             experts=ensemble.sources,
             base=ensemble.base_source,
@@ -193,10 +192,22 @@ class Conclusion:
             tasks=task_facts(self.run.data, folder.noted("data")) if self._tells else {},
             facts=[*self._facts(), *chosen.notes, *_FACTS[ensemble.heads_merged], *facts],
             parameters=parameters_of(self.run.method),
-            vectors=vectors,
+            vectors=described(distances) if based and distances is not None else "",
+            distances=distances,
             fishers=fishers,
             saved="" if lowered is None else lowered.fact,
         )
+
+    def _distances(self) -> LayerDistances | None:
+        ensemble = self.run.ensemble
+        network = self.run.module.task_model(ensemble.tasks[0])
+        weights = dict(network.named_parameters())  # buffers have no task vectors
+
+        def counted(body: Params) -> Params:
+            return {name: one for name, one in body.items() if name in weights}
+
+        base = None if ensemble.base is None else counted(ensemble.base)
+        return layer_distances(base, {name: counted(b) for name, b in ensemble.bodies.items()})
 
     def _facts(self) -> list[str]:
         if self.run.data is None:

@@ -1,6 +1,7 @@
 """One ``merge`` command: checked, locked, then searched, built from a trial, or only priced."""
 
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -42,8 +43,10 @@ from fmerge.runs.pass_plan import Baselines, PassPlan
 from fmerge.runs.polish_stage import Polishing
 from fmerge.runs.portfolio import search_of
 from fmerge.runs.recipes import write_recipe
+from fmerge.runs.redo import with_redo
 from fmerge.runs.stages import Stage
 from fmerge.runs.streamed import StreamedRun, may_stream, streamed_run
+from fmerge.runs.trial_log import TrialLog, without_loggers
 from fmerge.search import Fixed, Search
 from fmerge.store import Dtype, RunFolder, check_dtype, lock_of, only_run, parse_size
 from fmerge.system.signals import catch_signals
@@ -77,6 +80,7 @@ class MergeJob:
         labels: Which labels may be read before the test.
         budget: How long the search and the stages may take.
         adapter_rank: The rank of the adapter that the merge is saved as; a whole model if None.
+        command: The exact command line; empty from Python.
         config: The resolved configuration, which the run's folder keeps; None describes the job.
     """
 
@@ -102,6 +106,7 @@ class MergeJob:
     labels: Labels = "all"
     budget: str | None = None
     adapter_rank: Rank | None = None
+    command: str = ""
 
     def run(self) -> MergeReport | None:
         """Does the job, alone in its folder.
@@ -109,6 +114,7 @@ class MergeJob:
         Returns:
             What was saved and the test scores; None of a dry run.
         """
+        assert self.began  # from here on the time is taken
         # before there is a folder
         check_task_names(target_first(self.experts, None), "--experts")
         with only_run(lock_of(self.output, folder=True), on=self.trainer.is_global_zero):
@@ -134,6 +140,11 @@ class MergeJob:
         callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
         found = [one for one in callbacks if isinstance(one, MergeOptimizer)]
         return found[0] if found else MergeOptimizer()
+
+    @cached_property
+    def began(self) -> float:
+        """When the job began, in seconds."""
+        return time.monotonic()
 
     @cached_property
     def stages(self) -> Sequence[Stage]:
@@ -223,7 +234,7 @@ class MergeJob:
             folder.check_inputs(fingerprints(run))
             folder.begin_point(index)
         report = self._long(run, lambda: run.build(self.optimizer, search, folder, index, records))
-        return self._shown(report, folder.point(index))
+        return self._shown(report, folder, folder.point(index))
 
     def _search(
         self, run: MergeRun | StreamedRun, search: Search, folder: RunFolder, resuming: bool
@@ -235,8 +246,11 @@ class MergeJob:
             Console().print(f"Resuming after {len(done)} trials: {folder.path}", soft_wrap=True)
         elif self.trainer.is_global_zero:
             folder.start(_identity(run))
+        log = TrialLog(folder, self.trainer.loggers)
+        log.recall(done)
+        folder.listeners = [log]
         try:
-            with catch_signals(self.trainer) as stop:
+            with catch_signals(self.trainer) as stop, without_loggers(self.trainer):
                 report = self._long(
                     run, lambda: run.run(self.optimizer, search, folder, done, stop)
                 )
@@ -249,7 +263,8 @@ class MergeJob:
             raise
         if self.trainer.is_global_zero:
             write_recipe(run.whole if isinstance(run, StreamedRun) else run, report, folder.path)
-        return self._shown(report, folder.path)
+            log.conclude(report)
+        return self._shown(report, folder, folder.path, len(done))
 
     def _long(self, run: MergeRun | StreamedRun, part: Callable[[], MergeReport]) -> MergeReport:
         """Runs the long part as Lightning runs its own, with its handling of interrupts."""
@@ -262,8 +277,12 @@ class MergeJob:
         report: MergeReport = call._call_and_handle_interrupt(trainer, part)
         return report
 
-    def _shown(self, report: MergeReport, output: Path) -> MergeReport:
+    def _shown(
+        self, report: MergeReport, folder: RunFolder, output: Path, before: int = 0
+    ) -> MergeReport:
         if self.trainer.is_global_zero:
+            seconds = time.monotonic() - self.began
+            report = with_redo(report, self.trainer, folder, self.command, seconds, before)
             show(report, output)
         # no process may leave before the files are complete
         self.trainer.strategy.barrier("the merge is written")

@@ -193,7 +193,7 @@ class StreamedRun:
                 refit_heads=self.whole.refitting.when,
                 refit_examples=self.whole.refitting.most,
             ),
-            provenance=replace(provenance, vectors=found.vectors),
+            provenance=replace(provenance, vectors=found.vectors, distances=found.distances),
         )
 
     def _save(self, report: MergeReport, folder: Path, parts: Path) -> None:

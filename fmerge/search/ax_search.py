@@ -8,7 +8,8 @@ from typing_extensions import override
 from fmerge.errors import UserError
 from fmerge.search.acquisitions import Acquisition
 from fmerge.search.ax_client import AxClient, Value, quiet
-from fmerge.search.base import Pick, Search, Trial
+from fmerge.search.base import Search, Trial
+from fmerge.search.belief import Belief, Pick
 from fmerge.search.charts import Chart, Linear, LogRatios
 from fmerge.search.coordinate_search import coordinate_point
 from fmerge.search.initial_points import initial_points
@@ -20,6 +21,9 @@ Noise = Literal["infer", "binomial", "none"]
 Coordinates = Literal["ratios", "linear"]
 
 _LOG = logging.getLogger(__name__)
+
+_STEPS = 25
+"""Values of a coefficient that the model is asked about."""
 
 
 class AxSearch(Search):
@@ -213,6 +217,26 @@ class AxSearch(Search):
         except Exception as failure:  # a table of the report: the search must be saved
             _LOG.warning("the search's model tells no sensitivity: %s", failure)
             return {}
+
+    @override
+    def beliefs(self) -> dict[str, list[Belief]]:
+        if not self._has_model or not isinstance(self._chart, Linear):
+            return {}
+        best, found = self.best().coefficients, {}
+        for name, (low, high) in self._chart.box.items():
+            steps = [low + (high - low) * i / (_STEPS - 1) for i in range(_STEPS)]
+            found[name] = [{**best, name: step} for step in steps]
+        try:
+            with quiet():
+                predicted = self._client.predict([one for line in found.values() for one in line])
+        except Exception as failure:  # a picture of the report: the search must be saved
+            _LOG.warning("the search's model predicts no curves: %s", failure)
+            return {}
+        told = iter(predicted)
+        return {
+            name: [Belief(point[name], *next(told)[:2]) for point in line]
+            for name, line in found.items()
+        }
 
     @property
     def _has_model(self) -> bool:

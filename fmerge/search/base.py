@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from fmerge.errors import UserError
+from fmerge.search.belief import Belief, Pick
 from fmerge.search.objective import Objective, Partial, shortfalls
 from fmerge.search.pareto import non_dominated
 from fmerge.search.space import SearchSpace
@@ -99,21 +100,6 @@ class Trial:
             partial=Partial(**record["partial"]) if "partial" in record else None,
             **{name: record[name] for name in names if name in record},
         )
-
-
-@dataclass(frozen=True)
-class Pick:
-    """The trial that a model of the scores would choose.
-
-    Attributes:
-        trial: The trial.
-        mean: The objective that the model predicts for it.
-        error: Standard error of that prediction.
-    """
-
-    trial: Trial
-    mean: float
-    error: float
 
 
 class Search(Recorded, ABC):
@@ -272,6 +258,14 @@ class Search(Recorded, ABC):
         Returns:
             Coefficient to its part in the variance of the objective over all coefficients, alone
             or together with others (Sobol's total index); nothing without a model.
+        """
+        return {}
+
+    def beliefs(self) -> dict[str, list[Belief]]:
+        """Asks the search's model, where it has one, what it predicts along each coefficient.
+
+        Returns:
+            Coefficient to predictions over its bounds; nothing without a model.
         """
         return {}
 

@@ -63,6 +63,7 @@ from fmerge.store.tensor_files import StoredParams, StoredTensor, tensors_of
 from fmerge.store.tokenizer_match import check_tokenizer, give_padding
 from fmerge.store.tokenizer_parts import tokenizer_differences, vocabulary_difference
 from fmerge.store.tokenizers import find_tokenizer, load_tokenizer
+from fmerge.store.trial_log import note_time, read_times
 from fmerge.store.weight_places import places_in, stored_folder
 from fmerge.store.weights import reading_headers
 
@@ -130,6 +131,7 @@ __all__ = [
     "load_tower",
     "lock_of",
     "new_pooler",
+    "note_time",
     "only_run",
     "outputs_in",
     "outputs_last",
@@ -150,6 +152,7 @@ __all__ = [
     "ShardWriter",
     "StoredParams",
     "StoredTensor",
+    "read_times",
     "recover_folder",
     "remove_leftovers",
     "remove_partial",

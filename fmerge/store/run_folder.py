@@ -53,6 +53,8 @@ class RunFolder:
         self.config = config
         self.defaults = defaults or {}
         self._log = path / "trials.jsonl"
+        self.times = path / "times.txt"
+        self.listeners: list[Callable[[Mapping[str, Any]], None]] = []
         self._inputs = path / "inputs.json"
 
     def check(self, overwrite: bool) -> bool:
@@ -168,7 +170,7 @@ class RunFolder:
             inputs: Plain values that identify the experts, the base and the data.
         """
         remove_leftovers(self.path / CACHE_FILE)
-        for stale in _RESULTS:
+        for stale in (*_RESULTS, self.times.name):
             (self.path / stale).unlink(missing_ok=True)  # of the run that --overwrite replaces
         for folder in ("merged", PARTS, _POINTS, _STAGES):
             shutil.rmtree(self.path / folder, ignore_errors=True)
@@ -177,7 +179,7 @@ class RunFolder:
 
     def discard(self) -> None:
         """Removes a run that was begun and cannot be finished; its folder too if it is empty."""
-        for one in (self._log, self._inputs, self.path / "config.yaml"):
+        for one in (self._log, self._inputs, self.times, self.path / "config.yaml"):
             one.unlink(missing_ok=True)
         if not any(self.path.iterdir()):
             self.path.rmdir()
@@ -233,6 +235,8 @@ class RunFolder:
             record: Plain values.
         """
         append_line(self._log, json.dumps(record))
+        for tell in self.listeners:
+            tell(record)
 
     def forget(self, count: int) -> None:
         """Shortens the log.

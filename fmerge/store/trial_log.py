@@ -40,6 +40,36 @@ def read_trials(path: Path) -> list[dict[str, Any]]:
     return records
 
 
+def note_time(path: Path, trial: int, seconds: float) -> None:
+    """Notes how long a trial took: apart from the log, which is the same whenever it is made.
+
+    Args:
+        path: The file of the times.
+        trial: The trial's number.
+        seconds: How long.
+    """
+    with path.open("a", encoding="utf-8") as notes:
+        notes.write(f"{trial} {seconds:.3f}\n")
+
+
+def read_times(path: Path, count: int) -> dict[int, float]:
+    """Reads how long trials took.
+
+    Args:
+        path: The file that notes it, a line a trial; it may be absent.
+        count: How many trials the log has.
+
+    Returns:
+        Seconds by trial, of those whose time was noted whole; the last note of a trial counts.
+    """
+    if not path.is_file():
+        return {}
+    complete, _, _ = path.read_bytes().decode(errors="replace").rpartition("\n")
+    found = [line.split() for line in complete.splitlines()]
+    known = {int(one[0]): float(one[1]) for one in found if len(one) == 2 and one[0].isdigit()}
+    return {index: known[index] for index in sorted(known) if index < count}
+
+
 def _is_trial(record: Mapping[str, Any], number: int) -> bool:
     objective, status = record.get("objective"), record.get("status")
     optional = (record.get(key, {}) for key in ("objectives", "objective_errors"))

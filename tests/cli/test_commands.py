@@ -354,7 +354,16 @@ def test_a_merge_without_data_is_built_and_saved(zoo, tmp_path):
         assert_same(body(output / "merged" / task), expected)
     assert trials(output)[0]["objective"] is None
     assert not (output / "search.png").exists()
-    assert "|" not in (output / "report.md").read_text()
+    report = (output / "report.md").read_text()
+    assert "nothing was scored, as there were no data" in report and "Test" not in report
+    first, second = zoo.experts
+    # the distances of both, by layer and in all
+    table = report[report.index("## Distances between the models by layer, %") :].splitlines()
+    assert table[2] == f"| layer | {first} to {second} |"
+    apart = sum(float((both[0][n] - both[1][n]).square().sum()) for n in both[0]) ** 0.5
+    size = sum(float(one.square().sum()) for one in both[0].values()) ** 0.5
+    whole = next(line for line in table if line.startswith("| all layers"))
+    assert float(whole.split("|")[2]) == pytest.approx(100 * apart / size, abs=0.06)
 
 
 slow = partial(pytest.param, marks=pytest.mark.slow)

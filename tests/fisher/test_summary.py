@@ -19,6 +19,7 @@ def test_cosine_and_overlap_worked_by_hand():
     assert [found.overlaps[i][i] for i in range(2)] == pytest.approx([1, 1])
     assert found.layers == {"m.0": pytest.approx([0.25, 0.5]), "m.1": pytest.approx([0.75, 0.5])}
     assert found.means == [2.0, 20.0]
+    assert found.shared == {"m.0": [pytest.approx(0.25)], "m.1": [pytest.approx(0.5)]}
 
 
 def test_chunks_add_up(monkeypatch):
@@ -39,6 +40,8 @@ def test_chunks_add_up(monkeypatch):
             # 1 minus half the distance of the masses
             overlap = 1 - float((shares[a] - shares[b]).abs().sum()) / 2
             assert found.overlaps[a][b] == pytest.approx(overlap)
+    pairs = [found.overlaps[a][b] for a, b in ((0, 1), (0, 2), (1, 2))]
+    assert [sum(one) for one in zip(*found.shared.values(), strict=True)] == pytest.approx(pairs)
     assert [sum(layer) for layer in zip(*found.layers.values(), strict=True)] == pytest.approx([
         1,
         1,

@@ -19,6 +19,7 @@ from fmerge.merging import streaming as engine
 from fmerge.merging.assembler import Assembler
 from fmerge.merging.buffers import network_state
 from fmerge.merging.compatibility import task_vector_facts
+from fmerge.merging.distances import layer_distances
 from fmerge.methods import FisherMerge, MergeMethod, TaskArithmetic
 from fmerge.modules import RankChoice, TextClassifier
 from fmerge.params import fingerprint
@@ -94,6 +95,12 @@ def test_every_method_gives_the_bits_of_the_merge_in_memory(both, tmp_path, meth
     if based:
         assert found.hashes["base"] == fingerprint(whole.base)
         assert found.vectors == task_vector_facts(whole.base, whole.bodies)
+    expected = layer_distances(base, whole.bodies)
+    assert list(found.distances.products) == list(expected.products)
+    for layer in expected.products:
+        for m, n in ((0, 0), (0, 1), (1, 1)):
+            own = (one.apart(layer, m, n) for one in (found.distances, expected))
+            assert next(own) == pytest.approx(next(own), rel=1e-4, abs=1e-6), layer
 
 
 def test_a_fisher_in_bf16_and_one_of_another_model(llamas, tmp_path):
@@ -138,7 +145,7 @@ def contents(folder):
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name not in {"config.yaml", "inputs.json"}
+        if path.is_file() and path.name not in {"config.yaml", "inputs.json", "times.txt"}
     }
 
 
@@ -147,6 +154,7 @@ def contents(folder):
 )
 def test_the_whole_folder_is_that_of_the_merge_in_memory(zoo, tmp_path, monkeypatch, kind):
     """Weights, index, config, tokenizer, side files, cards, trials and report."""
+    monkeypatch.setattr("fmerge.report.reproduction.duration", lambda _: "a while")
     module, base, experts = TextClassifier, zoo.base, zoo.experts
     if kind != "bert":
         config = tiny.t5_config() if kind == "t5" else tiny.bart_config()

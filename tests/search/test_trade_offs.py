@@ -55,10 +55,19 @@ def test_the_model_tells_what_the_objective_depends_on(monkeypatch):
     assert found == search.sensitivity()
     assert list(found) == ["small", "great-one", "none"]
     assert list(found.values()) == pytest.approx([0.2, 0.8, 0.0], abs=0.12)
+    beliefs, best = search.beliefs(), search.best().coefficients
+    assert torch.equal(torch.get_rng_state(), state)
+    for name in search.names:
+        values = [one.value for one in beliefs[name]]
+        assert len(values) == 25 and (values[0], values[-1]) == (0.0, 1.0)
+        for one in beliefs[name]:
+            point = {**best, name: one.value}
+            terms = (0.2 * (point["small"] - 0.5) ** 2, 0.4 * (point["great-one"] - 0.5) ** 2)
+            assert one.mean == pytest.approx(0.8 - sum(terms), abs=0.01) and 0 < one.error < 0.02
 
 
 def test_without_a_model_nothing_is_told():
-    assert Fixed().sensitivity() == {}
+    assert Fixed().sensitivity() == Fixed().beliefs() == {}
     search = AxSearch(trials=5, initial_trials=4)
     search.start(SearchSpace(["a", "b"]))
-    assert search.sensitivity() == {}
+    assert search.sensitivity() == search.beliefs() == {}
