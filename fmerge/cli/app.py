@@ -23,7 +23,9 @@ from fmerge.errors import UserError
 from fmerge.merging.optimizer import MergeOptimizer
 from fmerge.report import score_table
 from fmerge.store import adapters_on, check_resume, disk_trouble, first_class_path, load_lightning
-from fmerge.system.paths import expand
+from fmerge.store.run_folder import RunFolder
+from fmerge.store.upload import check_push, push
+from fmerge.system.paths import expand, path_of
 from fmerge.system.watchdog import LostProcessError, watch_processes
 from fmerge.trainer import FMergeTrainer
 
@@ -87,6 +89,8 @@ class FMergeCLI(LightningCLI):
         if self._adding == "merge":
             parser.add_lightning_class_args(MergeOptimizer, "optimizer")
             parser.add_argument("--mergekit", type=str | None, help=_RECIPE)  # see with_recipe
+            parser.add_argument("--push_to_hub", type=str | None, help=_PUSH)
+            parser.add_argument("--push_private", type=bool, default=False, help=_PRIVATE)
         if self._adding == "fit":
             parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
             parser.set_defaults(CHECKPOINT)
@@ -172,8 +176,17 @@ class FMergeCLI(LightningCLI):
         self._resolve()
 
     def before_merge(self) -> None:
-        """Hands the resolved configuration to the Trainer."""
+        """Hands the resolved configuration to the Trainer, and checks what follows the merge."""
         self._resolve()
+        check_push(self.config["merge"].push_to_hub, self.config["merge"].push_private)
+
+    def after_merge(self) -> None:
+        """Uploads what the merge has saved, if that was asked for."""
+        given = self.config["merge"]
+        if given.push_to_hub and not given.dry_run and self.trainer.is_global_zero:
+            run = RunFolder(path_of(given.output))
+            folder = run.path if given.build is None else run.point(given.build)
+            say(f"uploaded: {push(folder / 'merged', given.push_to_hub, given.push_private)}")
 
     def _resolve(self) -> None:
         self.trainer.command = shlex.join(["fmerge", *self._line])  # type: ignore[attr-defined]
@@ -184,6 +197,8 @@ class FMergeCLI(LightningCLI):
 
 
 _RECIPE = "A recipe of mergekit (YAML), instead of experts, base, method and dtype."
+_PUSH = "Upload what was saved to this repository of the hub, owner/name; HF_TOKEN allows it."
+_PRIVATE = "Whether that repository must be private."
 
 
 def _models_of(found: Any) -> list[str]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fmerge.errors import UserError, known
+from fmerge.store.hub import bound_retries
 from fmerge.system.paths import expand
 
 BUILDERS = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
@@ -50,6 +51,7 @@ def read_rows(
 def _read(source: str, split: str, name: str | None, token: str | None, where: str) -> Any:
     import datasets
 
+    bound_retries()
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # it logs what it raises as well
     path = Path(source)

@@ -1,7 +1,7 @@
 """Hugging Face model cards of merged models."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from fmerge.report.merge_report import MergeReport
 from fmerge.report.sections import coefficient_table, model_table, task_table
 from fmerge.report.tables import to_markdown
 from fmerge.store import Preprocessors
+from fmerge.store.hub import is_hub_id, public_name
 
 _HEAD = """\
 It has the head of the task {task}{how}.
@@ -25,8 +26,8 @@ _LOADING = """\
 from transformers import {inputs}, {model}
 
 folder = "."  # the folder that holds this file, or its id on the hub
-model = {model}.from_pretrained(folder)
-{name} = {inputs}.from_pretrained(folder)
+model = {model}.from_pretrained({place})
+{name} = {inputs}.from_pretrained({place})
 ```"""
 
 
@@ -37,8 +38,8 @@ from transformers import {inputs}, {model}
 
 folder = "."  # the folder that holds this file, or its id on the hub
 base = {model}.from_pretrained({base!r})  # a classifier: with its num_labels
-model = PeftModel.from_pretrained(base, folder)
-{name} = {inputs}.from_pretrained(folder)
+model = PeftModel.from_pretrained(base, {place})
+{name} = {inputs}.from_pretrained({place})
 ```"""
 
 
@@ -56,31 +57,47 @@ class Loader:
     inputs: str = "AutoTokenizer"
     base: str | None = None
 
-    def code(self) -> str:
-        """Writes Python that reads the model."""
+    def code(self, inside: str | None = None) -> str:
+        """Writes Python that reads the model.
+
+        Args:
+            inside: The folder of the model below the one that the card describes, if it is.
+
+        Returns:
+            A block of Markdown.
+        """
         name = "tokenizer" if "Tokenizer" in self.inputs else "processor"
         loading = _LOADING if self.base is None else _ADAPTER
-        return loading.format(model=self.model, inputs=self.inputs, name=name, base=self.base)
+        base = None if self.base is None else public_name(self.base)
+        place = "folder" if inside is None else f"folder, subfolder={inside!r}"
+        return loading.format(
+            model=self.model, inputs=self.inputs, name=name, base=base, place=place
+        )
 
 
-def model_card(report: MergeReport, loader: Loader | None = None, task: str | None = None) -> str:
+def model_card(
+    report: MergeReport,
+    loader: Loader | None = None,
+    task: str | None = None,
+    folders: Sequence[str] = (),
+) -> str:
     """Writes the ``README.md`` of a merged model.
 
     Args:
         report: The result of the merge.
         loader: The classes that read the folder, if transformers has some.
         task: The task whose head the model has, if heads differ.
+        folders: The folders of several models that the card describes together.
 
     Returns:
-        Markdown with YAML before it.
+        Markdown with YAML before it, which names models by their hub ids or the names of their
+        folders, not by places of this machine.
     """
-    models = report.provenance.models()
+    models = [(name, public_name(path), sha) for name, path, sha in report.provenance.models()]
     base = None if loader is None else loader.base
     front = _front(report, [path for _, path, _ in models], base)
     if loader is None:  # which library has the network is not known
         del front["library_name"]
-    how = _FITTED[report.tests.refit_heads != "off"]
-    head = [] if task is None else _HEAD.format(task=code(task), how=how).splitlines()
     tables = [
         coefficient_table(report.best.coefficients, {}, digits=".6g"),
         model_table(models),
@@ -96,28 +113,40 @@ def model_card(report: MergeReport, loader: Loader | None = None, task: str | No
         "",
         f"A merge of fine-tuned models, made by fmerge {__version__}.",
         "",
-        *head,
+        *_heads(report, task, folders),
         *(f"- {sentence(fact)}" for fact in report.made()),
         *(f"- {sentence(fact)}" for fact in (report.choice() if report.rows else [])),
         *(line for table in tables if table is not None for line in to_markdown(table)),
     ]
     if loader is not None:
-        lines += ["", "## Use", "", loader.code()]
+        lines += ["", "## Use", "", loader.code(folders[0] if folders else None)]
     return "\n".join(lines) + "\n"
+
+
+def _heads(report: MergeReport, task: str | None, folders: Sequence[str]) -> list[str]:
+    """Says which heads the models have."""
+    if folders:
+        listed = ", ".join(code(name) for name in folders)
+        return [f"Each of these folders has a model with the head of its task: {listed}.", ""]
+    how = _FITTED[report.tests.refit_heads != "off"]
+    return [] if task is None else _HEAD.format(task=code(task), how=how).splitlines()
 
 
 def _front(report: MergeReport, sources: list[str], base: str | None) -> dict[str, Any]:
     """What the hub reads of a model card."""
     if report.provenance.base:  # listed last, but the parent of all the others
         sources = [sources[-1], *sources]
-    front = {
+    sources = [name for name in sources if is_hub_id(name)]  # the hub refuses cards with others
+    front: dict[str, Any] = {
         "library_name": "transformers",
-        "base_model": list(dict.fromkeys(sources)),
-        "base_model_relation": "merge",
         "tags": ["merge", "fmerge", report.search.method],
     }
+    relation = "merge"
     if base is not None:
-        front |= {"library_name": "peft", "base_model": base, "base_model_relation": "adapter"}
+        front["library_name"], relation = "peft", "adapter"
+        sources = [name for name in [public_name(base)] if is_hub_id(name)]
+    if sources:
+        front |= {"base_model": list(dict.fromkeys(sources)), "base_model_relation": relation}
     return front
 
 

@@ -9,8 +9,8 @@ from fmerge.evaluation.head_refit import Heads
 from fmerge.merging.buffers import restore_buffer_dtypes
 from fmerge.params import Params, write_params
 from fmerge.report.merge_report import MergeReport
-from fmerge.report.model_card import loader_of, model_card
-from fmerge.store import SavedAdapter, SavedForm
+from fmerge.report.model_card import Loader, loader_of, model_card
+from fmerge.store import SavedAdapter, SavedForm, write_text
 
 if TYPE_CHECKING:
     from fmerge.runs.merge import MergeRun
@@ -37,7 +37,7 @@ def save_merge(
     # precisions such as bf16-true have rounded the live weights: write all of them again
     run.module.float()
     own, refitted = heads
-    cards = {}
+    cards, loader = {}, None
     for name, head in own.items():
         model = run.module.task_model(name)
         tensors = head | refitted.get(name, {}) | body
@@ -55,6 +55,24 @@ def save_merge(
     run.module.forms = forms
     if run.trainer.is_global_zero:
         run.module.save(folder, cards)
+        save_common_card(folder, report, cards, loader)
+
+
+def save_common_card(
+    folder: Path, report: MergeReport, cards: Mapping[str, str], loader: Loader | None
+) -> None:
+    """Writes the card of several models together, which the hub shows first.
+
+    Args:
+        folder: The folder of the models.
+        report: What the card says.
+        cards: Name of each model's folder to its card; one model lies in ``folder`` itself.
+        loader: The classes that read the first model, if transformers has some.
+    """
+    folders = [name for name in cards if (folder / name / "README.md").is_file()]
+    if "" in cards or not folders:
+        return
+    write_text(folder / "README.md", model_card(report, loader, folders=folders))
 
 
 def rounded(run: "MergeRun", heads: Heads) -> Heads:

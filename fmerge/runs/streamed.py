@@ -19,6 +19,7 @@ from fmerge.report.merge_report import MergeReport
 from fmerge.report.model_card import loader_of, model_card
 from fmerge.report.parts import TestOutcome
 from fmerge.runs.conclude import Chosen, Conclusion
+from fmerge.runs.save import save_common_card
 from fmerge.runs.stages import Candidate
 from fmerge.search import Fixed, Search, Trial
 from fmerge.search.objective import Scores
@@ -198,7 +199,7 @@ class StreamedRun:
 
     def _save(self, report: MergeReport, folder: Path, parts: Path) -> None:
         written = {one.task: parts / str(n) for n, one in enumerate(self.streaming.outputs)}
-        cards, forms = {}, {}
+        cards, forms, loader = {}, {}, None
         for name, head in self.whole.heads.items():
             model = self.module.task_model(name)
             headed = head.keys() & dict(model.named_parameters()).keys()
@@ -208,6 +209,7 @@ class StreamedRun:
             forms[name] = replace(self.whole.forms[name], written=own)
         self.module.forms = forms
         self.module.save(folder, cards)
+        save_common_card(folder, report, cards, loader)
         shutil.rmtree(parts, ignore_errors=True)
 
 

@@ -1,8 +1,17 @@
 """Hub ids: which names can be one, and why a model could not be had from there."""
 
+import time
 from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any, Final
 
 from fmerge.errors import UserError
+
+_PATIENCE: Final = 2.5
+"""Seconds for which connections to the hub may fail before it counts as unreachable."""
+_CONNECT: Final = 3.0
+"""Seconds that one connection may take."""
 
 
 def is_hub_id(source: str) -> bool:
@@ -24,6 +33,64 @@ def is_hub_id(source: str) -> bool:
     return True
 
 
+def public_name(source: str) -> str:
+    """Names a model without saying where it lies on this machine.
+
+    Args:
+        source: A hub id, a folder, a file, or ``package:name/folder``.
+
+    Returns:
+        The hub id; of anything else the last part of its path.
+    """
+    path = Path(source)
+    if is_hub_id(source) and not path.exists():
+        return source
+    return path.name or path.resolve().name
+
+
+@cache
+def bound_retries() -> None:
+    """Gives up a hub that cannot be reached after some 3 seconds, in this process.
+
+    ``huggingface_hub`` waits 23 seconds between its tries, for each file. Here, once connections
+    have failed for a while, a request is answered as if HF_HUB_OFFLINE were set: what is in the
+    cache is used. A connection that is dropped later is tried again as ever.
+    """
+    from huggingface_hub import errors, set_client_factory
+    from huggingface_hub.utils._http import default_client_factory
+
+    first = last = float("-inf")
+
+    def make() -> Any:
+        client: Any = default_client_factory()
+        ask = client.send
+
+        def send(request: Any, **options: Any) -> Any:
+            nonlocal first, last
+            limits = request.extensions.get("timeout", {})
+            limits["connect"] = min(limits.get("connect") or _CONNECT, _CONNECT)
+            request.extensions["timeout"] = limits
+            begun = time.monotonic()
+            try:
+                answer = ask(request, **options)
+            except Exception as error:
+                if type(error).__name__ not in {"ConnectError", "ConnectTimeout"}:
+                    raise
+                first, last = (first if begun - last < 60 else begun), time.monotonic()
+                if last - first < _PATIENCE:
+                    raise
+                raise errors.OfflineModeIsEnabled(
+                    f"cannot reach {request.url.host}: {error}"
+                ) from error
+            first = last = float("-inf")
+            return answer
+
+        client.send = send
+        return client
+
+    set_client_factory(make)
+
+
 def check_on_hub(name: str) -> None:
     """Asks the hub once whether it has a model, unless its config is in the cache.
 
@@ -37,6 +104,7 @@ def check_on_hub(name: str) -> None:
     """
     from huggingface_hub import HfApi, errors, try_to_load_from_cache
 
+    bound_retries()
     if isinstance(try_to_load_from_cache(name, "config.json"), str):
         return
     try:
@@ -69,7 +137,7 @@ def hub_trouble(name: str, what: str, error: Exception) -> str:
     """
     from huggingface_hub import errors
 
-    found = list(_chain(error))
+    found = list(causes(error))
     if any(isinstance(one, errors.GatedRepoError) for one in found):
         return (
             f"{name}: the hub's model is gated; ask for access on its page and log in with "
@@ -84,7 +152,15 @@ def hub_trouble(name: str, what: str, error: Exception) -> str:
     return f"{name}: no such folder, and cannot read its {what} from the hub ({reason})"
 
 
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """Lists an error and those that it follows from.
+
+    Args:
+        error: The last one.
+
+    Yields:
+        The errors, the last one first.
+    """
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__

@@ -12,6 +12,8 @@ _IGNORED = (
         "build",
         "max_shard_size",
         "optimizer.search_patience",
+        "push_to_hub",
+        "push_private",
     ),
     *("trainer.callbacks", "trainer.enable_progress_bar"),
 )

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Final
 
 from fmerge.errors import UserError
+from fmerge.store.hub import bound_retries
 
 _ENDINGS: Final = (
     *(".json", ".jinja", ".txt", ".model", ".spm", ".bpe", ".vocab", ".tiktoken", ".dict"),
@@ -78,6 +79,7 @@ def hub_folder(source: str) -> Path | None:
     from huggingface_hub import snapshot_download, try_to_load_from_cache
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
+    bound_retries()
     try:
         config = try_to_load_from_cache(source, "config.json")
     except HFValidationError:  # it cannot be a hub id

@@ -2,6 +2,7 @@
 
 import re
 from base64 import b64encode
+from dataclasses import replace
 from hashlib import sha256
 from html.parser import HTMLParser
 from importlib.resources import files
@@ -153,7 +154,8 @@ def test_the_card_has_front_matter_that_hugging_face_reads():
     report = made_up(HOSTILE)
     text = model_card(report, Loader("BertForSequenceClassification"), HOSTILE[0])
     front = yaml.safe_load(text.split("---\n")[1])
-    assert front["base_model"] == [f"base/{HOSTILE[0]}", *(f"runs/{t}/expert" for t in HOSTILE)]
+    # the folders' names; the hub refuses a card that names a model as the base's folder is called
+    assert front["base_model"] == ["expert"] and f"base/{HOSTILE[0]}" not in text
     assert front["tags"] == ["merge", "fmerge", "DFMerge"] and "language" not in front
     assert front["library_name"] == "transformers"
     assert ModelCard(text).data.to_dict()["base_model"] == front["base_model"]
@@ -183,3 +185,28 @@ def test_the_last_line_is_a_link_where_links_are_shown(tmp_path):
     file = io.StringIO()
     Console(file=file).print(linked(path), soft_wrap=True)
     assert file.getvalue() == f"{path}\n"
+
+
+def test_a_card_names_models_by_hub_ids_and_folders_not_by_places(tmp_path, monkeypatch):
+    (tmp_path / "experts" / "night").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    report = made_up(["a", "b", "c"])
+    places = {"a": f"{tmp_path}/experts/night", "b": "owner/day", "c": "experts/night"}
+    found = replace(report.provenance, experts=places, base="package:minilm/model", facts=[])
+    report = replace(report, provenance=found)
+    loader = Loader("BertModel", base=f"{tmp_path}/base")
+    cards = [model_card(report, one, folders=f) for one, f in ((None, ()), (loader, ("a", "b")))]
+    assert not any(str(tmp_path) in card or "experts/" in card for card in cards)
+    front, adapter = (yaml.safe_load(card.split("---\n")[1]) for card in cards)
+    assert front["base_model"] == ["model", "night", "owner/day"]
+    assert front["base_model_relation"] == "merge" and adapter["base_model"] == ["base"]
+    assert "Each of these folders has a model with the head of its task: `a`, `b`." in cards[1]
+    assert "PeftModel.from_pretrained(base, folder, subfolder='a')" in cards[1]
+
+
+def test_a_card_of_models_that_cannot_be_named_names_none():
+    report = made_up(["a"])
+    found = replace(report.provenance, experts={"a": "my runs/the best"}, base="")
+    card = model_card(replace(report, provenance=found))
+    front = yaml.safe_load(card.split("---\n")[1])
+    assert not {"base_model", "base_model_relation"} & front.keys() and "| a | the best |" in card
