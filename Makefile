@@ -8,6 +8,7 @@
 # make coverage     the suite, and how much of the package it runs
 # make lowest       unit tests on the lowest versions that pyproject.toml declares
 # make bare         the package without its extras: every module, the tests that need none
+# make docs         the documentation as a site, in build/site; every link is checked
 # make clean        forget the quickstart's runs and the sweep's
 
 PYTHON ?= python3
@@ -23,7 +24,7 @@ UNIT := $(addprefix tests/,methods fisher search store data modules report evalu
 # the lowest torch declared is older; this is the one build that the bounds were tried with
 TORCH ?= 2.13.0
 
-.PHONY: quickstart language-example vision-example test slow sweep lint coverage lowest bare clean
+.PHONY: quickstart language-example vision-example test slow sweep lint coverage lowest bare docs clean
 .DELETE_ON_ERROR:
 
 quickstart: $(RUNS)/average/report.md $(RUNS)/fisher_merge/report.md $(RUNS)/df_merge/report.md
@@ -61,6 +62,11 @@ bare: .venv-bare/installed
 	.venv-bare/bin/python -m pytest -m "not slow" -W default $(UNIT)
 	.venv-bare/bin/fmerge --help
 
+# material warns of a later mkdocs, which is not used
+docs: .venv/documented
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict --config-file docs/mkdocs.yml
+	@echo "The site: build/site/index.html"
+
 clean:
 	rm -rf $(RUNS) $(LANGUAGE) $(DIGITS) runs/sweep.jsonl
 
@@ -68,6 +74,10 @@ clean:
 	$(ENVIRONMENT)
 	$(BIN)/pip install --quiet --constraint .ci/constraints.txt torch
 	$(BIN)/pip install --quiet --constraint .ci/constraints.txt --editable '.[dev]'
+	@touch $@
+
+.venv/documented: .venv/installed
+	$(BIN)/pip install --quiet --constraint .ci/constraints.txt --editable '.[docs]'
 	@touch $@
 
 .venv-lowest/installed: pyproject.toml .ci/lowest.py

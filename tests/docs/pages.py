@@ -1,4 +1,4 @@
-"""The code blocks of a page of the docs: files, and commands that are run in order."""
+"""The pages of the documentation as tests read them: blocks, files and commands that are run."""
 
 import os
 import re
@@ -7,19 +7,43 @@ import subprocess
 import sys
 from pathlib import Path
 
+from fmerge.cli.app import main
+
 ROOT = Path(__file__).parents[2]
 
 
-def files(page: str) -> dict[str, str]:
+def page(name: str) -> str:
+    """The text of a page: the README, or a file of docs/."""
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def blocks(name: str, language: str) -> list[str]:
+    """All blocks of a language on a page, in its order."""
+    return re.findall(rf"```{language}\n(.*?)```", page(name), flags=re.DOTALL)
+
+
+def block(name: str, language: str, containing: str) -> str:
+    """The first of them with a text."""
+    return next(text for text in blocks(name, language) if containing in text)
+
+
+def run(command: str) -> None:
+    """Runs a command of fmerge in this process."""
+    program, *arguments = shlex.split(command.replace("\\\n", " "))
+    assert program == "fmerge"
+    main(arguments)
+
+
+def files(text: str) -> dict[str, str]:
     """The page's files: blocks whose first line is a comment with their name."""
-    blocks = re.findall(r"```(?:python|yaml)\n# (\S+)\n(.*?)```", page, flags=re.DOTALL)
-    return dict(blocks)
+    named = re.findall(r"```(?:python|yaml)\n# (\S+)\n(.*?)```", text, flags=re.DOTALL)
+    return dict(named)
 
 
-def commands(page: str) -> list[list[str]]:
+def commands(text: str) -> list[list[str]]:
     """The commands of the page's shell blocks, split into words."""
-    blocks = re.findall(r"```sh\n(.*?)```", page, flags=re.DOTALL)
-    lines = "".join(blocks).replace("\\\n", " ").splitlines()
+    shell = re.findall(r"```sh\n(.*?)```", text, flags=re.DOTALL)
+    lines = "".join(shell).replace("\\\n", " ").splitlines()
     return [shlex.split(line) for line in lines]
 
 
