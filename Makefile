@@ -9,6 +9,7 @@
 # make lowest       unit tests on the lowest versions that pyproject.toml declares
 # make bare         the package without its extras: every module, the tests that need none
 # make docs         the documentation as a site, in build/site; every link is checked
+# make dist         wheel and sdist of the checked-out version, in dist/, checked
 # make clean        forget the quickstart's runs and the sweep's
 
 PYTHON ?= python3
@@ -24,7 +25,7 @@ UNIT := $(addprefix tests/,methods fisher search store data modules report evalu
 # the lowest torch declared is older; this is the one build that the bounds were tried with
 TORCH ?= 2.13.0
 
-.PHONY: quickstart language-example vision-example test slow sweep lint coverage lowest bare docs clean
+.PHONY: quickstart language-example vision-example test slow sweep lint coverage lowest bare docs dist clean
 .DELETE_ON_ERROR:
 
 quickstart: $(RUNS)/average/report.md $(RUNS)/fisher_merge/report.md $(RUNS)/df_merge/report.md
@@ -66,6 +67,12 @@ bare: .venv-bare/installed
 docs: .venv/documented
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict --config-file docs/mkdocs.yml
 	@echo "The site: build/site/index.html"
+
+dist: .venv/installed
+	$(BIN)/pip install --quiet --constraint .ci/constraints.txt --editable '.[release]'
+	rm -rf dist
+	$(BIN)/python -m build
+	$(BIN)/twine check --strict dist/*
 
 clean:
 	rm -rf $(RUNS) $(LANGUAGE) $(DIGITS) runs/sweep.jsonl

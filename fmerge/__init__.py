@@ -8,10 +8,9 @@ The public names are imported at their first use, so that ``import fmerge`` impo
 """
 
 from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
 
 from fmerge.system import former_paths
-
-__version__ = "0.1.0"
 
 # the module, and the name in it; a module alone is public itself
 _PUBLIC = {
@@ -28,7 +27,7 @@ _PUBLIC = {
 
 former_paths.install()
 
-__all__ = [*_PUBLIC, "__version__"]  # noqa: PLE0604
+__all__ = [*_PUBLIC, "__version__"]  # noqa: F822, PLE0604
 
 
 def __getattr__(name: str) -> object:
@@ -43,6 +42,9 @@ def __getattr__(name: str) -> object:
     Raises:
         AttributeError: If it is not public.
     """
+    if name == "__version__":
+        globals()[name] = found_version = _version()
+        return found_version
     if name not in _PUBLIC:
         raise AttributeError(f"module 'fmerge' has no attribute '{name}'")
     module, attribute = _PUBLIC[name]
@@ -51,6 +53,14 @@ def __getattr__(name: str) -> object:
     value: object = getattr(found, attribute) if attribute else found
     globals()[name] = value
     return value
+
+
+def _version() -> str:
+    # of the installed package, whose build took it from the tag
+    try:
+        return version("fmerge")
+    except PackageNotFoundError:
+        return "0+not.installed"  # a source tree on PYTHONPATH alone
 
 
 def __dir__() -> list[str]:

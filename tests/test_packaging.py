@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import yaml
@@ -14,12 +15,41 @@ ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
+def releases() -> list[str]:
+    """The versions of the changelog, the latest first."""
+    return re.findall(r"(?m)^## \[(\d+\.\d+\.\d+)\]", (ROOT / "docs/changelog.md").read_text())
+
+
+def test_the_changelog_has_the_form_of_keep_a_changelog():
+    """Version 1.1.0: an Unreleased section, the latest first, kinds of changes under each."""
+    changelog = (ROOT / "docs/changelog.md").read_text()
+    sections = re.findall(r"(?m)^## (.+)$", changelog)
+    assert sections[0] == "[Unreleased]"
+    assert all(re.fullmatch(r"\[\d+\.\d+\.\d+\] - .+", name) for name in sections[1:])
+    versions = [tuple(map(int, name.split("."))) for name in releases()]
+    assert versions == sorted(versions, reverse=True)
+    kinds = {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
+    assert set(re.findall(r"(?m)^### (.+)$", changelog)) <= kinds
+
+
+def test_the_version_is_that_of_the_installed_package(monkeypatch):
+    assert fmerge.__version__ == version("fmerge")
+
+    def missing(name):
+        raise PackageNotFoundError(name)
+
+    monkeypatch.delitem(vars(fmerge), "__version__", raising=False)
+    monkeypatch.setattr(fmerge, "version", missing)
+    assert fmerge.__version__ == "0+not.installed"
+    monkeypatch.delitem(vars(fmerge), "__version__")
+
+
 def test_the_citation_has_what_the_format_requires():
     """CFF 1.2.0: these keys, for the work and for each reference; an author has a name."""
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert citation["cff-version"] == "1.2.0"
     assert {"message", "title", "authors"} <= set(citation)
-    assert citation["version"] == fmerge.__version__
+    assert citation["version"] == releases()[0]
     assert citation["license"] == PROJECT["license"]
     for reference in citation["references"]:
         assert {"type", "title", "authors"} <= set(reference)
