@@ -3,6 +3,7 @@
 import ast
 import difflib
 import re
+import sys
 from collections.abc import Callable, Sequence
 
 from fmerge.cli.classes import CLASSES
@@ -75,6 +76,14 @@ def _of_value(message: str, kind: str) -> str:
         return f"unknown class '{unknown[1]}'; known: {_choices(kind)}"
     if broken := re.search(r"Problem with given class_path '([^']*)':\s*(.+)", message):
         return f"cannot import the class '{broken[1]}' ({broken[2]}); known: {_choices(kind)}"
+    if kind == "model" and "not correspond to a subclass of LightningModule" in message:
+        return (
+            f"must be a LightningModule{_found(message)}; for a network, derive a "
+            "class from fmerge.modules.OwnModule whose network(self, outputs) makes it "
+            "(docs/own_modules.md)"
+        )
+    if lacking := _lacking(message):
+        return f"{lacking}; write it"
     if re.search(r"Expected an instantiatable class|Not a valid subclass", message):
         return (
             f"names no class that fits{_found(message)}; give class_path; known: {_choices(kind)}"
@@ -96,6 +105,15 @@ def _of_value(message: str, kind: str) -> str:
     flag = words[0] == "a text" and found.endswith(("'False'", "'True'"))
     hint = "; YAML reads no, off, yes and on so: write the word in quotes" if flag else ""
     return f"expected {' or '.join(words)}{found}{hint}"
+
+
+def _lacking(message: str) -> str:
+    """Names what an abstract class of one's own lacks."""
+    path = re.search(r"(?:Given value|Got value): '?([A-Za-z_][\w.]*\.\w+)'?", message)
+    module, _, name = path[1].rpartition(".") if path else ("", "", "")
+    # imported by the parser already
+    missing = getattr(getattr(sys.modules.get(module), name, None), "__abstractmethods__", ())
+    return f"{name} lacks {known(missing)}" if missing else ""
 
 
 def _word(kind: str) -> str:

@@ -121,6 +121,24 @@ def union(kinds, *errors, given):
             f"; give class_path; known: {TASKS}",
         ),
         (
+            union(
+                ("model", "[...]"),
+                "Import path torch.nn.Linear does not correspond to a subclass of LightningModule",
+                given="torch.nn.Linear",
+            ),
+            "--model: must be a LightningModule, but found 'torch.nn.Linear'; for a network, "
+            "derive a class from fmerge.modules.OwnModule whose network(self, outputs) "
+            "makes it (docs/own_modules.md)",
+        ),
+        (
+            union(
+                ("model", "[...]"),
+                "Expected an instantiatable class, but fmerge.modules.OwnModule is abstract",
+                given="fmerge.modules.OwnModule",
+            ),
+            "--model: OwnModule lacks network; write it",
+        ),
+        (
             union(("base", "[...]"), "Expected a <class 'str'>", given="x" * 500),
             f"--base: expected a text, but found '{'x' * 100}…'",
         ),
