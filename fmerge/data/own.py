@@ -2,7 +2,8 @@
 
 import hashlib
 import pickle
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, final
 
 import torch
@@ -28,14 +29,17 @@ ONLY = "task"
 class _LoaderTask(TaskData):
     """A task whose examples are in the loaders of the user's own."""
 
-    def __init__(self, where: str, loaders: Mapping[Split, DataLoader[Any]]) -> None:
+    def __init__(
+        self, where: str, loaders: Mapping[Split, DataLoader[Any]], names: Sequence[str] = ()
+    ) -> None:
         self.where = where
         self.loaders = loaders
+        self.names = names
 
     @property
     def labels(self) -> list[str]:
-        """Empty: the classes are known to the module alone."""
-        return []
+        """Those that the data name; without them the classes are known to the module alone."""
+        return self.names if isinstance(self.names, list) else list(self.names)
 
     def has(self, split: Split) -> bool:
         return split in self.loaders
@@ -50,6 +54,9 @@ class _LoaderTask(TaskData):
 @final
 class OwnData(MultiTask):
     """Loaders of the user's own, whose batches reach the module as their ``collate_fn`` makes them.
+
+    A task module makes them complete by its ``named_batch``. The attributes ``labels`` and
+    ``metrics`` of a LightningDataModule, task name to names, are those of ``MultiTask``.
 
     Args:
         source: A LightningDataModule; or a DataLoader, or task name to DataLoader, which serve
@@ -71,10 +78,15 @@ class OwnData(MultiTask):
             )
         super().__init__({
             name: _LoaderTask(
-                self.where, {split: own[name] for split, own in found.items() if name in own}
+                self.where,
+                {split: own[name] for split, own in found.items() if name in own},
+                _given(source, "labels").get(name, ()),
             )
             for name in names
         })
+        for name, metrics in _given(source, "metrics").items():
+            if name in self.tasks:
+                self.tasks[name].metrics = metrics
         every = [one for loaders in found.values() for one in loaders.values()]
         self.batch_size = max(_batch_size(one) for one in every)
 
@@ -128,8 +140,17 @@ class OwnData(MultiTask):
             batch_size=self.batch_size,
             sampler=unrepeated_sampler(self.trainer, dataset),
             num_workers=own.num_workers,
-            collate_fn=own.collate_fn,
+            collate_fn=partial(self._named, make=own.collate_fn, task=name),
         )
+
+    def _named(self, examples: Sequence[Any], make: Callable[[Any], Any], task: str) -> Any:
+        """Makes a batch by a loader's own function, and fits it to a task module."""
+        module = None if self.trainer is None else self.trainer.lightning_module
+        # a pass has the collate of the module that it runs
+        owner = getattr(getattr(module, "collate", None), "__self__", module)
+        fit: Callable[[Any, str], Any] | None = getattr(owner, "named_batch", None)
+        batch = make(examples)
+        return batch if fit is None else fit(batch, task)
 
     def _blocks(self, name: str, split: Split) -> list[list[Example]]:
         raise UserError("--optimizer.racing: needs the labels of MultiTask; leave it out")
@@ -160,6 +181,12 @@ class OwnData(MultiTask):
                     "needed, or several by task name"
                 )
         return named
+
+
+def _given(source: object, attribute: str) -> Mapping[str, Sequence[str]]:
+    """What a LightningDataModule says of its tasks, if it does."""
+    found = getattr(source, attribute, None)
+    return found if isinstance(found, Mapping) else {}
 
 
 def _batch_size(loader: DataLoader[Any]) -> int:

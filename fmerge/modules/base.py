@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from fmerge.errors import UserError, known
 from fmerge.fisher import Estimator
 from fmerge.modules.scoring import ScoredModule
 from fmerge.modules.trainable import check_trainable
@@ -59,6 +60,34 @@ class TaskModule(ScoredModule, ABC):
         Returns:
             Tensors with the examples along the first dimension, ``labels`` (n,) and ``task``.
         """
+
+    def named_batch(self, batch: Any, task: str) -> Mapping[str, Any]:
+        """Takes a batch of a loader of the user's own.
+
+        Args:
+            batch: A mapping of what the network reads, with ``labels`` or ``label`` (n,); or a
+                list of examples, of which ``collate`` makes a batch.
+            task: The task's name.
+
+        Returns:
+            A batch as of ``collate``.
+
+        Raises:
+            UserError: If it is something else.
+        """
+        if isinstance(batch, list) and batch and isinstance(batch[0], Mapping):
+            return self.collate(batch, task)
+        if not isinstance(batch, Mapping) or not {"labels", "label"} & batch.keys():
+            found = f"a {type(batch).__name__}"
+            if isinstance(batch, Mapping):
+                found = f"a mapping of {known(batch)}"
+            raise UserError(
+                f"--data: the loader of task '{task}' gives {found}, but {type(self).__name__} "
+                "needs a mapping with 'labels', or a list of examples (collate_fn=list)"
+            )
+        labels = batch["labels" if "labels" in batch else "label"]
+        rest = {key: one for key, one in batch.items() if key != "label"}
+        return {**rest, "labels": labels, "task": task}
 
     @abstractmethod
     def task_model(self, task: str) -> nn.Module:

@@ -100,6 +100,21 @@ class OwnModule(OwnNetwork, LabelAnswers, ABC):
         self._labels |= labels
         super().add_metrics(labels, metrics)
 
+    def named_batch(self, batch: Any, task: str) -> Mapping[str, Any]:
+        """Takes a batch of a loader of the user's own, which may be a pair (inputs, labels).
+
+        Args:
+            batch: A pair of tensors, or see ``TaskModule.named_batch``.
+            task: The task's name.
+
+        Returns:
+            A batch as of ``collate``.
+        """
+        if isinstance(batch, list | tuple) and all(isinstance(one, Tensor) for one in batch):
+            names = ("inputs", "labels")
+            batch = dict(zip(names, batch, strict=False)) if len(batch) == 2 else batch
+        return super().named_batch(batch, task)
+
     def label_names(self, task: str) -> Sequence[str]:
         """Names a task's outputs.
 
