@@ -118,3 +118,21 @@ def object_of(parameter: str, value: object, kind: type[_Kind], module: ModuleTy
         raise UserError(
             f"{parameter}: {name} takes arguments; give an object, not a name"
         ) from error
+
+
+def shortened(text: object, most: int) -> str:
+    """Shortens a text that others wrote, between two words.
+
+    Args:
+        text: A text or an error, whose lines become one.
+        most: The most characters.
+
+    Returns:
+        The text, or its beginning and an ellipsis.
+    """
+    line = " ".join(str(text).split())
+    if len(line) <= most:
+        return line
+    # a single long word, such as a path, is all there is: its beginning is better than nothing
+    whole = line[: most - 1].rpartition(" ")[0] or line[: most - 2]
+    return f"{whole} …"

@@ -229,6 +229,8 @@ def main(args: list[str] | None = None) -> None:
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
     warnings.filterwarnings("ignore", ".*exists and is not empty.*")
     warnings.filterwarnings("ignore", ".*treespec, LeafSpec.*")
+    # torchmetrics has put together what the processes log: a further mean would only round it
+    warnings.filterwarnings("ignore", ".*recommended to use `self.log.*sync_dist=True.*")
     try:
         with watch_processes():
             _run(with_recipe(command_line(args)))

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import yaml
 
-from fmerge.errors import UserError
+from fmerge.errors import UserError, shortened
 from fmerge.methods.recipe import Recipe, read_recipe
 from fmerge.system.paths import expand
 
@@ -59,7 +59,7 @@ def _read(path: Path) -> Any:
     try:
         return yaml.safe_load(path.read_bytes())
     except (ValueError, RecursionError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = shortened(error, 200)
         raise UserError(f"{_OPTION} {path}: is no YAML ({reason})") from error
 
 

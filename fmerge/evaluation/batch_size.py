@@ -12,7 +12,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 
 from fmerge.data import MultiTask, Split
 from fmerge.data.excerpts import longest
-from fmerge.errors import UserError
+from fmerge.errors import UserError, shortened
 from fmerge.fisher import Estimator
 from fmerge.system.watchdog import LostProcessError
 
@@ -152,7 +152,7 @@ def in_memory(trainer: Trainer, data: MultiTask, run: Callable[[], Result]) -> R
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
-            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            reason = shortened(error, 200) or type(error).__name__
             if trainer.world_size > 1:
                 raise LostProcessError(
                     f"process {trainer.global_rank} is out of memory ({reason}); with a smaller "

@@ -2,7 +2,7 @@
 
 import torch
 
-from fmerge.errors import UserError
+from fmerge.errors import UserError, shortened
 from fmerge.methods import MergeMethod
 from fmerge.methods.inputs import MergeInputs
 from fmerge.params import Params
@@ -48,7 +48,7 @@ def check_gradient(method: MergeMethod, option: str, count: int = 3) -> None:
     try:
         found = method.pull_back(MergeInputs(base, experts, at, given or (), scales), gradient)
     except (NotImplementedError, RuntimeError, TypeError, AttributeError) as error:
-        reason = " ".join(str(error).split())[:100]
+        reason = shortened(error, 100)
         raise UserError(
             f"{option}: the coefficients of {name} cannot be learned ({reason}); try TaskArithmetic"
         ) from error

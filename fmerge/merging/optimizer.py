@@ -10,8 +10,9 @@ from fmerge import search as searches
 from fmerge.errors import UserError, object_of
 from fmerge.merging.assemblers import Assemblers
 from fmerge.merging.learnable import LearnedGroups
+from fmerge.merging.progress import progress
 from fmerge.merging.search_checks import check_search, fixed
-from fmerge.merging.trials import Score, attempt, progress, proposed
+from fmerge.merging.trials import Score, attempt, proposed
 from fmerge.methods import MergeMethod
 from fmerge.modules import Loss
 from fmerge.search import AxSearch, Fixed, Search, SearchSpace, Trial

@@ -1,13 +1,11 @@
 """One trial: a merge that is made and scored, whatever proposed it."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import torch
 from lightning.pytorch import Trainer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from fmerge.errors import UserError
 from fmerge.params import Params
@@ -63,37 +61,6 @@ def attempt(
         objectives=scores.objectives,
         objective_errors=scores.objective_errors,
     )
-
-
-@contextmanager
-def progress(trainer: Trainer, search: Search) -> Iterator[Callable[[], None]]:
-    """Shows a bar in the first process.
-
-    Args:
-        trainer: The Trainer.
-        search: The search.
-
-    Yields:
-        What is called after each trial.
-    """
-    columns = (
-        TextColumn("Searching"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.description}"),
-    )
-    with Progress(*columns, disable=not trainer.is_global_zero) as progress:
-        bar = progress.add_task("", total=search.budget)
-        yield lambda: progress.update(bar, advance=1, description=_best_so_far(search))
-
-
-def _best_so_far(search: Search) -> str:
-    if not any(trial.status == "ok" and trial.objective is not None for trial in search.history):
-        return "no score yet"
-    best = search.best()
-    short = ", short of the bounds" if search.rank(best)[0] else ""
-    return f"best {best.objective:.4f}{short}"
 
 
 def proposed(trainer: Trainer, search: Search) -> tuple[Mapping[str, float], str]:

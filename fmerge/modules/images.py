@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, final
 
 import torch
 
-from fmerge.errors import UserError
+from fmerge.errors import UserError, shortened
 from fmerge.fisher.batches import evaluating
 from fmerge.modules.classification import Classifier
 from fmerge.modules.preprocessed import PreprocessedModule
@@ -51,7 +51,7 @@ class ImageModule(PreprocessedModule, ABC):
                 model(**model_inputs(model, moved))
         except (ValueError, RuntimeError) as error:
             made = tuple(next(iter(inputs.values())).shape[1:])
-            reason = " ".join(str(error).split())[:200]
+            reason = shortened(error, 200)
             raise UserError(
                 f"{source}: its image processor makes inputs of shape {made}, which its model "
                 f"does not take ({reason}); give the preprocessor_config.json that the model was "

@@ -64,7 +64,13 @@ def _scores(pen: Pen, rows: Sequence[Row], own: Sequence[str], measure: str) -> 
 
 
 def coefficient_picture(
-    name: str, number: int, trials: Sequence[Trial], best: Trial, belief: Sequence[Belief]
+    name: str,
+    number: int,
+    trials: Sequence[Trial],
+    best: Trial,
+    *,
+    belief: Sequence[Belief] = (),
+    bounded: bool = False,
 ) -> str:
     """Draws the objective against a coefficient.
 
@@ -74,26 +80,35 @@ def coefficient_picture(
         trials: The trials that were scored in full.
         best: The one that was chosen.
         belief: What the search's model predicts along it; empty without a model.
+        bounded: Whether the objective lies in [0, 1], where predictions are then cut.
 
     Returns:
         The picture, an ``svg`` element.
     """
     text = f"Objective against the coefficient {name}."
-    draw = partial(_coefficient, name=name, trials=trials, best=best, belief=belief)
+    shown = [_predicted(one, bounded) for one in belief]
+    draw = partial(_coefficient, name=name, trials=trials, best=best, shown=shown)
     return inline(draw, f"coefficient{number}", text, (3.6, 2.6))
 
 
+def _predicted(one: Belief, bounded: bool) -> tuple[float, float, float, float]:
+    """A coefficient, and the predicted objective with its 95% interval, in per cent."""
+    found = [one.mean + sign * 1.96 * one.error for sign in (0, -1, 1)]
+    mean, low, high = (min(max(x, 0.0), 1.0) if bounded else x for x in found)
+    return one.value, 100 * mean, 100 * low, 100 * high
+
+
 def _coefficient(
-    pen: Pen, name: str, trials: Sequence[Trial], best: Trial, belief: Sequence[Belief]
+    pen: Pen,
+    name: str,
+    trials: Sequence[Trial],
+    best: Trial,
+    shown: Sequence[tuple[float, float, float, float]],
 ) -> None:
     axes, ink = pen.axes, pen.ink
-    if belief:
-        x = [one.value for one in belief]
-        lows, highs = (
-            [100 * (one.mean + sign * 1.96 * one.error) for one in belief] for sign in (-1, 1)
-        )
+    if shown:
+        x, means, lows, highs = zip(*shown, strict=True)
         axes.fill_between(x, lows, highs, color=ink.trial, alpha=0.18, linewidth=0)
-        means = [100 * one.mean for one in belief]
         axes.plot(x, means, "-", color=ink.trial, linewidth=1.2, label="model")
 
     def points(some: Sequence[Trial], style: str, label: str, colour: str, size: float) -> None:

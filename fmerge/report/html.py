@@ -123,9 +123,9 @@ def _panels(report: MergeReport) -> list[str]:
     order = sorted(names, key=lambda name: -search.sensitivity.get(name, 0.0))[:MOST_PANELS]
     return [
         coefficient_picture(
-            *(name, number, [one for one in scored if name in one.coefficients]),
-            search.best,
-            search.beliefs.get(name, ()),
+            *(name, number, [one for one in scored if name in one.coefficients], search.best),
+            belief=search.beliefs.get(name, ()),
+            bounded=search.bounded,
         )
         for number, name in enumerate(order)
     ]

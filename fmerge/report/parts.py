@@ -113,6 +113,11 @@ class SearchOutcome:
     beliefs: Mapping[str, Sequence[Belief]] = field(default_factory=dict)
     seconds: Mapping[int, float] = field(default_factory=dict)
 
+    @property
+    def bounded(self) -> bool:
+        """Whether the objective lies in [0, 1]: a model of it may predict numbers beyond."""
+        return self.measure != "score" and "retained" not in self.goal.kind
+
 
 @dataclass(frozen=True, kw_only=True)
 class TestOutcome:

@@ -165,7 +165,11 @@ def _picked(search: SearchOutcome) -> list[str]:
     if search.pick is None:
         return []
     best, pick = search.best, search.pick
+    low, high = pick.mean - pick.error, pick.mean + pick.error
     predicted = f"{100 * pick.mean:.1f} ± {100 * pick.error:.1f} predicted"
+    if search.bounded and (low < 0 or high > 1):
+        mean, low, high = (min(max(one, 0.0), 1.0) for one in (pick.mean, low, high))
+        predicted = f"{100 * mean:.1f} ({100 * low:.1f} to {100 * high:.1f}) predicted"
     same = "the same trial" if pick.trial.index == best.index else f"trial {pick.trial.index}"
     return [
         f"chosen by its observed score: trial {best.index}, {100 * (best.objective or 0):.1f}; "

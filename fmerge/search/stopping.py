@@ -25,16 +25,31 @@ def reason_to_stop(search: "Search") -> str:
     last = search.history[-1] if search.history else None
     if last is not None and last.status == "ok" and is_highest(last, search.goal):
         return f"the objective of trial {last.index} cannot rise: every score that counts is 1"
-    if search.patience is None or all(trial.status != "ok" for trial in search.history):
+    if search.patience is None:
         return ""
+    level, latest = level_of(search)
+    if level < search.patience:
+        return ""
+    return f"no trial in {level} was better than trial {latest}"
+
+
+def level_of(search: "Search") -> tuple[int, int]:
+    """Counts the last trials that were not better than one before them.
+
+    Args:
+        search: The search.
+
+    Returns:
+        How many there are, the initial ones not counted, and the trial that was better; 0 and -1
+        where none has a score.
+    """
+    if all(trial.status != "ok" for trial in search.history):
+        return 0, -1
     best = search.best()
     # of several objectives an improvement is a new point of the front
     latest = max((trial.index for trial in search.front()), default=best.index)
     place = next(i for i, trial in enumerate(search.history) if trial.index == latest)
-    level = len(search.history) - max(place + 1, search.initial)
-    if level < search.patience:
-        return ""
-    return f"no trial in {level} was better than trial {latest}"
+    return max(0, len(search.history) - max(place + 1, search.initial)), latest
 
 
 def is_highest(trial: "Trial", goal: Objective) -> bool:

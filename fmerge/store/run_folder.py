@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from fmerge.errors import UserError
+from fmerge.errors import UserError, shortened
 from fmerge.store.atomic import (
     append_line,
     check_new_folder,
@@ -284,7 +284,7 @@ def _mapping(path: Path, parse: Callable[[str], Any]) -> Mapping[str, Any]:
     try:
         found = parse(path.read_bytes().decode())
     except (ValueError, RecursionError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = shortened(error, 200)
         raise _damaged(path, reason) from error
     if found is not None and not isinstance(found, Mapping):
         raise _damaged(path, f"it holds {type(found).__name__}")

@@ -232,6 +232,8 @@ def test_the_report_of_a_search_with_bounds_and_a_model():
     short = report({"a": 0.7, "b": 0.8}, Pick(Trial(4, {}, 0.7), 0.685, 0.004))
     assert "NO TRIAL meets them" in short and "the smallest shortfall: a by 2.0\n" in short
     assert "would choose the same trial, 68.5" in short
+    sure = report({"a": 0.7, "b": 0.8}, Pick(Trial(4, {}, 1.0), 1.002, 0.013))
+    assert "would choose the same trial, 100.0 (98.9 to 100.0) predicted\n" in sure
 
 
 def test_task_vectors_are_told_by_length_and_direction():
