@@ -161,6 +161,7 @@ def test_a_build_checks_inputs_before_it_writes(monkeypatch, tmp_path):
     events, run = [], SimpleNamespace(build=lambda *args: events.append(args[3:]) or "a report")
     monkeypatch.setattr(job_module, "fingerprints", lambda run: "hashes")
     monkeypatch.setattr(job_module, "show", lambda report, output: events.append((report, output)))
+    monkeypatch.setattr(job_module, "with_redo", lambda report, *_: report)
     monkeypatch.setattr(MergeJob, "_long", lambda self, run, part: part())
     folder = SimpleNamespace(
         check_inputs=lambda hashes: events.append(hashes),
