@@ -226,9 +226,8 @@ def main(args: list[str] | None = None) -> None:
     # Lightning reports devices and finished loops, which tells users of fmerge nothing new
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", ".*does not have many workers.*")
-    warnings.filterwarnings("ignore", ".*exists and is not empty.*")
-    warnings.filterwarnings("ignore", ".*treespec, LeafSpec.*")
+    for known in ("does not have many workers", "exists and is not empty", "treespec, LeafSpec"):
+        warnings.filterwarnings("ignore", f".*{known}.*")
     # torchmetrics has put together what the processes log: a further mean would only round it
     warnings.filterwarnings("ignore", ".*recommended to use `self.log.*sync_dist=True.*")
     try:
