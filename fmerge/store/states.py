@@ -5,7 +5,6 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 
 from fmerge.errors import UserError, known
@@ -145,6 +144,8 @@ def _tell_rest(
         )
     beside = [name for name in state if name not in inside and not name.startswith("models.")]
     if beside:
+        from lightning.pytorch.utilities import rank_zero_only  # slow to import
+
         rank_zero_only(_LOG.warning)(
             "%s: left out what is not of %s: %s", source, kind, known(beside)
         )

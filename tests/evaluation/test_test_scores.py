@@ -112,8 +112,9 @@ def test_other_metrics_are_resampled(table, task, single, several):
     row = table.rows()[-1]
     assert row.estimates[task] == single(resamples(task, 2))
     assert row.estimates[task].value == row.scores[task] == score(task, answers(task, 2))
-    average, experts = table.comparisons("this merge")
-    assert (average.against, experts.against) == ("plain average", "experts")
+    average, experts, base = table.comparisons("this merge")
+    names = [one.against for one in (average, experts, base)]
+    assert names == ["plain average", "experts", "base, heads refitted"]
     for comparison, seed in ((average, 6), (experts, 1)):
         found = comparison.differences[task]
         expected = score(task, answers(task, 2)) - score(task, answers(task, seed))
