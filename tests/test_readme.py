@@ -107,6 +107,7 @@ def test_two_folders_in_three_lines(zoo, tmp_path, monkeypatch):
     assert torch.equal(found.classifier.weight, merged["classifier.weight"])
 
 
+@pytest.mark.slow
 def test_the_python_example(zoo, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     base = AutoModelForSequenceClassification.from_pretrained(zoo.base)
