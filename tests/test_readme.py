@@ -43,6 +43,7 @@ def test_two_checkpoints_in_five_lines(models):
     assert (models / "merged/merged/a/model.safetensors").is_file()
 
 
+@pytest.mark.slow
 def test_a_search_on_files(models):
     config = yaml.safe_load(block("docs/tutorial.md", "yaml", "mine.yaml"))
     for name, task in zip("ab", tiny.LABELS, strict=True):  # tiny heads are not in sorted order

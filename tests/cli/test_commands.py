@@ -297,6 +297,7 @@ def test_df_merge_takes_each_fisher_where_the_coefficient_puts_it(
         assert known.any() or "key.bias" in name
 
 
+@pytest.mark.slow
 def test_fisher_files_and_computed_fishers_merge_alike(zoo, tmp_path):
     config = data_config(zoo, tmp_path)
     given = []
@@ -444,7 +445,8 @@ def with_squares_as_fisher(zoo, task, folder):
     return f"--experts.{task}=" + json.dumps({"path": zoo.experts[task], "fisher": str(file)})
 
 
-@pytest.mark.parametrize("search", ["Dirichlet", pytest.param("AxSearch", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("search", ["Dirichlet", "AxSearch"])
 def test_the_same_seed_gives_the_same_trials(zoo, tmp_path, search):
     search_options = ["trials=4", "initial_trials=2", "starts=false"]
     budget = {"AxSearch": [f"--optimizer.search.{option}" for option in search_options]}
@@ -471,6 +473,7 @@ def flat(tree) -> list:
     return [tree]
 
 
+@pytest.mark.slow
 def test_two_processes_merge_as_one(zoo, tmp_path):
     config = data_config(zoo, tmp_path)
     for processes, start in ((1, run), (2, in_process)):

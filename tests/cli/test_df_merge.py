@@ -154,13 +154,9 @@ VARIANTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("method", "variant"),
-    [
-        ("DFMerge", "ei"),
-        pytest.param("DFMerge", "drawn", marks=pytest.mark.slow),
-        pytest.param("TaskArithmetic", "ucb", marks=pytest.mark.slow),
-    ],
+    ("method", "variant"), [("DFMerge", "ei"), ("DFMerge", "drawn"), ("TaskArithmetic", "ucb")]
 )
 def test_merge_of_all_six(method, variant, place, tmp_path):
     output = tmp_path / "merge"
