@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar, 
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from fmerge import __version__
-from fmerge.cli.defaults import CHECKPOINT, say, with_length
+from fmerge.cli.defaults import CHECKPOINT, SILENCED, say, with_length
 from fmerge.cli.given import expanded, names_own_data
 from fmerge.cli.parser import FMergeParser, command_line, share_files
 from fmerge.cli.recipes import with_recipe
@@ -226,10 +226,8 @@ def main(args: list[str] | None = None) -> None:
     # Lightning reports devices and finished loops, which tells users of fmerge nothing new
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    for known in ("does not have many workers", "exists and is not empty", "treespec, LeafSpec"):
+    for known in SILENCED:
         warnings.filterwarnings("ignore", f".*{known}.*")
-    # torchmetrics has put together what the processes log: a further mean would only round it
-    warnings.filterwarnings("ignore", ".*recommended to use `self.log.*sync_dist=True.*")
     try:
         with watch_processes():
             _run(with_recipe(command_line(args)))

@@ -17,6 +17,14 @@ CHECKPOINT = {
     "checkpoint.enable_version_counter": False,
 }
 
+SILENCED = (
+    *("does not have many workers", "exists and is not empty", "treespec, LeafSpec"),
+    # torchmetrics has put together what the processes log: a further mean would only round it
+    "recommended to use `self.log.*sync_dist=True",
+    "LightningCLI's args parameter",  # a recipe becomes options before the parser sees them
+)
+"""Warnings of libraries that tell users of fmerge nothing, as regular expressions."""
+
 
 def with_length(config: dict[str, Any]) -> dict[str, Any]:
     """Gives a fit a length where it has none, and says so.

@@ -30,7 +30,7 @@ class GivenSplits(TaskData, ABC):
             split: Which one.
 
         Raises:
-            UserError: If there are none.
+            UserError: If no file is given for it.
         """
         if split not in self._splits:
             name = type(self).__name__

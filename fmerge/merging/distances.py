@@ -7,9 +7,7 @@ from torch import Tensor
 
 from fmerge.fisher.summary import layer_of
 from fmerge.params import Params
-from fmerge.report.distances import LayerDistances
-
-BASE = "base"
+from fmerge.report.distances import BASE, LayerDistances
 
 
 class DistanceSums:

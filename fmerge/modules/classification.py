@@ -2,7 +2,7 @@
 
 from abc import ABC
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, final
+from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor
@@ -12,9 +12,6 @@ from fmerge.modules.heads import HeadedModule, SharedBody
 from fmerge.modules.label_answers import LabelAnswers
 from fmerge.modules.tokenized import model_inputs
 from fmerge.store import Head, load_classifier
-
-if TYPE_CHECKING:
-    pass
 
 
 class Classifier(SharedBody, LabelAnswers, ABC):

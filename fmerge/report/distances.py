@@ -8,6 +8,9 @@ from typing import Final
 
 from fmerge.report.tables import MISSING, Cell, Column, Line, Table, heated
 
+BASE: Final = "base"
+"""The origin of distances where a base is given."""
+
 _MOST_PAIRS: Final = 10
 """Pairs of experts that have a column each."""
 
@@ -85,7 +88,7 @@ class LayerDistances:
             A row a layer and one for all; a column an expert, where there is a base, and one for
             every two experts, or for the mean of all pairs where they are many.
         """
-        count, based = len(self.names), self.origin == "base"
+        count, based = len(self.names), self.origin == BASE
         pairs = list(combinations(range(count), 2))
         few = len(pairs) <= _MOST_PAIRS
 

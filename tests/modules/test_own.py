@@ -77,14 +77,18 @@ def net(task, seed=0):
     return model.eval()
 
 
-@pytest.fixture
-def experts(tmp_path):
+def save_experts(folder):
     """Task name to the file of its expert's state_dict."""
     found = {}
     for seed, task in enumerate(NAMES, 1):
-        found[task] = str(tmp_path / f"{task}.pt")
+        found[task] = str(folder / f"{task}.pt")
         torch.save(net(task, seed).state_dict(), found[task])
     return found
+
+
+@pytest.fixture
+def experts(tmp_path):
+    return save_experts(tmp_path)
 
 
 def data():

@@ -16,7 +16,7 @@ from fmerge.store import IMAGE_PROCESSORS
 from tests import tiny_images
 from tests.compare import assert_same
 from tests.modules.test_generator import answered, make
-from tests.modules.test_own import NAMES, Mine, Points, data, net, trainer
+from tests.modules.test_own import NAMES, Mine, Points, data, save_experts, trainer
 
 
 class Pairs(LightningDataModule):
@@ -45,11 +45,7 @@ class Pairs(LightningDataModule):
 
 @pytest.fixture
 def experts(tmp_path):
-    found = {}
-    for seed, task in enumerate(NAMES, 1):
-        found[task] = str(tmp_path / f"{task}.pt")
-        torch.save(net(task, seed).state_dict(), found[task])
-    return found
+    return save_experts(tmp_path)
 
 
 def test_pairs_of_tensors_give_the_fisher_of_examples(tmp_path, experts):
