@@ -16,6 +16,7 @@ from rich.console import Console
 from fmerge.data import MultiTask
 from fmerge.data.own import Loaders
 from fmerge.data.task_names import check_task_names
+from fmerge.errors import UserError
 from fmerge.evaluation.head_refit import Refitting
 from fmerge.fisher import MERGE_DEFAULTS, FisherSettings
 from fmerge.merging.adapter_output import Rank, check_rank
@@ -45,7 +46,7 @@ from fmerge.runs.portfolio import search_of
 from fmerge.runs.recipes import write_recipe
 from fmerge.runs.redo import with_redo
 from fmerge.runs.stages import Stage
-from fmerge.runs.streamed import StreamedRun, may_stream, streamed_run
+from fmerge.runs.streamed import StreamedRun, identity_of, may_stream, streamed_run
 from fmerge.runs.trial_log import TrialLog, without_loggers
 from fmerge.search import Fixed, Search
 from fmerge.store import Dtype, RunFolder, check_dtype, lock_of, only_run, parse_size
@@ -242,10 +243,10 @@ class MergeJob:
         # the first process alone reads and writes the folder; run() broadcasts what it read
         done: list[dict[str, Any]] = []
         if self.trainer.is_global_zero and resuming:
-            done = folder.resume(_identity(run))
+            done = folder.resume(identity_of(run))
             Console().print(f"Resuming after {len(done)} trials: {folder.path}", soft_wrap=True)
         elif self.trainer.is_global_zero:
-            folder.start(_identity(run))
+            folder.start(identity_of(run))
         log = TrialLog(folder, self.trainer.loggers)
         log.recall(done)
         folder.listeners = [log]
@@ -254,6 +255,11 @@ class MergeJob:
                 report = self._long(
                     run, lambda: run.run(self.optimizer, search, folder, done, stop)
                 )
+        except UserError:
+            # refused before its first trial, which leaves the run that it was to replace
+            if self.trainer.is_global_zero and folder.replaces and not search.history:
+                folder.discard()
+            raise
         except SystemExit:
             if self.trainer.is_global_zero:
                 sys.stderr.write(
@@ -264,7 +270,10 @@ class MergeJob:
         if self.trainer.is_global_zero:
             write_recipe(run.whole if isinstance(run, StreamedRun) else run, report, folder.path)
             log.conclude(report)
-        return self._shown(report, folder, folder.path, len(done))
+        report = self._shown(report, folder, folder.path, len(done))
+        if self.trainer.is_global_zero:
+            folder.settle()
+        return report
 
     def _long(self, run: MergeRun | StreamedRun, part: Callable[[], MergeReport]) -> MergeReport:
         """Runs the long part as Lightning runs its own, with its handling of interrupts."""
@@ -287,7 +296,3 @@ class MergeJob:
         # no process may leave before the files are complete
         self.trainer.strategy.barrier("the merge is written")
         return report
-
-
-def _identity(run: MergeRun | StreamedRun) -> dict[str, Any]:
-    return run.inputs() if isinstance(run, StreamedRun) else fingerprints(run)

@@ -19,6 +19,7 @@ from fmerge.report.merge_report import MergeReport
 from fmerge.report.model_card import loader_of, model_card
 from fmerge.report.parts import TestOutcome
 from fmerge.runs.conclude import Chosen, Conclusion
+from fmerge.runs.inputs import fingerprints
 from fmerge.runs.save import save_common_card
 from fmerge.runs.stages import Candidate
 from fmerge.search import Fixed, Search, Trial
@@ -211,6 +212,18 @@ class StreamedRun:
         self.module.save(folder, cards)
         save_common_card(folder, report, cards, loader)
         shutil.rmtree(parts, ignore_errors=True)
+
+
+def identity_of(run: "MergeRun | StreamedRun") -> dict[str, Any]:
+    """Tells a merge's inputs from others, to refuse a run that is resumed with other ones.
+
+    Args:
+        run: The merge.
+
+    Returns:
+        Plain values.
+    """
+    return run.inputs() if isinstance(run, StreamedRun) else fingerprints(run)
 
 
 class _Later:

@@ -1,7 +1,12 @@
 """A run's configuration, compared with the one that its folder was made with."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
+
+import yaml
+
+from fmerge.errors import UserError, shortened
 
 _IGNORED = (
     *(
@@ -98,3 +103,30 @@ def _leaves(tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
             yield from _leaves(value, f"{name}.")
         else:
             yield name, value
+
+
+def read_mapping(path: Path, parse: Callable[[str], Any]) -> Mapping[str, Any]:
+    """Reads a file of a run that holds options or facts by name.
+
+    Args:
+        path: The file.
+        parse: Reads its text.
+
+    Returns:
+        What it holds.
+
+    Raises:
+        UserError: If it is damaged.
+    """
+    reason = ""
+    try:
+        found = parse(path.read_bytes().decode())
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
+        found, reason = None, shortened(error, 200)
+    if found is not None and not isinstance(found, Mapping):
+        reason = f"it holds {type(found).__name__}"
+    if reason:
+        raise UserError(
+            f"{path}: is damaged ({reason}); mend it, or begin anew with --overwrite true"
+        )
+    return found or {}

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from fmerge.errors import UserError, shortened
+from fmerge.errors import UserError
 from fmerge.store.atomic import (
     append_line,
     check_new_folder,
@@ -21,20 +21,19 @@ from fmerge.store.atomic import (
     write_text,
 )
 from fmerge.store.fisher_cache import CACHE_FILE
-from fmerge.store.run_config import TRIALS, first_difference, flat, resolved
+from fmerge.store.replaced import REPLACED, put_back, recover_replaced, set_aside
+from fmerge.store.run_config import TRIALS, first_difference, flat, read_mapping, resolved
 from fmerge.store.trial_log import read_trials
 
-_RESULTS = (
-    *("report.md", "report.html", "scores.json", "search.png"),
-    *("pareto.json", "pareto.png"),
-)
+_RESULTS = ("report.md", "report.html", "scores.json", "search.png", "pareto.json", "pareto.png")
 """Files of a finished run; the first one makes it finished."""
 
 PARTS = ".merged.parts"
 """Folder of the weights that a merge tensor by tensor has written so far."""
 
-_POINTS = "points"
-_STAGES = "stages"
+_POINTS, _STAGES = "points", "stages"
+_FILES = (*("trials.jsonl", "inputs.json", "times.txt", "config.yaml"), *_RESULTS)
+_FOLDERS = ("merged", PARTS, _POINTS, _STAGES)
 
 
 class RunFolder:
@@ -72,6 +71,7 @@ class RunFolder:
                 off.
         """
         # first of all: a kill between two renames has left the merged weights under another name
+        recover_replaced(self.path)
         recover_folder(self.path / "merged")
         begun = self.path / "config.yaml"
         if overwrite or self.config is None or not (self._log.is_file() and begun.is_file()):
@@ -166,23 +166,40 @@ class RunFolder:
     def start(self, inputs: Mapping[str, Any]) -> None:
         """Begins a run: an empty trial log, and nothing of an earlier run.
 
+        A finished run that ``--overwrite`` replaces is set aside: ``settle`` removes it, and
+        ``discard`` puts it back.
+
         Args:
             inputs: Plain values that identify the experts, the base and the data.
         """
         remove_leftovers(self.path / CACHE_FILE)
-        for stale in (*_RESULTS, self.times.name):
-            (self.path / stale).unlink(missing_ok=True)  # of the run that --overwrite replaces
-        for folder in ("merged", PARTS, _POINTS, _STAGES):
-            shutil.rmtree(self.path / folder, ignore_errors=True)
+        if self._is_finished:
+            set_aside(self.path, (*_FILES, *_FOLDERS))
+        self._remove()  # an unfinished one
         write_text(self._log, "")
         self._describe(inputs)
 
     def discard(self) -> None:
         """Removes a run that was begun and cannot be finished; its folder too if it is empty."""
-        for one in (self._log, self._inputs, self.times, self.path / "config.yaml"):
-            one.unlink(missing_ok=True)
+        self._remove()
+        put_back(self.path)
         if not any(self.path.iterdir()):
             self.path.rmdir()
+
+    def settle(self) -> None:
+        """Removes the run that this one, which is finished, has replaced."""
+        shutil.rmtree(self.path / REPLACED, ignore_errors=True)
+
+    @property
+    def replaces(self) -> bool:
+        """Whether a finished run is set aside for this one."""
+        return (self.path / REPLACED).is_dir()
+
+    def _remove(self) -> None:
+        for name in _FILES:
+            (self.path / name).unlink(missing_ok=True)
+        for name in _FOLDERS:
+            shutil.rmtree(self.path / name, ignore_errors=True)
 
     def check_inputs(self, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
         """Checks that a run was begun with these experts, base and data.
@@ -196,7 +213,7 @@ class RunFolder:
         Raises:
             UserError: If an expert, the base or the data have changed since.
         """
-        noted = _mapping(self._inputs, json.loads) if self._inputs.is_file() else {}
+        noted = read_mapping(self._inputs, json.loads) if self._inputs.is_file() else {}
         before = flat(noted)
         for key, value in flat(inputs).items():
             if key in before and before[key] != value:
@@ -270,7 +287,10 @@ class RunFolder:
 
     def _both(self, config: str) -> tuple[dict[str, Any], dict[str, Any]]:
         """The configurations of the run in the folder and of the present command."""
-        trees = _mapping(self.path / "config.yaml", yaml.safe_load), yaml.safe_load(config) or {}
+        trees = (
+            read_mapping(self.path / "config.yaml", yaml.safe_load),
+            yaml.safe_load(config) or {},
+        )
         old, new = (resolved(tree, self.defaults) for tree in trees)
         return old, new
 
@@ -278,18 +298,3 @@ class RunFolder:
         write_text(self._inputs, json.dumps(inputs, indent=1) + "\n")
         if self.config is not None:
             write_text(self.path / "config.yaml", self.config)
-
-
-def _mapping(path: Path, parse: Callable[[str], Any]) -> Mapping[str, Any]:
-    try:
-        found = parse(path.read_bytes().decode())
-    except (ValueError, RecursionError, yaml.YAMLError) as error:
-        reason = shortened(error, 200)
-        raise _damaged(path, reason) from error
-    if found is not None and not isinstance(found, Mapping):
-        raise _damaged(path, f"it holds {type(found).__name__}")
-    return found or {}
-
-
-def _damaged(path: Path, reason: str) -> UserError:
-    return UserError(f"{path}: is damaged ({reason}); mend it, or begin anew with --overwrite true")

@@ -236,6 +236,25 @@ def test_numbers_that_cannot_be_merged_leave_nothing_behind(tmp_path):
         assert not (tmp_path / wrong / "out").exists()
 
 
+def test_a_refused_merge_leaves_the_run_that_it_was_to_replace(tmp_path):
+    base, experts = save_experts(tmp_path, tiny.llama_config())
+    with torch.no_grad():
+        model = RankChoice().read(experts["b"], "b")
+        model.model.norm.weight[3] = float("nan")
+        save(model.bfloat16(), tmp_path / "b")
+    output = tmp_path / "out"
+    for name in ("merged/a/model.safetensors", "report.md", "config.yaml", "trials.jsonl"):
+        (output / name).parent.mkdir(parents=True, exist_ok=True)
+        (output / name).write_text("of the earlier run")
+    before = contents(output)
+    with pytest.raises(UserError, match="norm.weight' holds 1 NaN"):
+        trainer().merge(
+            RankChoice(), experts=experts, base=base, method=TaskArithmetic(), output=output,
+            overwrite=True,
+        )  # fmt: skip
+    assert contents(output) == before
+
+
 def test_too_little_disk_is_told_before_anything_is_written(llamas, tmp_path, monkeypatch):
     base, experts, _ = llamas
     usage = type("Usage", (), {"free": 1000})

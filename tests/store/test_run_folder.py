@@ -109,6 +109,7 @@ def test_starting_anew_removes_the_run_that_was_there(begun, tmp_path):
     for name in ("merged", "points/3"):
         (tmp_path / name).mkdir(parents=True)
     begun.start(INPUTS)
+    begun.settle()
     assert sorted(one.name for one in tmp_path.iterdir()) == [
         "config.yaml", "inputs.json", "trials.jsonl",
     ]  # fmt: skip
