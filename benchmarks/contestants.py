@@ -51,6 +51,10 @@ def contestants(case: Case) -> dict[str, Contestant]:
     found["loop at batch size 1"] = Contestant(
         lambda batch: loop(model, log_probs, batch, "empirical"), few=True
     )
+    if classes > 1:
+        found[f"loop at batch size 1, exact, {classes} candidates"] = Contestant(
+            lambda batch: loop(model, log_probs, batch, "exact"), few=True
+        )
     found["torch.func vmap"] = Contestant(lambda batch: vmap(model, log_probs, batch), few=True)
     found["opacus GradSampleModule"] = Contestant(lambda batch: opacus(case, batch), few=True)
     found["BackPACK SumGradSquared"] = Contestant(lambda batch: backpack(case, batch), few=True)
@@ -84,12 +88,11 @@ def loop(model: nn.Module, log_probs: LogProbs, batch: Batch, estimator: str) ->
     sums = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
     for i in range(len(batch["labels"])):
         one = {key: value[i : i + 1] for key, value in batch.items()}
-        classes = log_probs(one).shape[1] if estimator == "exact" else 1
-        for k in range(classes):
+        values = log_probs(one)[0]
+        classes = range(len(values)) if estimator == "exact" else [int(one["labels"][0])]
+        for c in classes:
             model.zero_grad(set_to_none=True)
-            values = log_probs(one)[0]
-            c = k if estimator == "exact" else int(one["labels"][0])
-            values[c].backward()
+            values[c].backward(retain_graph=c != classes[-1])
             weight = float(values[c].detach().exp()) if estimator == "exact" else 1.0
             for name, parameter in parameters.items():
                 if parameter.grad is not None:

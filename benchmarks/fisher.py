@@ -22,6 +22,7 @@ import platform
 import statistics
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +34,7 @@ from rich.table import Table
 
 from fmerge.store import write_text
 
+PLAIN = "forward + backward"
 HEADINGS = ("ms/example", "spread", "of plain's speed", "by CPU time", "peak MiB", "error")
 
 
@@ -145,16 +147,22 @@ def status(field: str) -> int:
         return next(int(line.split()[1]) for line in file if line.startswith(field))
 
 
-def measure(key: str, rounds: int, memory: bool, settings: Settings) -> Measured:
-    """Measures one case."""
+def measure(
+    key: str, rounds: int, memory: bool, settings: Settings, only: Sequence[str] = ()
+) -> Measured:
+    """Measures one case: all contestants, or a step and those that have one of some words."""
     case = make(key, settings)
-    found = contestants(case)
+    found = {
+        name: contestant
+        for name, contestant in contestants(case).items()
+        if not only or name == PLAIN or any(word in name for word in only)
+    }
     cells = errors(case, found, settings)
     taken = times(case, found, rounds, settings)
     threads = torch.get_num_threads()
     device = torch.cuda.get_device_name() if settings.device == "cuda" else f"{threads} threads"
     rows = []
-    plain = [statistics.median(column) for column in zip(*taken["forward + backward"], strict=True)]
+    plain = [statistics.median(column) for column in zip(*taken[PLAIN], strict=True)]
     for name, cell in cells.items():
         if name not in found:
             rows.append([name, *"-----", cell])
@@ -181,6 +189,7 @@ def main() -> None:
     """Prints one table per model, and writes them to a file if one is named."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--models", nargs="+", choices=list(CASES), default=["minilm", "t5"])
+    parser.add_argument("--only", nargs="+", default=[], help="words of contestants' names")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--no-memory", action="store_true")
@@ -197,7 +206,7 @@ def main() -> None:
     command = " ".join(["python benchmarks/fisher.py", *sys.argv[1:]])
     text = f"`{command}`, Python {platform.python_version()}, torch {torch.__version__}\n"
     for key in arguments.models:
-        measured = measure(key, arguments.rounds, not arguments.no_memory, settings)
+        measured = measure(key, arguments.rounds, not arguments.no_memory, settings, arguments.only)
         Console(width=130).print(measured.printed())
         text += f"\n{measured.markdown()}"
         if arguments.output is not None:  # after every model, so that a failure loses nothing

@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from fmerge.fisher.batches import LogProbs, differentiating
 from fmerge.fisher.engine.gradients import Gradients
-from fmerge.fisher.engine.parameter_uses import RowOrder, covered_layers
+from fmerge.fisher.engine.parameter_uses import covered_layers
 from fmerge.fisher.engine.per_example import Fallback, PerExample, square_gradients
 from fmerge.fisher.engine.recorder import Recorder
+from fmerge.fisher.engine.row_order import RowOrder
 from fmerge.fisher.engine.self_check import SelfCheck
 from fmerge.fisher.engine.squares import add_squares
 from fmerge.fisher.estimators import check_numbers

@@ -19,6 +19,11 @@ from fmerge.fisher.engine.sketch import Sketch
 class Gradients(ABC):
     """The gradients of one parameter through one of its uses, one for each example."""
 
+    @property
+    @abstractmethod
+    def examples(self) -> int:
+        """The number of examples."""
+
     @abstractmethod
     def add_gradient(self, n: int, buffer: Tensor) -> None:
         """Adds one example's gradient.
@@ -53,6 +58,11 @@ class Outer(Gradients):
     left: Tensor
     right: Tensor
 
+    @property
+    def examples(self) -> int:
+        """The number of examples."""
+        return len(self.left)
+
     def add_gradient(self, n: int, buffer: Tensor) -> None:
         """Adds Σₜ left[n,t] ⊗ right[n,t] to the buffer."""
         product = self.left[n].T @ self.right[n]
@@ -73,6 +83,11 @@ class Summed(Gradients):
     """
 
     values: Tensor
+
+    @property
+    def examples(self) -> int:
+        """The number of examples."""
+        return len(self.values)
 
     def add_gradient(self, n: int, buffer: Tensor) -> None:
         """Adds values[n] to the buffer."""
@@ -96,6 +111,11 @@ class Rows(Gradients):
     ids: Tensor
     values: Tensor
 
+    @property
+    def examples(self) -> int:
+        """The number of examples."""
+        return len(self.values)
+
     def add_gradient(self, n: int, buffer: Tensor) -> None:
         """Adds values[n,t] to row ids[n,t] of the buffer, for every t."""
         buffer.index_add_(0, self.ids[n], self.values[n].to(buffer.dtype))
@@ -117,6 +137,11 @@ class Scattered(Gradients):
 
     entries: Tensor
     values: Tensor
+
+    @property
+    def examples(self) -> int:
+        """The number of examples."""
+        return len(self.values)
 
     def add_gradient(self, n: int, buffer: Tensor) -> None:
         """Adds values[n,u] to entry entries[u] of the buffer, for every u."""
@@ -158,6 +183,11 @@ class Pullback(Gradients):
     source: Tensor
     values: Tensor
     parameter: Tensor
+
+    @property
+    def examples(self) -> int:
+        """The number of examples."""
+        return len(self.values)
 
     def add_gradient(self, n: int, buffer: Tensor) -> None:
         """Adds (∂u/∂θ)ᵀ values[n] to the buffer."""

@@ -7,6 +7,7 @@ same torch functions on a tensor of indices.
 """
 
 from collections.abc import Callable
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -38,7 +39,10 @@ _COPIES = {
     for name in ("to", "type_as", "contiguous", "clone", "float", "double", "half", "bfloat16")
 } | {torch.clone}
 
-_Versioned = dict[int, tuple[Tensor, int, Tensor]]
+_Indices = Callable[[], Tensor | None]
+"""Indices are computed where they are asked for: most rearranged parameters have rules."""
+
+_Versioned = dict[int, tuple[Tensor, int, _Indices]]
 """By id: a tensor, its version and its indices. The tensor is held so that no other gets its id;
 the version tells whether it was changed in place since, so that its indices are no longer true."""
 
@@ -57,7 +61,7 @@ class IndexMap:
             u: The rows (…, b).
             rows: Their indices (…).
         """
-        self._rows[id(u)] = (u, u._version, rows)
+        self._rows[id(u)] = (u, u._version, lambda: rows)
 
     def record(
         self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
@@ -73,22 +77,34 @@ class IndexMap:
         if func not in _REARRANGEMENTS and func not in _COPIES and func is not torch.where:
             return
         tracked = [value for value in flatten([args, kwargs]) if is_tracked(value)]
-        entries = self.entries(tracked[0]) if len(tracked) == 1 else None
-        if entries is None:
+        if len(tracked) != 1 or not self._known(tracked[0]):
             return
-        if func is torch.where:
-            if len(args) != 3 or is_tracked(args[0]):
-                return
-            # what the mask takes from elsewhere has no entry in the parameter
-            chosen = (entries if is_tracked(value) else NOWHERE for value in args[1:])
-            rearranged: Any = torch.where(args[0], *chosen)
-        elif func in _COPIES:
-            rearranged = entries
-        else:
+        if func is torch.where and (len(args) != 3 or is_tracked(args[0])):
+            return
+        version = tracked[0]._version
+
+        @cache
+        def rearranged() -> list[Any] | None:
+            entries = self.entries(tracked[0]) if tracked[0]._version == version else None
+            if entries is None:
+                return None
+            if func is torch.where:
+                # what the mask takes from elsewhere has no entry in the parameter
+                chosen = (entries if is_tracked(value) else NOWHERE for value in args[1:])
+                return [torch.where(args[0], *chosen)]
+            if func in _COPIES:
+                return [entries]
             indices = (entries if value is tracked[0] else value for value in args)
-            rearranged = func(*indices, **kwargs)
-        for u, own in zip(flatten(result), flatten(rearranged), strict=True):
-            self._entries[id(u)] = (u, u._version, own)
+            return list(flatten(func(*indices, **kwargs)))
+
+        for place, u in enumerate(flatten(result)):
+            if u is tracked[0]:  # nothing was to be done
+                continue
+            self._entries[id(u)] = (u, u._version, partial(_item, rearranged, place))
+
+    def _known(self, u: Tensor) -> bool:
+        known = (self._rows.get(id(u)), self._entries.get(id(u)))
+        return type(u) is TrackedParameter or any(one and one[1] == u._version for one in known)
 
     def rows(self, u: Tensor) -> Tensor | None:
         """Gives the rows of a table that a tensor is.
@@ -122,4 +138,9 @@ class IndexMap:
 
 def _unchanged(known: _Versioned, u: Tensor) -> Tensor | None:
     _, version, indices = known.get(id(u), (u, None, None))
-    return indices if version == u._version else None
+    return indices() if indices is not None and version == u._version else None
+
+
+def _item(items: Callable[[], list[Any] | None], place: int) -> Tensor | None:
+    found = items()
+    return None if found is None else found[place]

@@ -2,15 +2,14 @@
 
 from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor, nn
 
+from fmerge.fisher.engine.derived import placed
 from fmerge.fisher.engine.gradients import Gradients, Pullback, Rows, Scattered, Summed
+from fmerge.fisher.engine.row_order import RowOrder, example_major, owners
 from fmerge.fisher.engine.rules import Rule, rule_of
-
-RowOrder = Literal["example-major", "interleaved", "none"]
-"""Which example row r of k·n rows belongs to: r // k, r % n, or no single one."""
 
 
 @dataclass(frozen=True)
@@ -22,17 +21,18 @@ class Layer:
         module: The layer itself.
         rule: The rule of its type.
         parameters: The parameters that are differentiated by the rule, by the layer's own names.
+            Of a function that is called without its layer: tensors computed from parameters.
     """
 
     name: str
     module: Any
     rule: Rule
-    parameters: dict[str, nn.Parameter]
+    parameters: dict[str, Any]
 
 
 @dataclass(slots=True)
 class LayerUse:
-    """One call of a covered layer.
+    """One call of a covered layer, or of a layer's function.
 
     Attributes:
         key: The layer's name and how often it was called before.
@@ -47,6 +47,15 @@ class LayerUse:
     x: Tensor
     row_order: RowOrder
     version: int
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """Those that receive a gradient through this call."""
+        return list(self.layer.parameters.values())
+
+    def owners(self, rows: int, n: int, order: RowOrder) -> Tensor:
+        """Tells whose each of r rows would be in an order (r,)."""
+        return owners(rows, n, order)
 
     def gradients(self, g: Tensor, n: int) -> Iterator[tuple[nn.Parameter, Gradients]]:
         """Applies the layer's rule.
@@ -88,6 +97,38 @@ class LayerUse:
 
 
 @dataclass(slots=True)
+class FunctionUse(LayerUse):
+    """One call of a layer's function with tensors that are computed from parameters.
+
+    Attributes:
+        origins: The parameters of each of these tensors, by its name.
+    """
+
+    origins: dict[str, list[nn.Parameter]]
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """Those that receive a gradient through this call."""
+        return [parameter for below in self.origins.values() for parameter in below]
+
+    def gradients(self, g: Tensor, n: int) -> Iterator[tuple[nn.Parameter, Gradients]]:
+        """Applies the rule, and follows each tensor back to its parameters.
+
+        Args:
+            g: Gradient of the function's result (r, …).
+            n: Number of examples.
+
+        Yields:
+            Each parameter and its gradients through this call.
+        """
+        # a dataclass with slots is another class than the one that super() would look for
+        found = zip(self.origins.values(), LayerUse.gradients(self, g, n), strict=True)
+        for below, (u, own) in found:
+            for parameter in below:
+                yield parameter, placed(own, u, parameter)
+
+
+@dataclass(slots=True)
 class TensorUse:
     """A batch-independent tensor u at the place where it meets the batch.
 
@@ -113,6 +154,10 @@ class TensorUse:
 
     def __post_init__(self) -> None:
         self.version = self.tensor._version
+
+    def owners(self, rows: int, n: int, order: RowOrder) -> Tensor:
+        """Tells whose each of r rows would be in an order (r,)."""
+        return owners(rows, n, order)
 
     def gradients(self, g: Tensor, n: int) -> Iterator[tuple[nn.Parameter, Gradients]]:
         """Sums the gradient over each example's rows and over what u was broadcast to.
@@ -180,22 +225,6 @@ def covered_layers(module: nn.Module, parameters: Container[nn.Parameter]) -> li
         if chosen:
             layers.append(Layer(name, layer, rule, chosen))
     return layers
-
-
-def example_major(rows: Tensor, n: int, order: RowOrder) -> Tensor:
-    """Puts each example's rows together.
-
-    Args:
-        rows: (k·n, …).
-        n: Number of examples.
-        order: The order they are in.
-
-    Returns:
-        The same rows in example-major order.
-    """
-    if order == "interleaved" and len(rows) != n:
-        return rows.reshape(-1, n, *rows.shape[1:]).transpose(0, 1).flatten(0, 1)
-    return rows
 
 
 def inner_shape(u: Tensor, ndim: int) -> tuple[int, ...]:

@@ -14,18 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from fmerge.fisher.engine.gradients import Gradients
-from fmerge.fisher.engine.parameter_uses import (
-    Finish,
-    Layer,
-    LayerUse,
-    ParameterUse,
-    RowOrder,
-    graph_leaves,
-)
+from fmerge.fisher.engine.parameter_uses import Finish, Layer, LayerUse, ParameterUse, graph_leaves
+from fmerge.fisher.engine.routing import routed
+from fmerge.fisher.engine.row_order import RowOrder
+from fmerge.fisher.engine.rules import FUSED_EXPERTS
 from fmerge.fisher.engine.tracer import Tracer
 from fmerge.fisher.engine.tracked_tensor import track, untrack
-
-_CAST = (torch.float32, torch.bfloat16, torch.float16)  # autocast leaves float64 as it is
 
 Observe = Callable[[str, Tensor], None]
 """Called with the key of a use and its gradient (r, …)."""
@@ -72,7 +66,7 @@ class Recorder:
             for layer in self._layers:
                 # an attribute of the instance is cheaper than hooks, inside which it runs: the
                 # user's own hooks see the layer as ever
-                vars(layer.module)["forward"] = self._recorded(layer)
+                vars(layer.module)["forward"] = self._forward_of(layer)
                 stack.callback(vars(layer.module).pop, "forward")
             yield
 
@@ -95,20 +89,31 @@ class Recorder:
         finally:
             self._recording = False
 
+    def _forward_of(self, layer: Layer) -> Callable[..., Any]:
+        if layer.rule is FUSED_EXPERTS:
+            recorded = routed(layer, self._tracer)
+        else:
+            recorded = self._recorded(layer)
+
+        def once(*args: Any, **kwargs: Any) -> Any:
+            if not self._recording:
+                raise RuntimeError(
+                    f"layer '{layer.name}' ran again in the backward pass: gradient checkpointing "
+                    f"is not supported by the Fisher engine, turn it off for the Fisher pass"
+                )
+            return recorded(*args, **kwargs)
+
+        return once
+
     def _recorded(self, layer: Layer) -> Callable[..., Any]:
         """Makes the forward function of a covered layer that records its calls."""
         forward, tracer = layer.module.forward, self._tracer
         parameters = list(layer.parameters.values())
 
         def recorded(*args: Any, **kwargs: Any) -> Any:
-            if not self._recording:
-                raise RuntimeError(
-                    f"layer '{layer.name}' ran again in the backward pass: gradient checkpointing "
-                    f"is not supported by the Fisher engine, turn it off for the Fisher pass"
-                )
             use = None
             if len(args) == 1 and not kwargs and torch.is_grad_enabled():
-                x = _cast(args[0]) if layer.rule.cast_input else args[0]
+                x = layer.rule.cast(args[0])
                 use = tracer.use(layer, x)
             if use is None:
                 # the parameters require grad: autograd sees this call, and `unseen` finds it
@@ -209,10 +214,8 @@ class _Collector:
         self._n = recorder.n
         self._finish = finish
         self._observe = observe
-        self._expected = Counter(
-            parameter for use in recorder.layer_uses for parameter in use.layer.parameters.values()
-        )
-        self._expected.update(p for use in recorder.tensor_uses for p in use.parameters)
+        uses: list[ParameterUse] = [*recorder.layer_uses, *recorder.tensor_uses]
+        self._expected = Counter(parameter for use in uses for parameter in use.parameters)
         self._pending: dict[nn.Parameter, list[Gradients]] = {}
 
     def add(self, use: ParameterUse, g: Tensor) -> None:
@@ -231,11 +234,3 @@ class _Collector:
         if self._finish is not None:
             for parameter, gradients in self._pending.items():
                 self._finish(parameter, gradients)
-
-
-def _cast(x: Any) -> Any:
-    """Casts a layer's input as autocast would inside the layer, so that it is stored once."""
-    if not isinstance(x, Tensor) or not torch.is_autocast_enabled(x.device.type):
-        return x
-    dtype = torch.get_autocast_dtype(x.device.type)
-    return x.to(dtype) if x.dtype in _CAST and x.dtype != dtype else x

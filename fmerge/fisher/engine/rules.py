@@ -12,9 +12,25 @@ from typing import Any, Final, final
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from fmerge.fisher.engine.gradients import Gradients, Outer, Rows, Summed
+from fmerge.fisher.engine.convolutions import (
+    batch_norm_weight,
+    channel_bias,
+    convolution_weight,
+    group_norm_weight,
+)
+from fmerge.fisher.engine.experts import EXPERTS, are_fused_experts
+from fmerge.fisher.engine.formulas import (
+    bias,
+    conv1d_weight,
+    embedding_weight,
+    layer_norm_bias,
+    layer_norm_weight,
+    linear_weight,
+    rms_norm_weight,
+    transformers_rms_norm_weight,
+)
+from fmerge.fisher.engine.gradients import Gradients
 
 GradientRule = Callable[[Any, Tensor, Tensor, int], Gradients | Tensor]
 """From (layer, x, g, n) to the gradients of one parameter for n examples.
@@ -25,6 +41,8 @@ of ``gradients.py`` need less memory."""
 
 LayerType = type[nn.Module] | str
 """A class, or its qualified name where importing it would be expensive."""
+
+_CAST = (torch.float32, torch.bfloat16, torch.float16)  # autocast leaves float64 as it is
 
 
 def _always(layer: Any) -> bool:
@@ -59,68 +77,14 @@ class Rule:
         fewest = max(1, self.min_ndim)  # the first dimension is that of the batch's rows
         return fewest <= x.ndim and (self.max_ndim is None or x.ndim <= self.max_ndim)
 
-
-def linear_weight(layer: Any, x: Tensor, g: Tensor, n: int) -> Outer:
-    """Weight (o, i) of y = x Wᵀ: Σₜ g[n,t,o] x[n,t,i]."""
-    x, g = _contributing(_tokens(x, n), _tokens(g, n))
-    return Outer(g, x)
-
-
-def conv1d_weight(layer: Any, x: Tensor, g: Tensor, n: int) -> Outer:
-    """Weight (i, o) of y = x W: Σₜ x[n,t,i] g[n,t,o]."""
-    x, g = _contributing(_tokens(x, n), _tokens(g, n))
-    return Outer(x, g)
-
-
-def bias(layer: Any, x: Tensor, g: Tensor, n: int) -> Summed:
-    """Bias (o,) that is added to every token: Σₜ g[n,t,o]."""
-    return Summed(_token_sum(g, n))
-
-
-def embedding_weight(layer: Any, x: Tensor, g: Tensor, n: int) -> Rows:
-    """Table (v, o) read at x: row x[n,t] receives g[n,t,o]; the padding row receives nothing."""
-    ids, values = x.reshape(n, -1).long(), _tokens(g, n)
-    if layer.padding_idx is not None:
-        values = values.masked_fill((ids == layer.padding_idx)[..., None], 0)
-    return Rows(ids, values)
-
-
-def layer_norm_weight(layer: nn.LayerNorm, x: Tensor, g: Tensor, n: int) -> Summed:
-    """Weight (i,) of LayerNorm: Σₜ g[n,t,i] x̂[n,t,i], x̂ the input with mean 0 and variance 1."""
-    wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    normal = F.layer_norm(wide, layer.normalized_shape, eps=layer.eps)
-    return Summed(_token_sum((normal * g).flatten(-len(layer.normalized_shape)), n))
-
-
-def layer_norm_bias(layer: nn.LayerNorm, x: Tensor, g: Tensor, n: int) -> Summed:
-    """Bias (i,) of LayerNorm: Σₜ g[n,t,i]."""
-    return Summed(_token_sum(g.flatten(-len(layer.normalized_shape)), n))
-
-
-def rms_norm_weight(layer: nn.RMSNorm, x: Tensor, g: Tensor, n: int) -> Summed:
-    """Weight (i,) of RMSNorm: Σₜ g[n,t,i] x̂[n,t,i], x̂ the input with mean square 1."""
-    normal = F.rms_norm(x, layer.normalized_shape, eps=layer.eps)
-    return Summed(_token_sum((normal * g).flatten(-len(layer.normalized_shape)), n))
-
-
-def transformers_rms_norm_weight(layer: Any, x: Tensor, g: Tensor, n: int) -> Summed:
-    """The same for transformers' RMSNorms, which store ε in ``variance_epsilon``."""
-    wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    normal = F.rms_norm(wide, wide.shape[-1:], eps=layer.variance_epsilon)
-    return Summed(_token_sum(normal.to(x.dtype) * g, n))
-
-
-def conv2d_weight(layer: nn.Conv2d, x: Tensor, g: Tensor, n: int) -> Outer:
-    """Weight (o, i, h, w) of a convolution: that of a linear layer over patches of x (r, i, …)."""
-    padding = layer.padding if isinstance(layer.padding, tuple) else (0, 0)
-    patches = F.unfold(x, layer.kernel_size, layer.dilation, padding, layer.stride)
-    gradients = _tokens(g.flatten(2).transpose(1, 2), n)
-    return Outer(gradients, _tokens(patches.transpose(1, 2).to(g.dtype), n))
-
-
-def conv2d_bias(layer: nn.Conv2d, x: Tensor, g: Tensor, n: int) -> Summed:
-    """Bias (o,) of a convolution: the sum of g (r, o, …) over positions."""
-    return Summed(_token_sum(g.flatten(2).transpose(1, 2), n))
+    def cast(self, x: Any) -> Any:
+        """Casts an input as autocast would inside the layer, so that it is stored once."""
+        if not (self.cast_input and isinstance(x, Tensor)):
+            return x
+        if not torch.is_autocast_enabled(x.device.type):
+            return x
+        dtype = torch.get_autocast_dtype(x.device.type)
+        return x.to(dtype) if x.dtype in _CAST and x.dtype != dtype else x
 
 
 def _plain_embedding(layer: nn.Embedding) -> bool:
@@ -128,21 +92,34 @@ def _plain_embedding(layer: nn.Embedding) -> bool:
     return layer.max_norm is None and not layer.scale_grad_by_freq and not layer.sparse
 
 
-def _plain_conv2d(layer: nn.Conv2d) -> bool:
-    """``F.unfold`` has no groups and pads with zeros, by the same number on both sides."""
-    return layer.groups == 1 and layer.padding_mode == "zeros" and layer.padding != "same"
+def _has_statistics(layer: Any) -> bool:
+    """Statistics of the batch are those of all examples together: no rule holds."""
+    return layer.running_mean is not None and layer.running_var is not None
+
+
+def _pads_with_zeros(layer: Any) -> bool:
+    """Other modes pad the input before the convolution; its function has the rule then."""
+    return bool(layer.padding_mode == "zeros")
 
 
 _LINEAR: Final = Rule({"weight": linear_weight, "bias": bias}, cast_input=True)
 _CONV1D: Final = Rule({"weight": conv1d_weight, "bias": bias}, cast_input=True)
 # a batch of single ids has one dimension
 _EMBEDDING: Final = Rule({"weight": embedding_weight}, min_ndim=1, applies=_plain_embedding)
-_CONV2D: Final = Rule(
-    {"weight": conv2d_weight, "bias": conv2d_bias},
-    cast_input=True,
-    min_ndim=4,
-    max_ndim=4,
-    applies=_plain_conv2d,
+
+
+def _convolution(dims: int) -> Rule:
+    return Rule(
+        {"weight": convolution_weight, "bias": channel_bias},
+        cast_input=True,
+        min_ndim=dims + 2,
+        max_ndim=dims + 2,
+        applies=_pads_with_zeros,
+    )
+
+
+_BATCH_NORM: Final = Rule(
+    {"weight": batch_norm_weight, "bias": channel_bias}, applies=_has_statistics
 )
 _RMS_NORM: Final = Rule({"weight": transformers_rms_norm_weight})
 
@@ -151,7 +128,13 @@ RULES: Final[dict[LayerType, Rule]] = {
     nn.Embedding: _EMBEDDING,
     nn.LayerNorm: Rule({"weight": layer_norm_weight, "bias": layer_norm_bias}),
     nn.RMSNorm: Rule({"weight": rms_norm_weight}),
-    nn.Conv2d: _CONV2D,
+    nn.GroupNorm: Rule({"weight": group_norm_weight, "bias": channel_bias}),
+    nn.Conv1d: _convolution(1),
+    nn.Conv2d: _convolution(2),
+    nn.Conv3d: _convolution(3),
+    nn.BatchNorm1d: _BATCH_NORM,
+    nn.BatchNorm2d: _BATCH_NORM,
+    nn.BatchNorm3d: _BATCH_NORM,
     # by name: importing transformers takes seconds, and Fishers of other modules do not need it
     "transformers.pytorch_utils.Conv1D": _CONV1D,
     "transformers.models.t5.modeling_t5.T5LayerNorm": _RMS_NORM,
@@ -161,6 +144,10 @@ RULES: Final[dict[LayerType, Rule]] = {
     "transformers.models.qwen3.modeling_qwen3.Qwen3RMSNorm": _RMS_NORM,
 }
 """Every supported layer type. A subclass is not covered by its parent's rule: it may differ."""
+
+
+FUSED_EXPERTS: Final = Rule(EXPERTS, cast_input=True)
+"""That of every class that transformers runs by any of its implementations of experts."""
 
 
 def register_rule(layer_type: LayerType, rule: Rule) -> None:
@@ -218,6 +205,8 @@ def rule_of(module: nn.Module) -> Rule | None:
         The rule; None if its type has no rule, or the rule is not valid for this module.
     """
     rule = find_rule(type(module))
+    if rule is None and are_fused_experts(module):
+        rule = FUSED_EXPERTS
     if rule is None or not rule.applies(module):
         return None
     own = {name for name, _ in module.named_parameters(recurse=False)}
@@ -240,43 +229,3 @@ def _name(layer_type: LayerType) -> str:
     if isinstance(layer_type, str):
         return layer_type
     return f"{layer_type.__module__}.{layer_type.__qualname__}"
-
-
-def _tokens(values: Tensor, n: int) -> Tensor:
-    """(r, …, i) to (n, t, i)."""
-    return values.reshape(n, -1, values.shape[-1])
-
-
-def _contributing(x: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
-    """Leaves out tokens whose gradient is zero: padding, other answers, all but a pooled token.
-
-    The copies pay off if they save a quarter of the tokens. On an accelerator nothing is left out:
-    it multiplies zeros faster than they are counted, and counting would wait for the device.
-
-    Args:
-        x: Input (n, t, i).
-        g: Output gradient (n, t, o).
-
-    Returns:
-        Both, with as many tokens as the example with most has.
-    """
-    if g.device.type != "cpu":
-        return x.to(g.dtype), g
-    # the first feature is a cheap test: where it is nonzero for most tokens, they contribute
-    first = g[..., 0] != 0
-    if 4 * int(first.sum(1).max()) > 3 * first.shape[1]:
-        return x.to(g.dtype), g
-    present = (g.amax(-1) != 0) | (g.amin(-1) != 0)
-    most = int(present.sum(1).max())
-    if 4 * most > 3 * present.shape[1]:
-        return x.to(g.dtype), g
-    # a stable sort puts each example's contributing tokens first, in their own order
-    tokens = present.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, : max(1, most)]
-    x, g = (side.gather(1, tokens[..., None].expand(-1, -1, side.shape[-1])) for side in (x, g))
-    return x.to(g.dtype), g
-
-
-def _token_sum(values: Tensor, n: int) -> Tensor:
-    """Sums (r, …, i) over each example's tokens to (n, i), in float32 at least."""
-    wide = torch.promote_types(values.dtype, torch.float32)
-    return _tokens(values, n).sum(1, dtype=wide)

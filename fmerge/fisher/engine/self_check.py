@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from fmerge.fisher.engine.gradients import Gradients
-from fmerge.fisher.engine.parameter_uses import ParameterUse, RowOrder
+from fmerge.fisher.engine.parameter_uses import ParameterUse
 from fmerge.fisher.engine.recorder import Recorder
+from fmerge.fisher.engine.row_order import RowOrder
 from fmerge.fisher.engine.sketch import Sketches
 
 
@@ -148,7 +149,7 @@ class SelfCheck:
         uses: list[ParameterUse] = [*recorder.layer_uses, *recorder.tensor_uses]
         for use in uses:
             if use.key in once:
-                order = self._row_order(once[use.key], scaled[use.key], noise)
+                order = self._row_order(use, once[use.key], scaled[use.key], noise)
                 # a use found to be "none" is not recorded again, so it stays so; where both orders
                 # fit (one row per example) the use counts as example-major
                 if order != use.row_order:
@@ -172,17 +173,14 @@ class SelfCheck:
                 failed.append(parameter)
         return failed
 
-    def _row_order(self, once: Tensor, scaled: Tensor, noise: float) -> RowOrder:
+    def _row_order(self, use: ParameterUse, once: Tensor, scaled: Tensor, noise: float) -> RowOrder:
         """Tells from the factors that rows were scaled by which example each belongs to."""
         # sizes cannot tell: n positions are as many rows as a batch of n examples
         limit = self._coarsest**0.5 * float(once.abs().max()) + noise
         factors = self._factors.to(once)
-        repeats = len(once) // self.n
-        candidates: dict[RowOrder, Tensor] = {
-            "example-major": factors.repeat_interleave(repeats),
-            "interleaved": factors.repeat(repeats),
-        }
-        for order, expected in candidates.items():
+        candidates: tuple[RowOrder, ...] = ("example-major", "interleaved")
+        for order in candidates:
+            expected = factors[use.owners(len(once), self.n, order).to(factors.device)]
             if float((scaled - expected * once).abs().max()) <= limit:
                 return order
         return "none"

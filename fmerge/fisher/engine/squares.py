@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fmerge.fisher.engine.derived import Part
+from fmerge.fisher.engine.experts import Routed
 from fmerge.fisher.engine.gradients import Gradients, Outer, Pullback, Rows, Scattered, Summed
 
 CACHE_BYTES = 2**20
@@ -53,8 +55,27 @@ def add_squares(uses: Sequence[Gradients], total: Tensor) -> None:
         _tied_squares(outers, [use for use in uses if isinstance(use, Rows)], total)
     elif forms == {Scattered}:
         _scattered_squares(every, total)
+    elif forms == {Part} and _are_apart(every):
+        for (start, stop), own in _by_rows(every).items():
+            add_squares(own, total[start:stop])
+    elif forms == {Routed} and len(uses) == 1:
+        for expert, outer in every[0].by_expert():
+            add_squares([outer], total[expert])
     elif forms != {Pullback} or not _pullback_squares(every, total):
         _general_squares(uses, total)
+
+
+def _by_rows(uses: Sequence[Part]) -> dict[tuple[int, int], list[Gradients]]:
+    parts: dict[tuple[int, int], list[Gradients]] = {}
+    for use in uses:
+        parts.setdefault((use.start, use.stop), []).append(use.own)
+    return parts
+
+
+def _are_apart(uses: Sequence[Part]) -> bool:
+    """Whether no two parts overlap, but for those that are the same."""
+    ranges = sorted(_by_rows(uses))
+    return all(one[1] <= other[0] for one, other in itertools.pairwise(ranges))
 
 
 def _outer_squares(uses: Sequence[Outer], total: Tensor) -> None:
@@ -201,11 +222,7 @@ def _pullback_squares(uses: Sequence[Pullback], total: Tensor) -> bool:
 def _general_squares(uses: Sequence[Gradients], total: Tensor) -> None:
     """Adds example by example: right for any mixture of forms."""
     buffer = torch.empty_like(total)
-    examples = next(
-        len(use.left if isinstance(use, Outer) else use.values)  # type: ignore[attr-defined]
-        for use in uses
-    )
-    for i in range(examples):
+    for i in range(uses[0].examples):
         buffer.zero_()
         for use in uses:
             use.add_gradient(i, buffer)

@@ -7,24 +7,25 @@ repeats it for every row. That changes no value, and gives each example a gradie
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fmerge.fisher.engine.functions import COMPOSED, FUNCTIONS, opened
 from fmerge.fisher.engine.index_map import IndexMap
 from fmerge.fisher.engine.parameter_uses import (
+    FunctionUse,
     Layer,
     LayerUse,
     Receiver,
-    RowOrder,
     TensorUse,
     graph_leaves,
     inner_shape,
 )
-from fmerge.fisher.engine.rules import RULES
+from fmerge.fisher.engine.row_order import RowOrder
 from fmerge.fisher.engine.tracked_tensor import TrackedTensor, flatten, is_tracked, tracking
 
 # elementwise functions that broadcast a batch-independent argument over the batch's rows
@@ -45,18 +46,6 @@ _BROADCASTS = (
         for prefix in ("", "r", "i")
     }
 )
-
-_EMBEDDING_ARGUMENTS = (
-    *("input", "weight", "padding_idx", "max_norm"),
-    *("norm_type", "scale_grad_by_freq", "sparse"),
-)
-
-
-@dataclass(frozen=True)
-class Lookup:
-    """What the rule of embeddings reads of a layer, for a bare ``F.embedding``."""
-
-    padding_idx: int | None
 
 
 class Tracer:
@@ -108,7 +97,7 @@ class Tracer:
             The use; None for a call that the rule does not cover.
         """
         # counted even if not covered: a layer's k-th call has the same key in every pass
-        key = self._key(layer.name)
+        key = self.key(layer.name)
         if not isinstance(x, Tensor) or not layer.rule.covers(x):
             return None
         if len(x) == 0 or len(x) % self.n:
@@ -116,7 +105,15 @@ class Tracer:
         order = self.row_orders.get(key, "example-major")
         return None if order == "none" else LayerUse(key, layer, x.detach(), order, x._version)
 
-    def _key(self, name: str) -> str:
+    def key(self, name: str) -> str:
+        """Names a use.
+
+        Args:
+            name: Of the layer, or of what else is used.
+
+        Returns:
+            The name and how often it was used before: the same in every pass.
+        """
         self._calls[name] = self._calls.get(name, 0) + 1
         return f"{name}#{self._calls[name]}"
 
@@ -162,8 +159,11 @@ class Tracer:
         Returns:
             Its result.
         """
-        if func is F.embedding and len(args) > 1 and is_tracked(args[1]):
-            return self._embedding(func, args, kwargs)
+        if func in COMPOSED:
+            with torch._C._EnableTorchFunction():
+                return opened(func)(*args, **kwargs)
+        if (found := self._function(func, args, kwargs)) is not None:
+            return found
         if func in _BROADCASTS:
             args = self._broadcast(args)
         elif func is F.scaled_dot_product_attention:
@@ -183,32 +183,52 @@ class Tracer:
                 tensor.__class__ = TrackedTensor
             elif type(tensor) is TrackedTensor and not independent:
                 tensor.__class__ = Tensor  # type: ignore[assignment]  # the batch was added in place
-        if independent:
+        if independent and func is F.embedding:
+            self._record_rows(FUNCTIONS[func][0].arguments(args, kwargs), result)
+        elif independent:
             self._index_map.record(func, args, kwargs, result)
         return result
 
-    def _embedding(
+    def _function(
         self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        """A table that is read without its layer: by the rule if the ids have the batch's rows."""
-        given = dict(zip(_EMBEDDING_ARGUMENTS, args, strict=False)) | kwargs
-        ids, table = given["input"], given["weight"]
-        use = None
-        rule = RULES.get(nn.Embedding)
-        changed = any(given.get(name) for name in ("max_norm", "scale_grad_by_freq", "sparse"))
-        if rule is not None and table in self.names and not changed:
-            lookup = Lookup(given.get("padding_idx"))
-            name = f"F.embedding({self.names[table]})"
-            use = self.use(Layer(name, lookup, rule, {"weight": table}), ids)
-        if use is None:
-            # ids without rows of the batch (positions): the rows read are batch-independent
-            result = func(*args, **kwargs)
-            result.__class__ = TrackedTensor
-            if given.get("padding_idx") is None:
-                self._index_map.record_rows(result, ids)
-            return result
-        output: Tensor = func(ids, table.detach(), *args[2:], **kwargs)
-        return self.register(use, output)
+        """Runs a layer's function by the layer's rule; None where that does not cover the call."""
+        for function in FUNCTIONS.get(func, ()):
+            given, rule = function.arguments(args, kwargs), function.found_rule()
+            chosen = {
+                own: given[name]
+                for own, name in function.parameters.items()
+                if is_tracked(given.get(name))
+            }
+            x = given.get(function.x)
+            if rule is None or not chosen or is_tracked(x):
+                continue
+            if (options := function.options(given)) is None:
+                continue
+            origins = {own: self._origins(u) for own, u in chosen.items()}
+            names = [self.names[v] for below in origins.values() for v in below]
+            layer = Layer(f"{func.__name__}({', '.join(names)})", options, rule, chosen)
+            x = rule.cast(x)
+            shape, use = x.shape, self.use(layer, x)
+            if use is None and function.tokenwise and x.ndim > 2 and shape[1] == self.n:
+                # examples may lie along the second dimension: as rows their tokens are interleaved
+                x = x.flatten(0, 1)
+                use = self.use(replace(layer, name=f"{layer.name} by token"), x)
+            if use is None:
+                continue
+            use = FunctionUse(use.key, layer, use.x, use.row_order, use.version, origins)
+            output = func(*function.positional(args, x), **function.named(kwargs, x))
+            output = self.register(use, output)
+            return output if x.shape == shape else output.unflatten(0, shape[:2])
+        return None
+
+    def _record_rows(self, given: Mapping[str, Any], result: Tensor) -> None:
+        """Rows of a table that no example owns, such as those of positions."""
+        if given["weight"] in self.names and given.get("padding_idx") is None:
+            self._index_map.record_rows(result, given["input"])
+
+    def _origins(self, u: Tensor) -> list[Any]:
+        return [v for v in graph_leaves([u]) if v in self.names]
 
     def _broadcast(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
         others = [a for a in args if isinstance(a, Tensor) and not is_tracked(a)]
@@ -262,14 +282,13 @@ class Tracer:
         name = (id(u), u._version, shape)
         if name in self._leaves:
             return self._leaves[name][1]
-        key = self._key("source")
+        key = self.key("source")
         order = self.row_orders.get(key, "example-major")
         leaf = None
         if order != "none":
             # detached, since autograd would sum over rows below; u's own graph is walked later
             leaf = u.detach().expand(shape).requires_grad_()
-            below: list[Any] = [v for v in graph_leaves([u]) if v in self.names]
-            use = TensorUse(key, u, leaf, order, below)
+            use = TensorUse(key, u, leaf, order, self._origins(u))
             use.rows = self._index_map.rows(u)
             use.entries = self._index_map.entries(u) if use.rows is None else None
             self.tensor_uses.append(use)

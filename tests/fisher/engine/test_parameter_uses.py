@@ -8,19 +8,10 @@ from fmerge.fisher.engine.gradients import Summed
 from fmerge.fisher.engine.parameter_uses import (
     TensorUse,
     covered_layers,
-    example_major,
     graph_leaves,
     inner_shape,
 )
 from fmerge.fisher.engine.rules import RULES
-
-
-def test_interleaved_rows_are_put_together_by_example():
-    rows = torch.tensor([[0], [10], [20], [1], [11], [21]])  # 10 · example + repetition
-    found = example_major(rows, 3, "interleaved")
-    assert found.flatten().tolist() == [0, 1, 10, 11, 20, 21]
-    assert example_major(rows, 3, "example-major") is rows
-    assert example_major(rows[:3], 3, "interleaved").flatten().tolist() == [0, 10, 20]
 
 
 def test_inner_shape_leaves_out_the_place_of_the_rows():
