@@ -239,13 +239,13 @@ def image_kind(name: str, config: PretrainedConfig, n: int, side: int) -> Case:
 def convnext(n: int = 16, t: int = 64) -> Case:
     """ConvNeXt on images of t by t pixels: depthwise kernels of 7 by 7."""
     sizes = {"hidden_sizes": [48, 96, 192, 384], "depths": [1, 1, 3, 1]}
-    return image_kind("ConvNeXt", ConvNextConfig(**sizes, num_labels=3), n, t)  # type: ignore[arg-type]
+    return image_kind("ConvNeXt", ConvNextConfig(**sizes, num_labels=3), n, t)  # type: ignore[arg-type, call-arg]
 
 
 def resnet(n: int = 16, t: int = 64) -> Case:
     """ResNet-18's layout on images of t by t pixels."""
     sizes = {"embedding_size": 32, "hidden_sizes": [32, 64, 128, 256], "depths": [2, 2, 2, 2]}
-    config = ResNetConfig(**sizes, layer_type="basic", num_labels=3)  # type: ignore[arg-type]
+    config = ResNetConfig(**sizes, layer_type="basic", num_labels=3)  # type: ignore[arg-type, call-arg]
     return image_kind("ResNet", config, n, t)
 
 

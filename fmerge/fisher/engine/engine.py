@@ -81,6 +81,14 @@ class SquaredGradients:
                 seeds = candidate_seeds(log_likelihoods, weigh(log_likelihoods))
                 square_gradients(log_likelihoods, seeds, self.parameters, sums)
             return
+        if self.uncovered and self._per_example.loops:
+            # each example is differentiated by itself anyway: the batched passes are saved
+            with torch.no_grad():
+                values = self._log_likelihoods(batch, n)
+            torch.clear_autocast_cache()  # its weights were cast without a graph
+            seeds = candidate_seeds(values, weigh(values))
+            self._per_example.add(batch, seeds, self.parameters, sums)
+            return
         seeds_or_none, attempts = None, 0
         while seeds_or_none is None:
             if attempts:

@@ -114,6 +114,11 @@ class PerExample:
         self.vectorized = fallback == "vmap"
         self._compared: set[str] = set()
 
+    @property
+    def loops(self) -> bool:
+        """Whether examples are taken by a loop, as asked for or as vmap failed."""
+        return not self.vectorized
+
     def add(
         self,
         batch: Any,

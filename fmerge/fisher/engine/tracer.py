@@ -219,7 +219,7 @@ class Tracer:
             use = FunctionUse(use.key, layer, use.x, use.row_order, use.version, origins)
             output = func(*function.positional(args, x), **function.named(kwargs, x))
             output = self.register(use, output)
-            return output if x.shape == shape else output.unflatten(0, shape[:2])
+            return output if x.shape == shape else output.view(*shape[:2], -1)
         return None
 
     def _record_rows(self, given: Mapping[str, Any], result: Tensor) -> None:

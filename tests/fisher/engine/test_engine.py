@@ -77,6 +77,22 @@ def test_a_model_that_vmap_cannot_do_goes_through_the_loop(caplog):
     assert_same(found, definition(model, batch, looking))
 
 
+def test_where_a_loop_is_needed_no_batched_pass_is_made_as_well():
+    model, batch, log_probs = custom()
+    sizes = []
+
+    def counted(batch):
+        sizes.append((len(batch["labels"]), torch.is_grad_enabled()))
+        return log_probs(batch)
+
+    accumulator = FisherAccumulator(model, counted, fallback="loop")
+    accumulator.add(batch)
+    sizes.clear()
+    accumulator.add(batch)
+    assert sizes == [(N, False)] + [(1, True)] * N
+    assert_same(accumulator.estimate().values, definition(model, batch, log_probs))
+
+
 class Wrapped(nn.Module):
     """A body that is changed by each test below."""
 
