@@ -69,7 +69,7 @@ docs: .venv/documented
 	@echo "The site: build/site/index.html"
 
 dist: .venv/installed
-	$(BIN)/pip install --quiet --constraint .ci/constraints.txt --editable '.[release]'
+	$(BIN)/pip install --quiet --no-compile --constraint .ci/constraints.txt --editable '.[release]'
 	rm -rf dist
 	$(BIN)/python -m build
 	$(BIN)/twine check --strict dist/*
@@ -79,23 +79,23 @@ clean:
 
 .venv/installed: pyproject.toml .ci/constraints.txt
 	$(ENVIRONMENT)
-	$(BIN)/pip install --quiet --constraint .ci/constraints.txt torch
-	$(BIN)/pip install --quiet --constraint .ci/constraints.txt --editable '.[dev]'
+	$(BIN)/pip install --quiet --no-compile --constraint .ci/constraints.txt torch
+	$(BIN)/pip install --quiet --no-compile --constraint .ci/constraints.txt --editable '.[dev]'
 	@touch $@
 
 .venv/documented: .venv/installed
-	$(BIN)/pip install --quiet --constraint .ci/constraints.txt --editable '.[docs]'
+	$(BIN)/pip install --quiet --no-compile --constraint .ci/constraints.txt --editable '.[docs]'
 	@touch $@
 
 .venv-lowest/installed: pyproject.toml .ci/lowest.py
 	$(ENVIRONMENT)
 	$(@D)/bin/python .ci/lowest.py --torch $(TORCH) > $(@D)/constraints.txt
-	$(@D)/bin/pip install --quiet --constraint $(@D)/constraints.txt --editable '.[demo,hdf5,test]'
+	$(@D)/bin/pip install --quiet --no-compile --constraint $(@D)/constraints.txt --editable '.[demo,hdf5,test]'
 	@touch $@
 
 .venv-bare/installed: pyproject.toml .ci/constraints.txt
 	$(ENVIRONMENT)
-	$(@D)/bin/pip install --quiet --constraint .ci/constraints.txt --editable . pytest hypothesis
+	$(@D)/bin/pip install --quiet --no-compile --constraint .ci/constraints.txt --editable . pytest hypothesis
 	@touch $@
 
 define ENVIRONMENT

@@ -422,7 +422,8 @@ def test_the_numbers_of_a_method_are_searched_and_its_facts_reported(zoo, tmp_pa
         *["--method", "LiNeS", "--method.method", "FisherTSV", "--method.a", "0.4"],
         *["--optimizer.search", "Sobol", "--optimizer.search.trials", "2"],
     )
-    found = trials(output)
+    *found, average = trials(output)
+    assert len(found) == 2 and average["stage"] == "average"
     assert all(list(trial["coefficients"]) == [*tasks, "LiNeS.a", "LiNeS.b"] for trial in found)
     assert len({trial["coefficients"]["LiNeS.a"] for trial in found}) == 2
     best = max(found, key=lambda trial: (trial["objective"], -trial["trial"]))["coefficients"]

@@ -171,14 +171,18 @@ def test_one_objective_and_more_trials(zoo, tmp_path, capsys):
     search = ["--optimizer.search", "Sobol", "--optimizer.search.trials"]
     main(merge(zoo, tmp_path, output, *search, "3"))
     assert not (output / "pareto.json").exists() and "objectives" not in trials(output)[0]
-    line = fails(capsys, *merge(zoo, tmp_path, output, *search, "3"), "--build", "3")
-    assert line.endswith("give one from 0 to 2")
+    # trial 3 is the plain average
+    line = fails(capsys, *merge(zoo, tmp_path, output, *search, "3"), "--build", "4")
+    assert line.endswith("give one from 0 to 3")
+    main(merge(zoo, tmp_path, output, *search, "3", "--build", "3"))
+    equal = dict.fromkeys(zoo.experts, 1 / len(zoo.experts))
+    check_weights(zoo, output / "points/3/merged", equal)
     main(merge(zoo, tmp_path, output, *search, "3", "--build", "1"))
     check_weights(zoo, output / "points/1/merged", trials(output)[1]["coefficients"])
     main(merge(zoo, tmp_path, output, *search, "4"))
-    assert len(trials(output)) == 4 and (output / "points/1/report.md").is_file()
+    assert len(trials(output)) == 5 and (output / "points/1/report.md").is_file()
     main(merge(zoo, tmp_path, output, *search, "3", "--overwrite", "true"))
-    assert not (output / "points").exists() and len(trials(output)) == 3
+    assert not (output / "points").exists() and len(trials(output)) == 4
 
 
 def test_a_merge_without_data_is_built_again(zoo, tmp_path):

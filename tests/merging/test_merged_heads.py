@@ -200,7 +200,7 @@ def test_fishers_of_the_head_are_estimated_and_weigh_it(soup, tmp_path):
 def test_a_search_and_its_best_trial(soup, tmp_path):
     report = merge(tmp_path / "out", soup.experts, soup.data(), Sobol(trials=3), method=Isotropic(),
                    baselines="all")  # fmt: skip
-    assert len(report.trials) == 3
+    assert [trial.stage for trial in report.trials] == ["", "", "", "average"]
     weights = [report.best.coefficients[name] for name in "abc"]
     expected = averaged([soup.params(name) for name in "abc"], weights)
     assert_tensors(load_params(tmp_path / "out/merged"), expected)
