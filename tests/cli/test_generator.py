@@ -4,6 +4,7 @@ import json
 import math
 
 import pytest
+import rich
 import torch
 import yaml
 from transformers import pipeline
@@ -172,7 +173,7 @@ CHAT = (
 
 @pytest.mark.slow
 def test_conversations_and_plain_texts_are_scored_and_priced(tmp_path, capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "200")  # a table that folds no name
+    monkeypatch.setattr(rich.get_console(), "width", 200)  # a table that folds no name
     tokenizer = tiny.text_tokenizer("$A")
     tokenizer.chat_template = CHAT
     model = tiny.language_model(tiny.gpt2_config())
