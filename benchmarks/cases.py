@@ -173,8 +173,16 @@ def text_kind(name: str, config: PretrainedConfig, n: int, t: int) -> Case:
 
 
 def deberta(n: int = 16, t: int = 64) -> Case:
-    """DeBERTa-v2 with relative attention."""
-    config = DebertaV2Config(**SMALL, relative_attention=True, pos_att_type=["p2c", "c2p"])  # type: ignore[arg-type]
+    """DeBERTa-v2 with the relative attention of DeBERTa-v3: 512 rows of relative positions."""
+    config = DebertaV2Config(  # type: ignore[call-arg]
+        **SMALL,  # type: ignore[arg-type]
+        relative_attention=True,
+        pos_att_type=["p2c", "c2p"],
+        position_buckets=256,
+        position_biased_input=False,
+        share_att_key=True,
+        norm_rel_ebd="layer_norm",
+    )
     return text_kind("DeBERTa-v2", config, n, t)
 
 
