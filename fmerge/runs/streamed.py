@@ -158,7 +158,7 @@ class StreamedRun:
             The merge that was saved.
 
         Raises:
-            UserError: If the models or Fishers hold what cannot be merged.
+            UserError: If the models or Fishers hold what cannot be merged, or the disk is full.
         """
         trainer = self.whole.trainer
         trainer.strategy.setup_environment()
@@ -174,7 +174,9 @@ class StreamedRun:
         try:
             found = self.streaming.merge(best.coefficients, parts, stop)
         except UserError:
-            if not done:  # what the inputs hold is refused, so that no one can resume the run
+            # what the inputs hold is refused, so that no one can resume the run; the parts are
+            # left where a full disk took no more of them
+            if not done and not parts.exists():
                 folder.discard()
             raise
         for key, value in found.hashes.items():

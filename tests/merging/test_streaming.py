@@ -1,5 +1,6 @@
 """Merges tensor by tensor: bit for bit those in memory, whatever the method, the shards, a kill."""
 
+import errno
 import json
 import os
 import random
@@ -265,6 +266,43 @@ def test_too_little_disk_is_told_before_anything_is_written(llamas, tmp_path, mo
             output=tmp_path / "out",
         )  # fmt: skip
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_a_disk_that_fills_up_is_told_and_the_merge_goes_on(llamas, tmp_path, monkeypatch):
+    """As where room cannot be kept: copies on write, quotas, or another's files at the start."""
+    base, experts, _ = llamas
+    written, write, take = [], os.pwrite, os.posix_fallocate
+    monkeypatch.setattr(stream_pass, "_SYNCED", 0)  # notes every tensor
+
+    def merge(output):
+        trainer().merge(
+            RankChoice(), experts=experts, base=base, method=TaskArithmetic(),
+            coefficients={"a": 0.7, "b": 0.4}, output=tmp_path / output,
+        )  # fmt: skip
+        files = sorted((tmp_path / output / "merged").rglob("*.safetensors"))
+        return {one.name: one.read_bytes() for one in files}
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def filling(*given):
+        written.append(given)
+        return write(*given) if len(written) < whole // 2 else full()
+
+    monkeypatch.setattr(os, "pwrite", lambda *given: written.append(given) or write(*given))
+    expected, whole = merge("whole"), len(written)
+    for name, one in (("posix_fallocate", full), ("pwrite", filling)):
+        written.clear()
+        monkeypatch.setattr(os, name, one)
+        with pytest.raises(UserError, match="cannot be written, as the disk is full; free space"):
+            merge("out")
+        assert not (tmp_path / "out" / "merged").exists()
+        monkeypatch.setattr(os, "posix_fallocate", take)
+    written.clear()
+    monkeypatch.setattr(os, "pwrite", lambda *given: written.append(given) or write(*given))
+    assert merge("out") == expected
+    assert len(written) < whole  # what was on the disk was not merged again
 
 
 def broken(folder, how):
