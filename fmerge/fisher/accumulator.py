@@ -81,7 +81,10 @@ class FisherAccumulator:
         sums: The sums so far by parameter name, at least float32, on the parameter's device.
         count: Examples so far.
         spread: What the standard errors are computed from.
+        shards: The process's shares of parameters that are split; None where they are whole.
     """
+
+    shards: Any = None
 
     def __init__(
         self,

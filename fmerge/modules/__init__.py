@@ -14,7 +14,7 @@ from fmerge.modules.classification import Classifier, TextClassifier
 from fmerge.modules.clip import ClipClassifier
 from fmerge.modules.embedding import TextEmbedder
 from fmerge.modules.feature_pass import FeaturePass
-from fmerge.modules.fisher_pass import FisherPass, Saving
+from fmerge.modules.fisher_pass import FisherPass
 from fmerge.modules.fitted_layers import batch_norms
 from fmerge.modules.generator import TextGenerator
 from fmerge.modules.gram_pass import GramPass, linear_weights
@@ -28,6 +28,7 @@ from fmerge.modules.prediction_recorder import Predictions, record_predictions
 from fmerge.modules.preprocessed import PreprocessedModule
 from fmerge.modules.rank_choice import RankChoice
 from fmerge.modules.reading import read_network
+from fmerge.modules.saving import Saving
 from fmerge.modules.spans import SpanAnswers
 from fmerge.modules.tagging import TokenClassifier
 from fmerge.modules.tokenized import TokenizedModule

@@ -2,9 +2,8 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, final
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, final
 
 import torch
 from lightning.pytorch import LightningModule
@@ -12,6 +11,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 
+from fmerge.errors import UserError
 from fmerge.fisher import (
     FisherAccumulator,
     FisherEstimate,
@@ -21,26 +21,15 @@ from fmerge.fisher import (
 )
 from fmerge.fisher.batches import batch_size
 from fmerge.modules.base import TaskModule
+from fmerge.modules.saving import Saving
+from fmerge.modules.sharding import shard
 from fmerge.modules.trainable import check_trainable
 from fmerge.store import read_partial, write_partial
 from fmerge.system.distributed import strided_indices
+from fmerge.system.fsdp2 import is_split, mesh_of
 
-
-@dataclass(frozen=True)
-class Saving:
-    """Where a pass saves its unfinished sums, so that it can be resumed after an interruption.
-
-    Attributes:
-        path: A file of this process's own.
-        belongs_to: Plain values that identify this pass.
-        seconds: Time between two savings.
-        stop: Returns the number of the signal that asked to save and end after a batch, or 0.
-    """
-
-    path: Path
-    belongs_to: Mapping[str, Any]
-    seconds: float = 60.0
-    stop: Callable[[], int] = lambda: 0
+if TYPE_CHECKING:
+    from fmerge.fisher.engine.shards import Shards
 
 
 @final
@@ -75,6 +64,8 @@ class FisherPass(LightningModule):
         self._done = 0
         self._saved_at = 0.0
         self._enough = False
+        self._steps = 0
+        self._last: Any = None
 
     @property
     def collate(self) -> Callable[[Sequence[Mapping[str, Any]], str], dict[str, Any]]:
@@ -86,6 +77,11 @@ class FisherPass(LightningModule):
         made: Callable[..., dict[str, Any]] = self.module.collate  # type: ignore[assignment]
         return made
 
+    def configure_model(self) -> None:
+        """Splits the module over the processes, under FSDP2."""
+        if (mesh := mesh_of(self.trainer)) is not None:
+            shard(self.module, mesh)
+
     def on_predict_start(self) -> None:
         """Sets the sums to zero on the module's device, or to those that were saved."""
         with torch.inference_mode(False):
@@ -94,6 +90,7 @@ class FisherPass(LightningModule):
             else:
                 self._accumulator.reset()  # the same module need not be checked again
             self._done, self._enough = 0, False
+            self._check_shares()
             self._resume(self._accumulator)
         self._saved_at = time.monotonic()
 
@@ -109,6 +106,17 @@ class FisherPass(LightningModule):
             if not listed and estimator != "rademacher":
                 estimator = "given"
         log_probs: Callable[[Any], Tensor] = module.label_log_probs  # type: ignore[assignment]
+        if is_split(self.trainer):
+            from fmerge.fisher.sharded import ShardedAccumulator
+
+            return ShardedAccumulator(*(
+                module,
+                network,
+                log_probs,
+                estimator,
+                settings.samples,
+                settings.seed,
+            ))
         return FisherAccumulator(
             network,
             log_probs,
@@ -136,6 +144,7 @@ class FisherPass(LightningModule):
         """
         # a resumed pass: this batch is in the sums that were read back
         if batch_idx < self._done:
+            self._last = batch if self._shards else None
             return 0
         if self._enough:
             raise StopIteration
@@ -151,17 +160,20 @@ class FisherPass(LightningModule):
             self._done = batch_idx + 1
             self._save_now_and_then(accumulator)
             self._enough = self._is_enough(accumulator)
+            self._last = batch if self._shards else None
         return n
 
     def on_predict_epoch_end(self) -> None:
         """Adds sums and counts over the processes and forms the estimate."""
         accumulator = self._running
+        if self._shards is not None:
+            self._keep_up(accumulator)
         strategy = self.trainer.strategy
         count = strategy.reduce(
             torch.tensor(float(accumulator.count), device=self.device), reduce_op="sum"
         )
         # sorted: all processes must reduce the tensors in one order
-        for name in sorted(accumulator.sums):
+        for name in sorted(accumulator.sums) if self._shards is None else ():
             accumulator.sums[name] = strategy.reduce(accumulator.sums[name], reduce_op="sum")
         accumulator.count = int(count)
         if (spread := accumulator.spread) is not None:
@@ -170,9 +182,38 @@ class FisherPass(LightningModule):
                 square.copy_(strategy.reduce(square, reduce_op="sum"))
         self.estimate = self._with_fixed(accumulator.estimate())
 
+    @property
+    def _shards(self) -> "Shards | None":
+        """This process's shares of the parameters, under FSDP2."""
+        return None if self._accumulator is None else self._accumulator.shards
+
+    def _check_shares(self) -> None:
+        """Counts the batches that all processes run, of which this one may have fewer."""
+        if (shards := self._shards) is None:
+            return
+        own = sum(int(n) for n in self.trainer.num_predict_batches)
+        self._steps = shards.most(own)
+        if shards.any(own == 0):
+            raise UserError(
+                f"--trainer.devices: task '{self.task}' has fewer examples than the "
+                f"{self.trainer.world_size} processes; use fewer"
+            )
+
+    def _keep_up(self, accumulator: Any) -> None:
+        """Takes part in batches of other processes, once this one has no more."""
+        with torch.inference_mode(False), torch.enable_grad():
+            batch = apply_to_collection(self._last, Tensor, torch.clone)
+            indices = range(batch_size(batch))
+            while self._done < self._steps:
+                answered = self._with_answers(batch, indices)
+                accumulator.add(answered, indices, counted=False)
+                self._done += 1
+                self._save_now_and_then(accumulator)
+        self._last = None
+
     def _with_fixed(self, found: FisherEstimate) -> FisherEstimate:
         """Adds zeros for parameters that an architecture never trains: no expert knows them."""
-        if not isinstance(self.module, TaskModule):
+        if not isinstance(self.module, TaskModule) or not found.values:
             return found
         rest = self.module.task_model(self.task).named_parameters()
         fixed = {name: torch.zeros(one.shape) for name, one in rest if name not in found.values}
@@ -216,7 +257,8 @@ class FisherPass(LightningModule):
         if self.saving is None:
             return
         state = read_partial(self.saving.path, self.saving.belongs_to)
-        if self.settings.until is not None and not self._is_same_everywhere(state):
+        together = self.settings.until is not None or self._shards is not None
+        if together and not self._is_same_everywhere(state):
             return
         if state is not None:
             self._done = int(state.pop("done"))
@@ -234,7 +276,10 @@ class FisherPass(LightningModule):
         if self.saving is None:
             return
         number = self.saving.stop()
-        if not number and time.monotonic() - self._saved_at < self.saving.seconds:
+        due = bool(number) or time.monotonic() - self._saved_at >= self.saving.seconds
+        if (shards := self._shards) is not None:  # the shares of a sum are of one batch
+            number, due = shards.most(number), shards.any(due)
+        if not due:
             return
         state = accumulator.state() | {"done": torch.tensor(self._done)}
         write_partial(self.saving.path, self.saving.belongs_to, state)

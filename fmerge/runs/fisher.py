@@ -18,6 +18,7 @@ from fmerge.evaluation.evaluator import Evaluator
 from fmerge.fisher import FisherEstimate, FisherSettings
 from fmerge.merging.buffers import check_no_nan, network_state, persistent_buffers
 from fmerge.modules import PreprocessedModule, Saving, TaskModule, read_network
+from fmerge.modules.sharding import check_split_fisher
 from fmerge.params import check_finite, check_same_layout, fingerprint, params_of
 from fmerge.report.sections import layer_table
 from fmerge.report.tables import to_rich
@@ -37,6 +38,7 @@ from fmerge.store import (
     remove_partial,
     write_fisher,
 )
+from fmerge.system.fsdp2 import is_split
 from fmerge.system.signals import catch_signals
 from fmerge.system.watchdog import check_strategy
 
@@ -78,8 +80,10 @@ class FisherJob:
         if self.trainer.is_global_zero:
             check_fisher_path(self.output)
             check_new_file(self.output, overwrite)
-        check_strategy(self.trainer)
+        check_strategy(self.trainer, split=True)
         wanted = self.settings.errors is not None
+        if is_split(self.trainer):
+            check_split_fisher(self.trainer, self.module, self.settings)
         check_automatic(self.trainer, self.data, self.settings.estimator, wanted)
         run = FisherRun(self, self.data.only_task(task))
         if isinstance(self.module, TaskModule):
@@ -133,6 +137,7 @@ class FisherRun:
             "standard_error": self.settings.standard_error,  # it sets the examples' order
             "module": {name: str(described(value)) for name, value in self.module.hparams.items()},
             "processes": self.trainer.world_size,
+            **({"split": True} if is_split(self.trainer) else {}),
             "data_sha256": self.data.fingerprint(self.task, self.settings.split),
         }
         evaluator = Evaluator(self.trainer, self.module, self.data)

@@ -14,6 +14,7 @@ from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelP
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher, subprocess_script
 
 from fmerge.errors import UserError
+from fmerge.system.fsdp2 import FSDP2Strategy
 
 _STARTER = "FMERGE_STARTED_BY"
 _GRACE = 10.0
@@ -39,11 +40,12 @@ class LostProcessError(RuntimeError):
     """
 
 
-def check_strategy(trainer: Trainer) -> None:
+def check_strategy(trainer: Trainer, split: bool = False) -> None:
     """Refuses strategies under which a Fisher or a merge would be wrong or lost.
 
     Args:
         trainer: The Trainer.
+        split: Whether parameters may be split over processes by FSDP2.
 
     Raises:
         UserError: If the strategy splits parameters over processes, or starts processes whose
@@ -51,11 +53,19 @@ def check_strategy(trainer: Trainer) -> None:
     """
     strategy = trainer.strategy
     name = type(strategy).__name__.removesuffix("Strategy")
-    if isinstance(strategy, FSDPStrategy | DeepSpeedStrategy | ModelParallelStrategy):
+    if isinstance(strategy, FSDPStrategy | DeepSpeedStrategy):
         raise UserError(
             f"--trainer.strategy: {name} splits a parameter over processes, so that no process "
-            "sees an example's whole gradient or a whole merge; use ddp or a single device"
+            "sees an example's whole gradient or a whole merge; use fsdp2, ddp or a single device"
         )
+    if isinstance(strategy, ModelParallelStrategy) and not split:
+        raise UserError(
+            f"--trainer.strategy: {name} splits a model over processes, and a merge needs whole "
+            "tensors; merge on one device without data, tensor by tensor, and score the merge by "
+            "fmerge validate --trainer.strategy fsdp2"
+        )
+    if isinstance(strategy, ModelParallelStrategy) and not isinstance(strategy, FSDP2Strategy):
+        raise UserError(f"--trainer.strategy: {name} has options of its own; use fsdp2")
     if isinstance(strategy.launcher, _MultiProcessingLauncher):
         raise UserError(
             f"--trainer.strategy: {name} runs in spawned or forked processes, whose results do "

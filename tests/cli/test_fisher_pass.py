@@ -331,7 +331,7 @@ def test_strategies_that_split_or_lose_the_sums_are_refused():
 
     check_strategy(trainer(SingleDeviceStrategy()))
     check_strategy(trainer(DDPStrategy()))
-    with pytest.raises(UserError, match="--trainer.strategy: FSDP splits a parameter .* use ddp"):
+    with pytest.raises(UserError, match="FSDP splits a parameter .*, ddp or a single"):
         check_strategy(trainer(FSDPStrategy()))
     spawned = DDPStrategy(start_method="spawn", cluster_environment=LightningEnvironment())
     spawned._configure_launcher()

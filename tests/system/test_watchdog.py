@@ -5,11 +5,17 @@ import signal
 from types import SimpleNamespace
 
 import pytest
-from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.strategies import (
+    DDPStrategy,
+    FSDPStrategy,
+    ModelParallelStrategy,
+    SingleDeviceStrategy,
+)
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher, subprocess_script
 
 from fmerge.errors import UserError
 from fmerge.system import watchdog
+from fmerge.system.fsdp2 import FSDP2Strategy
 from fmerge.system.watchdog import LostProcessError, check_strategy, watch_processes
 
 GONE = RuntimeError("[gloo/pair.cc:1] Connection closed by peer [127.0.0.1]:1")
@@ -106,8 +112,15 @@ def test_lightnings_observer_comes_back():
 def test_strategies_that_split_parameters_or_lose_results_are_refused():
     for allowed in (SingleDeviceStrategy("cpu"), DDPStrategy()):
         check_strategy(SimpleNamespace(strategy=allowed))
-    with pytest.raises(UserError, match="FSDP splits a parameter over processes"):
-        check_strategy(SimpleNamespace(strategy=object.__new__(FSDPStrategy)))
+    with pytest.raises(UserError, match="FSDP splits a parameter over processes.* use fsdp2"):
+        check_strategy(SimpleNamespace(strategy=object.__new__(FSDPStrategy)), split=True)
+    with pytest.raises(UserError, match="FSDP2 splits a model .* a merge needs whole tensors"):
+        check_strategy(SimpleNamespace(strategy=FSDP2Strategy()))
+    with pytest.raises(UserError, match="ModelParallel has options of its own; use fsdp2"):
+        check_strategy(SimpleNamespace(strategy=ModelParallelStrategy()), split=True)
+    split = FSDP2Strategy()
+    split._launcher = None
+    check_strategy(SimpleNamespace(strategy=split), split=True)
     launcher = object.__new__(_MultiProcessingLauncher)
     spawned = type("DDPStrategy", (), {"launcher": launcher})()
     with pytest.raises(UserError, match="DDP runs in spawned or forked processes"):

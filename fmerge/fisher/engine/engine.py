@@ -2,21 +2,26 @@
 
 import logging
 from collections.abc import Callable, Mapping
-from typing import Any
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from fmerge.fisher.batches import LogProbs, differentiating
 from fmerge.fisher.engine.gradients import Gradients
-from fmerge.fisher.engine.parameter_uses import covered_layers
+from fmerge.fisher.engine.parameter_uses import Layer, covered_layers
 from fmerge.fisher.engine.per_example import Fallback, PerExample, square_gradients
 from fmerge.fisher.engine.recorder import Recorder
 from fmerge.fisher.engine.row_order import RowOrder
 from fmerge.fisher.engine.self_check import SelfCheck
 from fmerge.fisher.engine.squares import add_squares
+from fmerge.fisher.engine.together import Alone
 from fmerge.fisher.estimators import check_numbers
 from fmerge.params import Params
+
+if TYPE_CHECKING:
+    from fmerge.fisher.engine.shards import Shards  # importing FSDP2 takes a second
 
 Weigh = Callable[[Tensor], Tensor]
 """From ℓ (n, c) to W (n, c), the weights of the squares."""
@@ -41,6 +46,8 @@ class SquaredGradients:
         log_probs: From a batch to ℓ (n, c).
         parameters: The parameters to differentiate, by name.
         fallback: How parameters that no rule covers are differentiated.
+        shards: The processes' shares of the parameters, where FSDP2 splits them: ``parameters``
+            are whole ones then, and batches have more than one example.
 
     Attributes:
         uncovered: Names of the parameters that went to the fallback.
@@ -52,6 +59,7 @@ class SquaredGradients:
         log_probs: LogProbs,
         parameters: Mapping[str, nn.Parameter],
         fallback: Fallback = "vmap",
+        shards: "Shards | None" = None,
     ) -> None:
         self.module = module
         self.log_probs = log_probs
@@ -61,9 +69,13 @@ class SquaredGradients:
         self._names = {parameter: name for name, parameter in parameters.items()}
         self._row_orders: dict[str, RowOrder] = {}
         self._checked: set[Any] = set()
+        self._shards = shards
+        self._together = shards or Alone()
         self._everything = list(module.parameters())
+        if shards is not None:
+            self._everything = shards.twins(shards.whole)
         self._covered = self.parameters
-        self._layers = covered_layers(module, set(self._covered.values()))
+        self._layers = self._covered_layers()
         self._per_example = PerExample(module, log_probs, fallback)
 
     def add(self, batch: Any, n: int, weigh: Weigh, sums: Params) -> None:
@@ -95,7 +107,7 @@ class SquaredGradients:
                 self._check(batch, n)
             if attempts > _ATTEMPTS:  # the model calls other layers each time
                 self._leave(set(self._covered))
-            with differentiating(self._covered.values(), self._everything):
+            with self._differentiating():
                 seeds_or_none = self._try(batch, n, weigh, sums)
             attempts += 1
         uncovered = {name: self.parameters[name] for name in sorted(self.uncovered)}
@@ -106,21 +118,30 @@ class SquaredGradients:
         """Adds the covered parameters' squares; None, with nothing added, if not yet checked."""
 
         def square(parameter: nn.Parameter, uses: list[Gradients]) -> None:
-            add_squares(uses, sums[self._names[parameter]])
+            name = self._names[parameter]
+            if self._shards is None:
+                add_squares(uses, sums[name])
+            else:
+                self._shards.add_squares(name, uses, sums)
 
         recorder = Recorder(self._layers, self._names, n, self._row_orders)
         with recorder.record():
             log_likelihoods = self._log_likelihoods(batch, n, recorder)
             unseen, leaves = recorder.unseen(log_likelihoods)
             # nothing is added before it is known that no use was missed and the rules are right
-            if self._covered and (unseen or self._kind(recorder) not in self._checked):
+            unchecked = bool(unseen) or self._kind(recorder) not in self._checked
+            if self._together.any(bool(self._covered) and unchecked):
                 return None
             seeds = candidate_seeds(log_likelihoods, weigh(log_likelihoods))
+            missing = self._together.most(len(seeds)) - len(seeds)
+            seeds += [torch.zeros_like(log_likelihoods)] * missing
             for k, seed in enumerate(seeds):
                 follows = k + 1 < len(seeds)
                 recorder.backward(
                     log_likelihoods, leaves, seed, retain_graph=follows, finish=square
                 )
+                if self._shards is not None:
+                    self._shards.finish(sums)
         return seeds
 
     def _check(self, batch: Any, n: int) -> None:
@@ -131,7 +152,7 @@ class SquaredGradients:
             rounds += 1
             if rounds > _ROUNDS:
                 self._leave(set(self._covered))
-            with differentiating(self._covered.values(), self._everything):
+            with self._differentiating():
                 done = self._check_once(check, batch, n)
 
     def _check_once(self, check: SelfCheck, batch: Any, n: int) -> bool:
@@ -149,11 +170,11 @@ class SquaredGradients:
             kind = self._kind(recorder)
             unseen, leaves = recorder.unseen(log_likelihoods)
             learnt, differing = check.compare_gradients(recorder, log_likelihoods, leaves)
-        if learnt:
+        if self._together.any(learnt):
             return False
-        failed = unseen or differing
-        if failed:
-            self._leave({self._names[parameter] for parameter in failed})
+        failed = {self._names[parameter] for parameter in unseen or differing}
+        if failed := self._together.union(failed):
+            self._leave(failed)
             return False
         self._checked.add(kind)
         return True
@@ -167,7 +188,8 @@ class SquaredGradients:
             torch.clear_autocast_cache()
             result = self.log_probs(batch)
         else:
-            result = recorder.forward(self.log_probs, batch)
+            with nullcontext() if self._shards is None else self._shards.passing_tracked():
+                result = recorder.forward(self.log_probs, batch)
         if result.ndim != 2 or len(result) != n:
             raise ValueError(
                 f"log_probs gave a tensor of shape {tuple(result.shape)} for {n} examples; "
@@ -186,7 +208,20 @@ class SquaredGradients:
         self._covered = {
             name: p for name, p in self.parameters.items() if name not in self.uncovered
         }
-        self._layers = covered_layers(self.module, set(self._covered.values()))
+        self._layers = self._covered_layers()
+
+    def _covered_layers(self) -> list[Layer]:
+        parts = {} if self._shards is None else self._shards.parts
+        whole = {
+            part: self.parameters[name] for name, part in parts.items() if name in self._covered
+        }
+        return covered_layers(self.module, set(self._covered.values()), whole)
+
+    def _differentiating(self) -> AbstractContextManager[None]:
+        chosen = list(self._covered.values())
+        if self._shards is not None:
+            chosen = self._shards.twins(self._covered)
+        return differentiating(chosen, self._everything)
 
 
 def candidate_seeds(log_likelihoods: Tensor, weights: Tensor) -> list[Tensor]:

@@ -1,7 +1,8 @@
 """Where parameters are used: calls of covered layers, and batch-independent tensors."""
 
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor, nn
@@ -205,12 +206,17 @@ Finish = Callable[[nn.Parameter, list[Gradients]], None]
 """Called with a parameter and its gradients through all its uses."""
 
 
-def covered_layers(module: nn.Module, parameters: Container[nn.Parameter]) -> list[Layer]:
+def covered_layers(
+    module: nn.Module,
+    parameters: Container[nn.Parameter],
+    whole: Mapping[nn.Parameter, nn.Parameter] = MappingProxyType({}),
+) -> list[Layer]:
     """Lists the layers of a module that have rules.
 
     Args:
         module: Any module.
         parameters: The parameters that are to be differentiated by rule.
+        whole: For a share of a parameter that is split over processes, the parameter.
 
     Returns:
         The layers that have any of them.
@@ -220,8 +226,10 @@ def covered_layers(module: nn.Module, parameters: Container[nn.Parameter]) -> li
         rule = rule_of(layer)
         if rule is None:
             continue
-        own = layer.named_parameters(recurse=False)
-        chosen = {own_name: parameter for own_name, parameter in own if parameter in parameters}
+        own = {name: whole.get(one, one) for name, one in layer.named_parameters(recurse=False)}
+        chosen = {
+            own_name: parameter for own_name, parameter in own.items() if parameter in parameters
+        }
         if chosen:
             layers.append(Layer(name, layer, rule, chosen))
     return layers
