@@ -23,7 +23,7 @@ from fmerge.runs.described import fit_config
 from fmerge.runs.divergence import DivergenceGuard
 from fmerge.runs.fisher import FisherJob
 from fmerge.runs.fit import ConfigWriter, check_limits, check_places, save_experts, say_unsaved
-from fmerge.runs.fit_callbacks import LastEpoch, WeightsFirst, with_callbacks
+from fmerge.runs.fit_callbacks import LastEpoch, checked_resume, first_callbacks, with_callbacks
 from fmerge.runs.inputs import check_data, explaining_texts, tasks_of
 from fmerge.runs.job import MergeJob
 from fmerge.runs.labels import Labels
@@ -33,12 +33,11 @@ from fmerge.store import (
     Dtype,
     adapters_on,
     check_new_folder,
-    check_resume,
     lock_of,
     only_run,
     recover_folder,
 )
-from fmerge.system.paths import expand, path_of
+from fmerge.system.paths import path_of
 from fmerge.system.slurm import RequeueCallback, requeued_checkpoint
 
 
@@ -94,7 +93,7 @@ class FMergeTrainer(Trainer):
         """
         check_limits(self)
         check_data(datamodule)
-        check_resume(ckpt_path := None if ckpt_path is None else expand(ckpt_path))
+        ckpt_path = checked_resume(self, ckpt_path)
         data = (train_dataloaders, val_dataloaders, datamodule)
         if output is None:
             check_places(self, None)
@@ -110,7 +109,7 @@ class FMergeTrainer(Trainer):
             explaining_texts(model, datamodule),
         ):
             if (saved := requeued_checkpoint(self, overwrite)) is not None:
-                check_resume(ckpt_path := str(saved))
+                ckpt_path = checked_resume(self, str(saved))
             check_places(self, output)
             last = []
             if self.is_global_zero:
@@ -132,7 +131,7 @@ class FMergeTrainer(Trainer):
         """Lightning's own fit, with the callbacks of every fit; ``last`` run after all others."""
         if any(getattr(one, "save_last", None) is True for one in self.checkpoint_callbacks):
             last = [*last, LastEpoch()]
-        with with_callbacks(self, [WeightsFirst(), DivergenceGuard()], last):
+        with with_callbacks(self, [*first_callbacks(ckpt_path), DivergenceGuard()], last):
             super().fit(model, *data, ckpt_path)
 
     def validate(  # type: ignore[override]
@@ -156,8 +155,8 @@ class FMergeTrainer(Trainer):
             One dictionary of metrics per loader.
         """
         check_data(datamodule)
-        check_resume(ckpt_path := None if ckpt_path is None else expand(ckpt_path))
-        with with_callbacks(self, [WeightsFirst()]), explaining_texts(model, datamodule):
+        ckpt_path = checked_resume(self, ckpt_path)
+        with with_callbacks(self, first_callbacks(ckpt_path)), explaining_texts(model, datamodule):
             results = super().validate(model, dataloaders, ckpt_path, verbose, datamodule)
         check_results(datamodule, results, "validation")
         return results
@@ -183,8 +182,8 @@ class FMergeTrainer(Trainer):
             One dictionary of metrics per loader.
         """
         check_data(datamodule)
-        check_resume(ckpt_path := None if ckpt_path is None else expand(ckpt_path))
-        with with_callbacks(self, [WeightsFirst()]), explaining_texts(model, datamodule):
+        ckpt_path = checked_resume(self, ckpt_path)
+        with with_callbacks(self, first_callbacks(ckpt_path)), explaining_texts(model, datamodule):
             results = super().test(model, dataloaders, ckpt_path, verbose, datamodule)
         check_results(datamodule, results, "test")
         return results

@@ -155,7 +155,8 @@ class FMergeCLI(LightningCLI):
         """
         given = self.config.get(self.config.get("subcommand") or "")
         if given is not None and (path := given.get("ckpt_path")):
-            check_resume(path)
+            if given.trainer.num_nodes == 1:  # on several, all of them say what one of them lacks
+                check_resume(path)
             if Path(path).is_file():
                 found = load_lightning(Path(path)).get("hyper_parameters", {}).get("_class_path")
                 own = given.model.class_path

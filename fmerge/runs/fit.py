@@ -2,7 +2,9 @@
 
 import math
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -10,9 +12,11 @@ from rich.console import Console
 
 from fmerge.errors import UserError
 from fmerge.modules import TaskModule
+from fmerge.modules.sharding import make_whole
 from fmerge.params import check_finite, params_of
 from fmerge.runs.fit_callbacks import is_averaged
 from fmerge.store import SavedForm, check_place, form_of, load_lightning, write_text
+from fmerge.system.fsdp2 import is_split
 
 
 class ConfigWriter(Callback):
@@ -94,10 +98,17 @@ def save_experts(trainer: Trainer, model: TaskModule, output: Path) -> None:
             "max_steps or max_time"
         )
     best = getattr(trainer.checkpoint_callback, "best_model_path", "")
+    state: Mapping[str, Any] | None = None
+    if is_split(trainer) and not best:
+        state = trainer.strategy.lightning_module_state_dict()  # put together by all processes
     if trainer.is_global_zero:
+        if is_split(trainer):
+            make_whole(model)
         # checkpoints hold the weights that were averaged, not their average
         if best and not is_averaged(trainer, model):
-            model.load_state_dict(load_lightning(Path(best))["state_dict"])
+            state = load_lightning(Path(best))["state_dict"]
+        if state is not None:
+            model.load_state_dict(state)
         if trainer.precision == "64-true":
             model.float()  # the precision that models are read in
         check_finite(params_of(model), best or "the fitted model")

@@ -1,7 +1,10 @@
 """Callbacks that every fit has: when weights are read, and which checkpoints there are."""
 
+import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, StochasticWeightAveraging
@@ -9,6 +12,11 @@ from lightning.pytorch.trainer import call
 
 from fmerge.errors import UserError
 from fmerge.modules import TaskModule
+from fmerge.modules.sharding import shard
+from fmerge.store import check_resume
+from fmerge.system.distributed import gather
+from fmerge.system.fsdp2 import is_split, mesh_of
+from fmerge.system.paths import expand
 
 
 @contextmanager
@@ -38,24 +46,70 @@ def with_callbacks(
         ]
 
 
+def checked_resume(trainer: Trainer, ckpt_path: str | None) -> str | None:
+    """Checks a checkpoint where one node can: on several, ``WeightsFirst`` does so on all.
+
+    Args:
+        trainer: The Trainer that resumes from it.
+        ckpt_path: The checkpoint, if any.
+
+    Returns:
+        Its path without ``~`` and variables.
+    """
+    path = None if ckpt_path is None else expand(ckpt_path)
+    if trainer.num_nodes == 1:  # an error of one node alone would let the others wait for it
+        check_resume(path)
+    return path
+
+
+def _check_nodes(trainer: Trainer, path: str | None) -> None:
+    """Checks that all nodes resume from the same checkpoint."""
+    problem, size = "", 0
+    try:
+        check_resume(path)
+        size = Path(path).stat().st_size if path and Path(path).is_file() else 0
+    except (UserError, OSError) as error:
+        problem = str(error)
+    everywhere = gather(trainer, (socket.gethostname(), problem, str(path), size))
+    host, first = everywhere[0][0], everywhere[0][2:]
+    for other, problem, *rest in everywhere:
+        if problem or tuple(rest) != first:
+            problem = problem or f"{rest[0]} has {rest[1]} bytes, {first[0]} on {host} {first[1]}"
+            raise UserError(
+                f"on node {other}: {problem}; all nodes resume from one checkpoint: put --output "
+                "and the checkpoint into a folder that they share"
+            )
+
+
 class WeightsFirst(Callback):
     """Reads a task module's weights before other callbacks see the module.
 
     Lightning calls ``configure_model`` after the callbacks' ``setup``, in which some of them copy
     the module, freeze parts of it or prune it: a module without weights as yet would be copied.
+
+    Args:
+        ckpt_path: The checkpoint that is resumed from, if any.
     """
 
+    def __init__(self, ckpt_path: str | None = None) -> None:
+        self._ckpt_path = ckpt_path
+
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Calls ``configure_model``, as Lightning does.
+        """Calls ``configure_model``, as Lightning does, once nodes agree on the checkpoint.
 
         Args:
             trainer: The Trainer.
             pl_module: The module.
-            stage: Which command it is; required by Lightning.
+            stage: Which command it is.
         """
+        # one node alone may see a checkpoint of a requeued fit
+        if trainer.num_nodes > 1 and (self._ckpt_path is not None or stage == "fit"):
+            _check_nodes(trainer, self._ckpt_path)
         # of other modules configure_model may need what their own setup makes
         if isinstance(pl_module, TaskModule):
             call._call_configure_model(trainer)
+            if (mesh := mesh_of(trainer)) is not None:
+                shard(pl_module, mesh)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuses a callback that has copied the module before it had its weights.
@@ -78,6 +132,83 @@ class WeightsFirst(Callback):
                 )
 
 
+class InStep(Callback):
+    """Lets processes that a model is split over score equally many batches.
+
+    All of them take part whenever a part of the model is put together. Those with fewer batches
+    repeat their last one in the end, without adding it to the scores.
+    """
+
+    def __init__(self) -> None:
+        self._missing = 0
+        self._last: Any = None
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Counts the batches of all processes.
+
+        Args:
+            trainer: The Trainer.
+            pl_module: The module; required by Lightning.
+        """
+        self._count(trainer, trainer.num_val_batches)
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Counts the batches of all processes.
+
+        Args:
+            trainer: The Trainer.
+            pl_module: The module; required by Lightning.
+        """
+        self._count(trainer, trainer.num_test_batches)
+
+    def _count(self, trainer: Trainer, batches: Sequence[int | float]) -> None:
+        self._missing, self._last = 0, None
+        if is_split(trainer):
+            numbers = gather(trainer, int(sum(batches)))
+            self._missing = max(numbers) - numbers[trainer.global_rank]
+            if min(numbers) == 0 < max(numbers):
+                raise UserError(
+                    f"--trainer.devices: there are fewer examples than the {len(numbers)} "
+                    "processes; use fewer"
+                )
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Keeps the batch, if it may be repeated.
+
+        Args:
+            trainer: The Trainer; required by Lightning.
+            pl_module: The module; required by Lightning.
+            outputs: What the step returned; required by Lightning.
+            batch: The batch.
+            batch_idx: Its index; required by Lightning.
+            dataloader_idx: The loader's index; required by Lightning.
+        """
+        self._last = batch if self._missing else None
+
+    on_test_batch_end = on_validation_batch_end
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Repeats the last batch as often as other processes have more.
+
+        Args:
+            trainer: The Trainer; required by Lightning.
+            pl_module: The module.
+        """
+        for _ in range(self._missing):
+            pl_module.outcome(self._last)  # type: ignore[operator]
+        self._last = None
+
+    on_test_epoch_end = on_validation_epoch_end
+
+
 class LastEpoch(Checkpoint):
     """Saves ``last.ckpt`` after every epoch.
 
@@ -98,6 +229,18 @@ class LastEpoch(Checkpoint):
             due = every > 0 and (trainer.current_epoch + 1) % every == 0
             if due and not one._should_skip_saving_checkpoint(trainer):
                 one._save_last_checkpoint(trainer, one._monitor_candidates(trainer))
+
+
+def first_callbacks(ckpt_path: str | None) -> list[Callback]:
+    """Makes the callbacks of every fit, validation and test.
+
+    Args:
+        ckpt_path: The checkpoint that is resumed from, if any.
+
+    Returns:
+        Callbacks whose hooks come before those of all others.
+    """
+    return [WeightsFirst(ckpt_path), InStep()]
 
 
 def averaging(trainer: Trainer) -> list[StochasticWeightAveraging]:
