@@ -10,6 +10,7 @@ from fmerge.evaluation.evaluator import Evaluator
 from fmerge.fisher import FisherSettings
 from fmerge.merging.assembler import Assembler
 from fmerge.merging.optimizer import MergeOptimizer
+from fmerge.merging.pool import InProcess
 from fmerge.methods import DFMerge
 from fmerge.modules import RankChoice
 from fmerge.search import Fixed, SearchSpace
@@ -77,7 +78,7 @@ def test_one_step_is_the_formula_and_its_objective_is_exact(record_property):
     def score(body):
         return Objective().of(evaluator.score(body, "validation", list(tasks)), {})
 
-    trial = MergeOptimizer().optimize(trainer, search, assembler, score, id)
+    trial = MergeOptimizer().optimize(trainer, search, InProcess(assembler, score), id)
     found = assembler.assemble(COEFFICIENTS)
 
     chosen = {

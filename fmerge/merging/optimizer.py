@@ -8,11 +8,11 @@ from lightning.pytorch import Callback, Trainer
 
 from fmerge import search as searches
 from fmerge.errors import UserError, object_of
-from fmerge.merging.assemblers import Assemblers
 from fmerge.merging.learnable import LearnedGroups
+from fmerge.merging.pool import Pool
 from fmerge.merging.progress import progress
 from fmerge.merging.search_checks import check_search, fixed
-from fmerge.merging.trials import Score, attempt, proposed
+from fmerge.merging.trials import proposed, told
 from fmerge.methods import MergeMethod
 from fmerge.modules import Loss
 from fmerge.search import AxSearch, Fixed, Search, SearchSpace, Trial
@@ -53,6 +53,7 @@ class MergeOptimizer(Callback):
         racing: Score a trial on growing parts of the validation split, and stop it where it is
             all but sure to fall behind the best one so far; for tasks scored by accuracy. What
             is saved was scored on the whole split, to the score it has without racing.
+        batch: Propose so many trials at a time, before any of them is scored; 1 when left out.
         learn: After the search, learn coefficients by gradient from its best trial on: layers:
             one for each expert and numbered layer, and one for the rest; tensors: one for each
             tensor. Not at all when left out.
@@ -96,6 +97,7 @@ class MergeOptimizer(Callback):
         bounds: Bounds | None = None,
         search_patience: int | None = None,
         racing: bool = False,
+        batch: int | None = None,
         learn: LearnedGroups | None = None,
         loss: Loss = "experts",
         steps: int = 100,
@@ -114,6 +116,7 @@ class MergeOptimizer(Callback):
         self.bounds = bounds
         self.search_patience = search_patience
         self.racing = racing
+        self.batch = batch
         self.learn: LearnedGroups | None = learn
         self.loss: Loss = loss
         self.steps = steps
@@ -152,7 +155,7 @@ class MergeOptimizer(Callback):
         if search is None:
             search = self.default_search() if method.uses_coefficients and scored else Fixed()
         check_search(self, search, method, scored)
-        search.patience = self.search_patience
+        search.patience, search.batch = self.search_patience, self.batch or 1
         if self.racing and objective.parts:
             raise UserError(
                 "--optimizer.racing: stops what cannot be best by one objective, but there are "
@@ -219,8 +222,7 @@ class MergeOptimizer(Callback):
         self,
         trainer: Trainer,
         search: Search,
-        assembler: Assemblers,
-        score: Score,
+        pool: Pool,
         log: Callable[[dict[str, Any]], None],
         stop: Callable[[], int] = lambda: 0,
     ) -> Trial:
@@ -231,8 +233,7 @@ class MergeOptimizer(Callback):
         Args:
             trainer: The Trainer, whose strategy broadcasts between processes.
             search: A started search.
-            assembler: Assembles the weights of a trial.
-            score: Scores them, on all processes.
+            pool: Makes the trials.
             log: Takes a finished trial's record; called in the first process only.
             stop: Tells, on all processes, the number of the signal that asked to stop, or 0.
 
@@ -240,7 +241,7 @@ class MergeOptimizer(Callback):
             The best trial.
 
         Raises:
-            SystemExit: If it is asked to stop, once the running trial is logged.
+            SystemExit: If it is asked to stop, once the running trials are logged.
             UserError: If no trial succeeded, or the first ones all failed alike.
         """
         begun = len(search.history)
@@ -248,18 +249,15 @@ class MergeOptimizer(Callback):
             while len(search.history) < search.budget:
                 if number := stop():
                     raise SystemExit(128 + number)
-                point, method = proposed(trainer, search)
-                if not point:
+                batch = proposed(trainer, search)
+                if not batch:
                     break
-                merge = assembler.of(method).assemble
-                trial = attempt(len(search.history), point, merge, score, method=method)
-                if trainer.is_global_zero:
-                    search.tell(trial)
-                    log(trial.as_record())
-                else:
-                    search.history.append(trial)  # to count; they know no scores
-                show()
-                check_failures(search, begun)
+                for trial in pool.run(batch, stop):
+                    told(trainer, search, trial)
+                    if trainer.is_global_zero:
+                        log(trial.as_record())
+                    show()
+                    check_failures(search, begun)
         try:
             return search.best()
         except ValueError as error:

@@ -28,6 +28,7 @@ def check_search(
             merge with.
     """
     check_patience(optimizer.search_patience)
+    check_batch(optimizer, search)
     if not method.uses_coefficients:
         _check_without_coefficients(optimizer, search, method)
     if not scored:
@@ -40,6 +41,31 @@ def check_search(
             "--optimizer.bounds: are of a search, but the coefficients are fixed; leave them out"
         )
     check_signs(method, search.coefficients or {})
+
+
+def check_batch(optimizer: "MergeOptimizer", search: Search) -> None:
+    """Checks whether a search can propose several trials before any of them is scored.
+
+    Args:
+        optimizer: Its options.
+        search: The search.
+
+    Raises:
+        UserError: If it cannot, or the size of a batch is no number from 1.
+    """
+    batch = optimizer.batch
+    if batch is None:
+        return
+    if not isinstance(batch, int) or isinstance(batch, bool) or batch < 1:
+        raise UserError(f"--optimizer.batch: is {batch}, but must be a number of trials from 1")
+    reason = search.single
+    if optimizer.racing:
+        reason = "--optimizer.racing compares each with the best before it"
+    if batch > 1 and reason:
+        raise UserError(
+            f"--optimizer.batch: is {batch}, but {type(search).__name__} makes one trial at a "
+            f"time: {reason}; leave one of the two out"
+        )
 
 
 def fixed(

@@ -20,18 +20,19 @@ from fmerge.merging.assembler import Assembler
 from fmerge.merging.assemblers import Assemblers
 from fmerge.merging.experts import Ensemble
 from fmerge.merging.optimizer import MergeOptimizer
-from fmerge.merging.racing import Race, race_facts
-from fmerge.merging.trials import Score
+from fmerge.merging.racing import race_facts
+from fmerge.merging.trials import replayed
 from fmerge.methods import Average, MergeMethod
 from fmerge.modules import TaskModule
 from fmerge.params import Params
 from fmerge.report.merge_report import MergeReport
 from fmerge.runs.balance import with_balance
-from fmerge.runs.clock import Clock, checked, clock_of, timed, watch
+from fmerge.runs.clock import Clock, checked, clock_of, watch
 from fmerge.runs.conclude import Chosen, Conclusion
 from fmerge.runs.labels import Labels
 from fmerge.runs.own_scores import own_scores
 from fmerge.runs.pass_plan import Baselines
+from fmerge.runs.pools import pool_of
 from fmerge.runs.portfolio import Portfolio, assembler_of, members_of, portfolio_facts
 from fmerge.runs.stage_context import StageContext, staged_so_far
 from fmerge.runs.stages import Candidate, Stage
@@ -117,13 +118,12 @@ class MergeRun:
         known = [Trial.from_record(one) for one in self.trainer.strategy.broadcast(list(done))]
         staged = [trial for trial in known if trial.stage]
         watch(search, clock, bool(staged))
-        for trial in known[: len(known) - len(staged)]:
-            search.replay(trial)
+        replayed(self.trainer, search, known[: len(known) - len(staged)])
         forget = folder.forget if self.trainer.is_global_zero else lambda _: None
         staged = list(staged_so_far(search, staged, forget))
-        score = timed(self._scoring(optimizer, search, goal, assembler), search, clock)
         stop = checked(stop, search, clock)
-        best = optimizer.optimize(self.trainer, search, assembler, score, folder.append, stop)
+        pool = pool_of(self, optimizer, search, goal, assembler, clock)
+        best = optimizer.optimize(self.trainer, search, pool, folder.append, stop)
         own, assembler = self.members[best.method], assembler.of(best.method)
         context = own._context(search, goal, assembler, folder, search.history, clock)
         raced = [race_facts(search.history)] if optimizer.racing else portfolio_facts(search)
@@ -167,16 +167,6 @@ class MergeRun:
         built = context.rebuild(trials[index])
         chosen = Chosen(search=search, goal=goal, candidate=built, trials=trials, built=True)
         return own._conclusion().conclude(chosen, assembler, folder)
-
-    def _scoring(
-        self, optimizer: MergeOptimizer, search: Search, goal: Objective, assembler: Assemblers
-    ) -> Score:
-        if not optimizer.racing:
-            return lambda body: self.validate(body, goal)
-        tasks = self.ensemble.tasks
-        race = Race(self.evaluator, self.module, search, goal, tasks, self._live)
-        race.recall(assembler.of(""))
-        return race.score
 
     def _begin(
         self, optimizer: MergeOptimizer, search: Search, folder: RunFolder
@@ -258,7 +248,7 @@ class MergeRun:
         return trial_scores(self, body, goal, heads)
 
     @contextmanager
-    def _live(self, body: Params) -> Iterator[None]:
+    def live(self, body: Params) -> Iterator[None]:
         """A body in the live module, under the heads that trials are scored with."""
         with ExitStack() as stack:
             if self.refitting.when == "trials":

@@ -41,7 +41,12 @@ def search_of(method: MergeMethod, optimizer: "MergeOptimizer") -> Search | None
             f"{type(given).__name__}: is no search over methods; leave --optimizer.search out, or "
             "give --optimizer.search.trials"
         )
-    for name, value in {"racing": optimizer.racing, "groups": optimizer.groups != "whole"}.items():
+    refused = {
+        "racing": optimizer.racing,
+        "groups": optimizer.groups != "whole",
+        "batch": optimizer.batch not in {None, 1},
+    }
+    for name, value in refused.items():
         if value:
             raise UserError(f"--optimizer.{name}: is of a single method; leave it out with Auto")
     options = {} if given is None else {"trials": given.trials, "seed": given.seed}

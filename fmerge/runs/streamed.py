@@ -11,6 +11,7 @@ from fmerge.merging.expert_fishers import fisher_files
 from fmerge.merging.experts import Ensemble
 from fmerge.merging.optimizer import MergeOptimizer
 from fmerge.merging.outputs import outputs_of
+from fmerge.merging.pool import InProcess
 from fmerge.merging.stream_pass import Found
 from fmerge.merging.streaming import Streaming
 from fmerge.modules import TaskModule, TokenizedModule
@@ -168,7 +169,7 @@ class StreamedRun:
             search.replay(Trial.from_record(record))
         # the trial names the coefficients; its weights are made at the end alone
         best = optimizer.optimize(
-            trainer, search, _Later(), lambda _: Scores(), folder.append, stop
+            trainer, search, InProcess(_Later(), lambda _: Scores()), folder.append, stop
         )
         parts = folder.path / PARTS
         try:

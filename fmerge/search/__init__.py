@@ -13,11 +13,12 @@ Examples:
 """
 
 from fmerge.search.ax_search import AxSearch
-from fmerge.search.base import Search, Trial
+from fmerge.search.base import Search
 from fmerge.search.belief import Belief, Pick
 from fmerge.search.pareto import non_dominated_trials
 from fmerge.search.simple import Dirichlet, Fixed, Grid, RandomSearch, Sobol
 from fmerge.search.space import SearchSpace
+from fmerge.search.trial import Trial
 
 __all__ = [
     "AxSearch",

@@ -98,16 +98,22 @@ class AxClient:
         trial: int = self._client.attach_trial(own)
         return trial
 
-    def propose(self) -> tuple[int, dict[str, float]]:
-        """Begins a trial where the acquisition function is highest.
+    def propose(self, count: int = 1) -> list[tuple[int, dict[str, float]]]:
+        """Begins trials where the acquisition function is highest, given all that have begun.
+
+        Args:
+            count: How many; more of them begin with the same ones.
 
         Returns:
-            Ax's number of the trial, and the point by name.
+            Ax's number of each trial, and the point by name.
         """
-        ((trial, point),) = self._client.get_next_trials(max_trials=1).items()
+        found = self._client.get_next_trials(max_trials=count)
         if len(self._methods) > 1:
-            self.choice = self._methods[str(point[_METHOD])]
-        return trial, {name: float(point[own]) for name, own in self._parameters.items()}
+            self.choice = self._methods[str(next(iter(found.values()))[_METHOD])]
+        return [
+            (trial, {name: float(point[own]) for name, own in self._parameters.items()})
+            for trial, point in found.items()
+        ]
 
     def complete(
         self,

@@ -8,7 +8,7 @@ from typing_extensions import override
 from fmerge.errors import UserError
 from fmerge.search.acquisitions import Acquisition
 from fmerge.search.ax_client import AxClient, Value, quiet
-from fmerge.search.base import Search, Trial
+from fmerge.search.base import BatchSearch
 from fmerge.search.belief import Belief, Pick
 from fmerge.search.charts import Chart, Linear, LogRatios
 from fmerge.search.coordinate_search import coordinate_point
@@ -16,6 +16,7 @@ from fmerge.search.initial_points import initial_points
 from fmerge.search.objective import Objective, Partial
 from fmerge.search.simple import scaled, sobol_points
 from fmerge.search.space import SearchSpace
+from fmerge.search.trial import Trial
 
 Noise = Literal["infer", "binomial", "none"]
 Coordinates = Literal["ratios", "linear"]
@@ -26,7 +27,7 @@ _STEPS = 25
 """Values of a coefficient that the model is asked about."""
 
 
-class AxSearch(Search):
+class AxSearch(BatchSearch):
     """Bayesian optimisation with Ax over the box of coefficients, [0, 1]ᴹ unless bounds are given.
 
     First the points that any user would try, then quasi-random (Sobol) points, then a Gaussian
@@ -105,7 +106,7 @@ class AxSearch(Search):
         self._made: AxClient | None = None
         self._starts: list[dict[str, float]] = []
         self._chart: Chart = Linear(self.space)
-        self._pending: int | None = None
+        self._begun: list[int] = []  # Ax's numbers of the trials that it has not been told of
 
     @property
     @override
@@ -124,7 +125,7 @@ class AxSearch(Search):
         ratios = self.coordinates == "ratios" and space.has_ratios
         self._chart = LogRatios(space) if ratios else Linear(space)
         self._starts = initial_points(space, balanced=ratios) if self.starts else []
-        self._made = None  # Ax takes names and bounds when it begins
+        self._made, self._begun = None, []  # Ax takes names and bounds when it begins
 
     def _check_objectives(self) -> None:
         found = self.objectives
@@ -141,33 +142,41 @@ class AxSearch(Search):
             )
 
     @override
-    def ask(self) -> dict[str, float]:
+    def ask_batch(self, count: int) -> list[dict[str, float]]:
         index, scored = len(self.history), [t.index for t in self.history if t.status == "ok"]
+        # the model needs one score to start from: more Sobol points until there is one
+        initial = max(0, min(count, self.initial - index)) if scored else count
         with quiet():
-            # the model needs one score to start from: more Sobol points until there is one
-            if index < self.initial or not scored:
-                return self._attach(self._initial(index))
+            found = [self._attach(self._initial(index + i)) for i in range(initial)]
+            if initial == count:
+                return found
             begin = max(self.trials - self.polish, scored[0] + 1)
             if self.polish and index >= begin:
                 chart = self._chart
                 point = coordinate_point(self.history, begin, self.rank, chart.box, chart.point)
                 if point is not None:
-                    return self._attach(chart.coefficients(point))
-            self._pending, point = self._client.propose()
-        return self._chart.coefficients(point)
+                    return [self._attach(chart.coefficients(point))]
+            begun = self._client.propose(count - initial)
+        self._begun += [number for number, _ in begun]
+        return found + [self._chart.coefficients(point) for _, point in begun]
+
+    @property
+    @override
+    def single(self) -> str:
+        return "its polish goes from one trial to the next" if self.polish else ""
 
     @override
     def tell(self, trial: Trial) -> None:
         super().tell(trial)
-        assert self._pending is not None
+        number = self._begun.pop(0)
         with quiet():
             # abandoned, not failed: Ax proposes a failed point again
             if trial.status == "failed":
-                self._client.abandon(self._pending)
+                self._client.abandon(number)
                 return
             unseen = trial.partial or Partial(0, 0, 0.0)
             self._client.complete(
-                self._pending,
+                number,
                 self._objectives_of(trial, unseen.error),
                 {
                     task: self._value(
@@ -269,7 +278,7 @@ class AxSearch(Search):
         return self._chart.coefficients(dict(zip(box, point, strict=True)))
 
     def _attach(self, coefficients: dict[str, float]) -> dict[str, float]:
-        self._pending = self._client.attach(self._chart.point(coefficients))
+        self._begun.append(self._client.attach(self._chart.point(coefficients)))
         return coefficients
 
     def _objectives_of(self, trial: Trial, unseen: float) -> Value | dict[str, Value]:

@@ -2,104 +2,18 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from collections.abc import Callable
+
+from typing_extensions import override
 
 from fmerge.errors import UserError
 from fmerge.search.belief import Belief, Pick
-from fmerge.search.objective import Objective, Partial, shortfalls
+from fmerge.search.objective import Objective, shortfalls
 from fmerge.search.pareto import non_dominated
 from fmerge.search.space import SearchSpace
 from fmerge.search.stopping import reason_to_stop
+from fmerge.search.trial import Trial
 from fmerge.system.recorded import Recorded
-
-Status = Literal["ok", "failed", "stopped"]
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One merge that was tried.
-
-    Attributes:
-        index: Its position in the search, from 0.
-        coefficients: λ by expert, or by ``expert/group``.
-        objective: The score to maximise; None where the trial failed.
-        metrics: Score by task.
-        status: ``failed`` where no finite score came out, ``stopped`` where the scores are
-            estimates from a part of the split, after which the trial was pruned.
-        reason: Why it failed.
-        error: Standard error of the objective, in its units, where it is known.
-        errors: Standard error of a task's score, where it is known.
-        partial: How much a stopped trial has seen.
-        objectives: The objectives by name, where there are several; ``objective`` is the first.
-        objective_errors: Their standard errors, where they are known.
-        stage: The stage after the search that made it, such as ``learn``; empty for the search's.
-        method: Its method, where a search chooses among several.
-    """
-
-    index: int
-    coefficients: Mapping[str, float]
-    objective: float | None = None
-    metrics: Mapping[str, float] = field(default_factory=dict)
-    status: Status = "ok"
-    reason: str = ""
-    error: float | None = None
-    errors: Mapping[str, float] = field(default_factory=dict)
-    partial: Partial | None = None
-    objectives: Mapping[str, float] = field(default_factory=dict)
-    objective_errors: Mapping[str, float] = field(default_factory=dict)
-    stage: str = ""
-    method: str = ""
-
-    def as_record(self) -> dict[str, Any]:
-        """Lists what the trial log keeps.
-
-        Returns:
-            Plain values, in the order they are written in.
-        """
-        record = {
-            "trial": self.index,
-            "status": self.status,
-            "objective": self.objective,
-            "coefficients": dict(self.coefficients),
-            "metrics": dict(self.metrics),
-        }
-        optional = {
-            "error": self.error,
-            "errors": dict(self.errors),
-            "objectives": dict(self.objectives),
-            "objective_errors": dict(self.objective_errors),
-            "reason": self.reason,
-            "stage": self.stage,
-            "method": self.method,
-        }
-        if self.partial is not None:
-            optional["partial"] = asdict(self.partial)
-        return record | {
-            key: value for key, value in optional.items() if value not in (None, {}, "")
-        }
-
-    @classmethod
-    def from_record(cls, record: Mapping[str, Any]) -> "Trial":
-        """Reads a trial back, to the last digit.
-
-        Args:
-            record: What ``as_record`` gave.
-
-        Returns:
-            The trial.
-        """
-        names = ("reason", "error", "errors", "objectives", "objective_errors", "stage", "method")
-        return cls(
-            index=record["trial"],
-            coefficients=record["coefficients"],
-            objective=record["objective"],
-            metrics=record["metrics"],
-            status=record["status"],
-            partial=Partial(**record["partial"]) if "partial" in record else None,
-            **{name: record[name] for name in names if name in record},
-        )
 
 
 class Search(Recorded, ABC):
@@ -108,6 +22,8 @@ class Search(Recorded, ABC):
     Attributes:
         method: The method of what ``ask`` proposed last, where it chooses among several.
         patience: After how many trials without an improvement it ends; never if None.
+        batch: How many trials it proposes before it is told what any of them scored.
+        pending: The proposals of the last batch that it has not been told of.
         late: Says why no time is left for another trial; empty while there is.
     """
 
@@ -121,6 +37,8 @@ class Search(Recorded, ABC):
         self.history: list[Trial] = []
         self.goal = Objective()
         self.patience: int | None = None
+        self.batch = 1
+        self.pending: list[dict[str, float]] = []
         self.method = ""
         self.late: Callable[[], str] = lambda: ""
 
@@ -139,7 +57,7 @@ class Search(Recorded, ABC):
         self.objectives = () if objective is None else tuple(objective.parts)
         self.goal = objective or Objective()
         self.bounds = dict(self.goal.bounds)
-        self.history = []
+        self.history, self.pending = [], []
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -152,14 +70,19 @@ class Search(Recorded, ABC):
         """How many trials the search will ask for, at most."""
 
     @property
+    def single(self) -> str:
+        """Why it can propose no batch; empty where it can."""
+        return "each of its proposals depends on the scores of all before it"
+
+    @property
     def initial(self) -> int:
         """How many of them come first whatever they score; patience begins after them."""
         return 0
 
     @property
     def ended(self) -> str:
-        """Why it ends before its budget is spent; empty while it does not."""
-        if len(self.history) >= self.budget:
+        """Why it ends before its budget is spent; empty while it does not, or in a batch."""
+        if len(self.history) >= self.budget or self.pending:
             return ""
         return self.late() or reason_to_stop(self)
 
@@ -171,6 +94,30 @@ class Search(Recorded, ABC):
             λ within the space's bounds, by the names of the coefficients.
         """
 
+    def ask_batch(self, count: int) -> list[dict[str, float]]:
+        """Proposes trials without knowing what any of them scores.
+
+        A larger batch begins with the proposals of a smaller one.
+
+        Args:
+            count: How many; 1 of a search that proposes no batches.
+
+        Returns:
+            Coefficients, in the order in which ``tell`` will be called.
+        """
+        assert count == 1
+        return [self.ask()]
+
+    def propose(self) -> list[dict[str, float]]:
+        """Proposes the next batch, or what is left of the last one.
+
+        Returns:
+            Coefficients, in the order in which ``tell`` must be called.
+        """
+        if not self.pending:
+            self.pending = self.ask_batch(min(self.batch, self.budget - len(self.history)))
+        return list(self.pending)
+
     def tell(self, trial: Trial) -> None:
         """Records what a proposal scored.
 
@@ -178,6 +125,7 @@ class Search(Recorded, ABC):
             trial: The finished trial, with the coefficients that ``ask`` gave.
         """
         self.history.append(trial)
+        del self.pending[:1]
 
     def replay(self, trial: Trial) -> None:
         """Replays a trial of an interrupted run: the search then continues as it would have.
@@ -289,3 +237,20 @@ class Search(Recorded, ABC):
             The trial that the model predicts to be best; None without a model.
         """
         return None
+
+
+class BatchSearch(Search):
+    """A search that proposes batches: ``ask_batch`` is what a subclass defines."""
+
+    @property
+    @override
+    def single(self) -> str:
+        return ""
+
+    @override
+    def ask(self) -> dict[str, float]:
+        return self.ask_batch(1)[0]
+
+    @abstractmethod
+    @override
+    def ask_batch(self, count: int) -> list[dict[str, float]]: ...

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from fmerge.search.base import Trial
+    from fmerge.search.trial import Trial
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,8 @@
 
 from collections.abc import Callable, Mapping, Sequence
 
-from fmerge.search.base import Trial
 from fmerge.search.space import Range
+from fmerge.search.trial import Trial
 
 _FIRST = 0.1
 _LAST = 1e-4

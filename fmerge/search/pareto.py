@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from fmerge.search.base import Trial
+    from fmerge.search.trial import Trial
 
 
 def non_dominated(points: Sequence[Sequence[float]]) -> list[int]:

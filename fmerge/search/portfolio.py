@@ -7,11 +7,12 @@ from typing_extensions import override
 
 from fmerge.errors import UserError
 from fmerge.search.ax_client import AxClient, quiet
-from fmerge.search.base import Search, Trial
+from fmerge.search.base import Search
 from fmerge.search.charts import Chart, Linear
 from fmerge.search.objective import Objective
 from fmerge.search.simple import scaled, sobol_points
 from fmerge.search.space import SearchSpace
+from fmerge.search.trial import Trial
 
 
 @final
@@ -82,7 +83,7 @@ class PortfolioSearch(Search):
                 number = index - len(self.usual)
                 self.method = names[number % len(names)]
                 return self._attach(self._spread(number))
-            self._pending, point = self._client.propose()
+            ((self._pending, point),) = self._client.propose()
             self.method = self._client.choice
         return point
 

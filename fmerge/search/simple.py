@@ -7,13 +7,13 @@ import torch
 from typing_extensions import override
 
 from fmerge.errors import UserError, known
-from fmerge.search.base import Search
+from fmerge.search.base import BatchSearch, Search
 from fmerge.search.objective import Objective
 from fmerge.search.parameter_groups import coefficient_names
 from fmerge.search.space import Range, SearchSpace, is_number
 
 
-class _Listed(Search):
+class _Listed(BatchSearch):
     """A search whose proposals do not depend on the scores."""
 
     def __init__(self) -> None:
@@ -35,8 +35,10 @@ class _Listed(Search):
         return len(self._proposals)
 
     @override
-    def ask(self) -> dict[str, float]:
-        return dict(zip(self.names, self._proposals[len(self.history)], strict=True))
+    def ask_batch(self, count: int) -> list[dict[str, float]]:
+        begin = len(self.history)
+        listed = self._proposals[begin : begin + count]
+        return [dict(zip(self.names, one, strict=True)) for one in listed]
 
 
 class Fixed(_Listed):

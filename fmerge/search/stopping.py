@@ -7,7 +7,8 @@ from fmerge.errors import UserError
 from fmerge.search.objective import Objective, shortfalls
 
 if TYPE_CHECKING:
-    from fmerge.search.base import Search, Trial
+    from fmerge.search.base import Search
+    from fmerge.search.trial import Trial
 
 _ROUNDING = 1e-9
 
@@ -21,10 +22,10 @@ def reason_to_stop(search: "Search") -> str:
     Returns:
         Half a sentence; empty while there is no reason.
     """
-    # the last one alone: the search would have ended at an earlier one, and may be of thousands
-    last = search.history[-1] if search.history else None
-    if last is not None and last.status == "ok" and is_highest(last, search.goal):
-        return f"the objective of trial {last.index} cannot rise: every score that counts is 1"
+    # the last batch alone: the search would have ended at an earlier one, and may be of thousands
+    for last in search.history[-search.batch :]:
+        if last.status == "ok" and is_highest(last, search.goal):
+            return f"the objective of trial {last.index} cannot rise: every score that counts is 1"
     if search.patience is None:
         return ""
     level, latest = level_of(search)

@@ -74,6 +74,7 @@ def first_difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     Returns:
         The option and both values; empty if there is none.
     """
+    old, new = ({"optimizer.batch": 1, **one} for one in (old, new))
     for key in sorted(old.keys() | new.keys()):
         # prefixes: "trainer.callbacks" stands for all options of all callbacks
         if key.startswith(_IGNORED) or (key in _NEW and key not in old):

@@ -208,6 +208,17 @@ def merge_cases():
             ],
             ["--optimizer.racing: needs the whole validation split, but limit_val_batches is 2"],
         ),
+        "batches of a search that polishes": (
+            lambda z, t: [
+                *[*experts(z), "--optimizer.batch=2"],
+                "--optimizer.search=AxSearch",
+                "--optimizer.search.polish=3",
+            ],
+            [
+                "--optimizer.batch: is 2, but AxSearch makes one trial at a time: its polish goes "
+                "from one trial to the next"
+            ],
+        ),
         "an objective twice": (
             lambda z, t: [*experts(z), "--optimizer.objective=[mean, mean]"],
             ["objective: 'mean' would be two of the objectives"],

@@ -11,8 +11,7 @@ import torch
 import yaml
 
 from fmerge.cli.app import main
-from fmerge.search import AxSearch, SearchSpace
-from fmerge.search.base import Trial
+from fmerge.search import AxSearch, SearchSpace, Trial
 from fmerge.store import RunFolder
 from tests.cli.run import data_config, experts, fails
 
@@ -48,7 +47,7 @@ def killed_run(arguments, moment, times):
         return wrapped
 
     if moment == "asking":
-        AxSearch.ask = dying(AxSearch.ask)
+        AxSearch.ask_batch = dying(AxSearch.ask_batch)
     elif moment == "telling":
         AxSearch.tell = dying(AxSearch.tell)
     elif moment == "logging":
@@ -77,13 +76,13 @@ def kill(arguments, moment, times):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("most", [5, 20])
+@pytest.mark.parametrize(("most", "batch"), [(5, 1), (20, 1), (8, 2)])
 def test_many_kills_end_in_the_trials_of_the_uninterrupted_run(
-    zoo, tmp_path, record_property, most
+    zoo, tmp_path, record_property, most, batch
 ):
     whole, output = tmp_path / "whole", tmp_path / "killed"
-    run(*merge(zoo, tmp_path, whole))
-    arguments = merge(zoo, tmp_path, output)
+    run(*merge(zoo, tmp_path, whole, "--optimizer.batch", batch))
+    arguments = merge(zoo, tmp_path, output, "--optimizer.batch", batch)
     generator, kills = random.Random(0), 0
     while kills < most:
         moment = generator.choice(["asking", "telling", "logging", "half a line"])

@@ -9,6 +9,7 @@ import torch
 
 from fmerge.errors import UserError
 from fmerge.merging.optimizer import MergeOptimizer
+from fmerge.merging.pool import InProcess
 from fmerge.methods import (
     DARE,
     SLERP,
@@ -50,7 +51,7 @@ def run(score, search=None, stop=lambda: 0, **options):
     search.start(SearchSpace(("x", "y")))
     logged = []
     best = MergeOptimizer().optimize(
-        trainer(**options), search, Assembler(), score, logged.append, stop
+        trainer(**options), search, InProcess(Assembler(), score), logged.append, stop
     )
     return best, logged, search
 
@@ -337,13 +338,14 @@ def test_a_search_that_was_replayed_makes_the_rest():
     for trial in whole[:3]:
         search.replay(trial)
     logged = []
-    MergeOptimizer().optimize(trainer(), search, Assembler(), squared, logged.append)
+    MergeOptimizer().optimize(trainer(), search, InProcess(Assembler(), squared), logged.append)
     assert logged == [whole[3].as_record()]
 
 
 def test_other_processes_receive_proposals_and_log_nothing():
     proposals = [{"x": 0.1, "y": 0.2}, {"x": 0.5, "y": 0.5}]
-    best, logged, search = run(squared, Sobol(trials=2), first=False, proposals=proposals)
+    batches = [[one] for one in proposals]
+    best, logged, search = run(squared, Sobol(trials=2), first=False, proposals=batches)
     assert logged == [] and [trial.coefficients for trial in search.history] == proposals
     assert best.index == 1
 

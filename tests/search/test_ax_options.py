@@ -300,3 +300,43 @@ def test_errors_are_read_back_to_the_last_digit():
 @pytest.mark.parametrize(("trials", "initial"), [(60, 10), (10, 10), (9, 5), (6, 3), (1, 1)])
 def test_short_searches_have_fewer_initial_trials(trials, initial):
     assert AxSearch(trials=trials).initial_trials == initial
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("options", "parts"),
+    [
+        ({"acquisition": "nei"}, ()),
+        ({"acquisition": "ei", "noise": "binomial"}, ()),
+        ({"acquisition": "ucb"}, ()),
+        ({"acquisition": "nei"}, ("mean", "worst")),
+    ],
+)
+def test_a_batch_is_proposed_again_by_a_search_that_is_replayed(options, parts):
+    goal = replace(GOAL, parts={name: Objective(name) for name in parts})
+
+    def search():
+        one = AxSearch(trials=8, initial_trials=3, starts=False, seed=2, **options)
+        one.batch = 2
+        one.start(SearchSpace(TASKS), goal)
+        return one
+
+    def tell(one):
+        for point in one.propose():
+            index = len(one.history)
+            scores = goal.of(surface(point), {"sst-2": 0.02, "b": 0.03})
+            one.tell(
+                Trial(index, point, scores.objective, scores.metrics, error=scores.error,
+                      errors=scores.errors, objectives=scores.objectives,
+                      objective_errors=scores.objective_errors)
+            )  # fmt: skip
+
+    whole = search()
+    while not whole.finished:
+        tell(whole)
+    again = search()
+    for trial in whole.history[:6]:  # the second batch has one initial point, and one of the model
+        again.replay(trial)
+    assert again.ask_batch(2) == [dict(t.coefficients) for t in whole.history[6:]]
+    first, second = (points(whole)[6], points(whole)[7])
+    assert math.dist(first, second) > 0.01, "the second does not know of the first"

@@ -163,6 +163,7 @@ def test_configurations_are_flattened_under_present_names():
     assert found == {"baselines": ["average"], "method.init_args": {}, "fisher.examples": 30}
     assert first_difference(found, found | {"output": 1, "trainer.callbacks.a": 2}) == ""
     assert first_difference(found, found | {"base": "x"}) == "base was None and is x"
+    assert first_difference(found, found | {"optimizer.batch": 1}) == ""
 
 
 @pytest.mark.parametrize(
