@@ -16,7 +16,7 @@ torch.set_num_threads(1)
 
 
 MISSING = [
-    name for name in ("h5py", "hypothesis", "peft") if importlib.util.find_spec(name) is None
+    name for name in ("h5py", "hypothesis", "peft", "ray") if importlib.util.find_spec(name) is None
 ]
 """Optional packages that are not installed; test files that import one are left out."""
 

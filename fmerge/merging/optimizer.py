@@ -53,7 +53,10 @@ class MergeOptimizer(Callback):
         racing: Score a trial on growing parts of the validation split, and stop it where it is
             all but sure to fall behind the best one so far; for tasks scored by accuracy. What
             is saved was scored on the whole split, to the score it has without racing.
-        batch: Propose so many trials at a time, before any of them is scored; 1 when left out.
+        batch: Propose so many trials at a time, before any of them is scored; when left out as
+            many as are made in parallel, or 1.
+        parallel: Make so many trials side by side, on Ray, each on a GPU or a share of the CPUs.
+        ray_address: The Ray cluster to do so on, host:port or auto; this machine when left out.
         learn: After the search, learn coefficients by gradient from its best trial on: layers:
             one for each expert and numbered layer, and one for the rest; tensors: one for each
             tensor. Not at all when left out.
@@ -98,6 +101,8 @@ class MergeOptimizer(Callback):
         search_patience: int | None = None,
         racing: bool = False,
         batch: int | None = None,
+        parallel: int | None = None,
+        ray_address: str | None = None,
         learn: LearnedGroups | None = None,
         loss: Loss = "experts",
         steps: int = 100,
@@ -117,6 +122,8 @@ class MergeOptimizer(Callback):
         self.search_patience = search_patience
         self.racing = racing
         self.batch = batch
+        self.parallel = parallel
+        self.ray_address = ray_address
         self.learn: LearnedGroups | None = learn
         self.loss: Loss = loss
         self.steps = steps
@@ -155,7 +162,7 @@ class MergeOptimizer(Callback):
         if search is None:
             search = self.default_search() if method.uses_coefficients and scored else Fixed()
         check_search(self, search, method, scored)
-        search.patience, search.batch = self.search_patience, self.batch or 1
+        search.patience, search.batch = self.search_patience, self.batch or self.parallel or 1
         if self.racing and objective.parts:
             raise UserError(
                 "--optimizer.racing: stops what cannot be best by one objective, but there are "

@@ -53,18 +53,26 @@ def check_batch(optimizer: "MergeOptimizer", search: Search) -> None:
     Raises:
         UserError: If it cannot, or the size of a batch is no number from 1.
     """
-    batch = optimizer.batch
-    if batch is None:
-        return
-    if not isinstance(batch, int) or isinstance(batch, bool) or batch < 1:
-        raise UserError(f"--optimizer.batch: is {batch}, but must be a number of trials from 1")
-    reason = search.single
-    if optimizer.racing:
-        reason = "--optimizer.racing compares each with the best before it"
-    if batch > 1 and reason:
+    options = {"batch": optimizer.batch, "parallel": optimizer.parallel}
+    for name, count in options.items():
+        if count is None:
+            continue
+        if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+            raise UserError(
+                f"--optimizer.{name}: is {count}, but must be a number of trials from 1"
+            )
+        reason = search.single
+        if optimizer.racing:
+            reason = "--optimizer.racing compares each with the best before it"
+        if reason and (count > 1 or name == "parallel"):
+            raise UserError(
+                f"--optimizer.{name}: is {count}, but {type(search).__name__} makes one trial at a "
+                f"time: {reason}; leave one of the two out"
+            )
+    if (optimizer.batch or optimizer.parallel or 1) < (optimizer.parallel or 1):
         raise UserError(
-            f"--optimizer.batch: is {batch}, but {type(search).__name__} makes one trial at a "
-            f"time: {reason}; leave one of the two out"
+            f"--optimizer.batch: is {optimizer.batch}, so that no {optimizer.parallel} trials "
+            "(--optimizer.parallel) are known at a time; give at least as many, or leave it out"
         )
 
 

@@ -42,6 +42,7 @@ from fmerge.runs.loading import loaded
 from fmerge.runs.merge import MergeRun
 from fmerge.runs.pass_plan import Baselines, PassPlan
 from fmerge.runs.polish_stage import Polishing
+from fmerge.runs.pools import check_parallel
 from fmerge.runs.portfolio import search_of
 from fmerge.runs.recipes import write_recipe
 from fmerge.runs.redo import with_redo
@@ -205,6 +206,7 @@ class MergeJob:
         check_rank(self.adapter_rank, self.dtype)
         parse_size(self.max_shard_size)
         check_settings(self.fisher)
+        check_parallel(self.optimizer, self.trainer)
         asked = Asked(self.optimizer, self.polishing, self.refitting, self.fisher)
         asked.check(self.labels, module)
 

@@ -122,8 +122,8 @@ class MergeRun:
         forget = folder.forget if self.trainer.is_global_zero else lambda _: None
         staged = list(staged_so_far(search, staged, forget))
         stop = checked(stop, search, clock)
-        pool = pool_of(self, optimizer, search, goal, assembler, clock)
-        best = optimizer.optimize(self.trainer, search, pool, folder.append, stop)
+        with pool_of(self, optimizer, search, goal, assembler, clock) as pool:
+            best = optimizer.optimize(self.trainer, search, pool, folder.append, stop)
         own, assembler = self.members[best.method], assembler.of(best.method)
         context = own._context(search, goal, assembler, folder, search.history, clock)
         raced = [race_facts(search.history)] if optimizer.racing else portfolio_facts(search)

@@ -45,6 +45,7 @@ def search_of(method: MergeMethod, optimizer: "MergeOptimizer") -> Search | None
         "racing": optimizer.racing,
         "groups": optimizer.groups != "whole",
         "batch": optimizer.batch not in {None, 1},
+        "parallel": optimizer.parallel is not None,
     }
     for name, value in refused.items():
         if value:

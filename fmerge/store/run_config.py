@@ -17,6 +17,8 @@ _IGNORED = (
         "build",
         "max_shard_size",
         "optimizer.search_patience",
+        "optimizer.parallel",
+        "optimizer.ray_address",
         "push_to_hub",
         "push_private",
     ),
@@ -74,7 +76,7 @@ def first_difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     Returns:
         The option and both values; empty if there is none.
     """
-    old, new = ({"optimizer.batch": 1, **one} for one in (old, new))
+    old, new = _with_batch(old), _with_batch(new)
     for key in sorted(old.keys() | new.keys()):
         # prefixes: "trainer.callbacks" stands for all options of all callbacks
         if key.startswith(_IGNORED) or (key in _NEW and key not in old):
@@ -83,6 +85,11 @@ def first_difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
         if before != now:
             return f"{key} was {before} and is {now}"
     return ""
+
+
+def _with_batch(options: Mapping[str, Any]) -> Mapping[str, Any]:
+    # as many trials are proposed at a time as are made side by side, unless it is said
+    return {"optimizer.batch": options.get("optimizer.parallel", 1), **options}
 
 
 def flat(tree: Mapping[str, Any]) -> dict[str, Any]:

@@ -182,3 +182,26 @@ def test_what_cannot_be_made_in_batches_is_refused(options, message):
 
 def test_a_batch_of_one_is_what_every_search_makes():
     assert MergeOptimizer(OneByOne(), batch=1).check(Isotropic(), TASKS, TASKS, True).batch == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"parallel": 1, "search": OneByOne()}, "parallel: is 1, but OneByOne makes one trial at"),
+        ({"parallel": 2, "racing": True}, "parallel: is 2, but Sobol makes .* --optimizer.racing"),
+        ({"parallel": -1}, "parallel: is -1, but must be a number of trials from 1"),
+        ({"parallel": 4, "batch": 3}, "batch: is 3, so that no 4 trials .* are known at a time"),
+    ],
+)
+def test_what_cannot_be_made_side_by_side_is_refused(options, message):
+    with pytest.raises(UserError, match=message):
+        MergeOptimizer(**{"search": Sobol(), **options}).check(Isotropic(), TASKS, TASKS, True)
+
+
+@pytest.mark.parametrize(
+    ("options", "batch"),
+    [({}, 1), ({"parallel": 3}, 3), ({"batch": 2}, 2), ({"parallel": 2, "batch": 5}, 5)],
+)
+def test_as_many_are_proposed_as_are_made_side_by_side(options, batch):
+    found = MergeOptimizer(Sobol(), **options).check(Isotropic(), TASKS, TASKS, True)
+    assert found.batch == batch

@@ -163,6 +163,10 @@ def test_configurations_are_flattened_under_present_names():
     assert found == {"baselines": ["average"], "method.init_args": {}, "fisher.examples": 30}
     assert first_difference(found, found | {"output": 1, "trainer.callbacks.a": 2}) == ""
     assert first_difference(found, found | {"base": "x"}) == "base was None and is x"
+    # what is proposed depends on the size of a batch alone
+    two = found | {"optimizer.parallel": 2, "optimizer.ray_address": "auto"}
+    assert first_difference(found, two) == "optimizer.batch was 1 and is 2"
+    assert first_difference(two, found | {"optimizer.batch": 2}) == ""
     assert first_difference(found, found | {"optimizer.batch": 1}) == ""
 
 
