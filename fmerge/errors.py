@@ -120,6 +120,19 @@ def object_of(parameter: str, value: object, kind: type[_Kind], module: ModuleTy
         ) from error
 
 
+def counted(number: int, what: str) -> str:
+    """Counts things in words.
+
+    Args:
+        number: How many.
+        what: The word for one of them.
+
+    Returns:
+        Such as "1 trial" or "3 trials".
+    """
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
 def shortened(text: object, most: int) -> str:
     """Shortens a text that others wrote, between two words.
 

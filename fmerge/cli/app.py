@@ -16,6 +16,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from fmerge import __version__
 from fmerge.cli.defaults import CHECKPOINT, SILENCED, say, with_length
 from fmerge.cli.given import expanded, names_own_data
+from fmerge.cli.help import add_parts, asks_for_help
 from fmerge.cli.parser import FMergeParser, command_line, share_files
 from fmerge.cli.recipes import with_recipe
 from fmerge.data import MultiTask
@@ -45,7 +46,7 @@ class FMergeCLI(LightningCLI):
         # no line but one that asks for help alone is known to need one command's options at most
         line = command_line(options.get("args"))
         self._line = line
-        self._helped = line[0] if line[-1:] in (["--help"], ["-h"]) and len(line) < 3 else ""
+        self._helped = line[0] if asks_for_help(line) else ""
         super().__init__(*given, **options)
 
     @staticmethod
@@ -86,6 +87,7 @@ class FMergeCLI(LightningCLI):
             parser: The parser of the command that is being prepared.
         """
         parser.set_defaults({"model": {"class_path": "fmerge.modules.TextClassifier"}})
+        add_parts(parser)
         if self._adding == "merge":
             parser.add_lightning_class_args(MergeOptimizer, "optimizer")
             parser.add_argument("--mergekit", type=str | None, help=_RECIPE)  # see with_recipe

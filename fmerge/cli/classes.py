@@ -1,12 +1,12 @@
 """Options that take a class: what can be named there, listed and found in any spelling."""
 
-import inspect
 from collections.abc import Sequence
 from types import ModuleType
 
 from lightning.pytorch import callbacks, loggers
 
 from fmerge import data, methods, modules, search
+from fmerge.cli.help import rows
 from fmerge.errors import classes_of
 
 CLASSES: dict[str, tuple[ModuleType, type]] = {
@@ -19,7 +19,7 @@ CLASSES: dict[str, tuple[ModuleType, type]] = {
 }
 """The last part of an option that takes a class: where its classes are, and of what kind."""
 
-_OWN = ("method", "search", "model")
+_OWN = ("method", "search", "model", "tasks")
 
 
 def _kind(option: str) -> str:
@@ -60,8 +60,5 @@ def listing(args: Sequence[str]) -> str:
     last = args[-1] if args else ""
     if not last.endswith(".help") or not (kind := _kind(last.removesuffix(".help"))):
         return ""
-    found = classes_of(*CLASSES[kind])
-    width = max(map(len, found))
-    about = {name: (inspect.getdoc(one) or "").partition("\n\n")[0] for name, one in found.items()}
-    lines = [f"{name:{width}}  {' '.join(text.split())}" for name, text in sorted(about.items())]
+    lines = rows(classes_of(*CLASSES[kind]))
     return "\n".join([*lines, f"{last} NAME lists the parameters of one of them."])

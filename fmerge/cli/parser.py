@@ -1,12 +1,13 @@
-"""Help that starts with fmerge's own options, and parsing errors of one line."""
+"""The parser of the command line: help of one screen and a half, and errors of one line."""
 
 import sys
 from collections.abc import Mapping, Sequence
+from shutil import get_terminal_size
 from typing import Any, ClassVar, NoReturn
 
 from lightning.pytorch.cli import LightningArgumentParser
 
-from fmerge.cli.classes import listing, spelled
+from fmerge.cli.classes import CLASSES, listing, spelled
 from fmerge.cli.given import (
     config_files,
     places,
@@ -16,16 +17,8 @@ from fmerge.cli.given import (
     without_foreign,
     wrong_config,
 )
+from fmerge.cli.help import ShortHelp, arrange, epilog
 from fmerge.cli.messages import one_line
-
-# the groups that several commands share, in the order of the help
-_TITLES = {
-    "optimizer": "Search for the coefficients",
-    "data": "Data",
-    "model": "Model",
-    "checkpoint": "Which checkpoint is kept (Lightning's ModelCheckpoint)",
-    "trainer": "Lightning's Trainer: device, precision, processes, callbacks",
-}
 
 
 class FMergeParser(LightningArgumentParser):
@@ -35,6 +28,7 @@ class FMergeParser(LightningArgumentParser):
         foreign: Options of other commands that this one lacks, as of ``top_level``; a
             configuration file may have them. None where this is no command's parser.
         skipped: Configuration files of the present command line to what was skipped in them.
+        part: Which part of a command's help is printed; the short one where this is empty.
     """
 
     foreign: Mapping[str, bool] | None = None
@@ -42,9 +36,10 @@ class FMergeParser(LightningArgumentParser):
     # of its own but does not know where its options came from
     _args: ClassVar[list[str]] = []
     skipped: ClassVar[dict[str, list[str]]] = {}
+    part = ""  # of a command's help; see help.py
 
     def format_help(self, *formatter: Any) -> str:
-        """Lays out the help: the command's own options, then search, data, model, Trainer.
+        """Lays out the help of a command, the part of it that was asked for.
 
         Args:
             formatter: Passed on.
@@ -52,26 +47,18 @@ class FMergeParser(LightningArgumentParser):
         Returns:
             The help text.
         """
-        if not self.groups:  # the program itself: its commands and nothing else
+        if self.foreign is None:  # the program itself, or a class: no groups of a command
             text: str = super().format_help(*formatter)
             return text
-        for name, group in self.groups.items():
-            group.title = _TITLES.get(name, group.title)
-        last = list(_TITLES.values())
-        own, general, rest = [], [], []
-        for group in self._action_groups:
-            if group.title in last:
-                rest.append(group)
-            elif group.title in {"options", "positional arguments"}:
-                general.append(group)
-            elif group.title != "Linked arguments":
-                group.title = "options of this command"  # not the description once more
-                own.append(group)
-        rest.sort(key=lambda group: last.index(str(group.title)))
-        self._action_groups = own + rest[:-1] + general + rest[-1:]
+        arrange(self, self.part)
         self.usage = f"{self.prog.replace(' [options]', '')} [options]"
+        if self.part:
+            text = super().format_help(*formatter)
+            return text
+        self.formatter_class = ShortHelp
         text = super().format_help(*formatter)
-        return text
+        listed = epilog(self, CLASSES.__getitem__, get_terminal_size().columns - 2)
+        return "\n".join([text.rstrip(), *listed, ""])
 
     def parse_args(self, args: Any = None, *rest: Any, **options: Any) -> Any:
         """Parses a command line, once its configuration files have proved readable.

@@ -19,7 +19,6 @@ from fmerge.store import kind_of
 from fmerge.system.distributed import gather, in_dataset_order
 
 _LOG = logging.getLogger(__name__)
-_UNTRAINED = "task '%s' has no train split: the table will lack the base with refitted heads"
 
 Refit = Literal["off", "end", "trials"]
 
@@ -104,6 +103,23 @@ def untrained(data: MultiTask, tasks: Iterable[str]) -> str:
     return next((task for task in tasks if not data.tasks[task].has("train")), "")
 
 
+def warn_untrained(
+    data: MultiTask | None, models: Mapping[str, nn.Module], reference: bool
+) -> None:
+    """Says which row the table will lack, where a task has no training examples.
+
+    Args:
+        data: The tasks, if there are any.
+        models: Task name to network.
+        reference: Whether the table shows the base with refitted heads, where that can be.
+    """
+    if data is not None and reference and (lacking := untrained(data, models)):
+        rank_zero_only(_LOG.warning)(
+            "task '%s' has no train split: the table will lack the base with refitted heads",
+            lacking,
+        )
+
+
 def check_refitting(
     settings: Refitting,
     module: TaskModule,
@@ -126,14 +142,7 @@ def check_refitting(
     reason = obstacle(module, data, models)
     if settings.wanted and reason:
         raise UserError(f"--refit_heads: is {settings.when}, but {reason}; leave it off")
-    if data is not None and reference and (lacking := untrained(data, models)):
-        rank_zero_only(_LOG.warning)(
-            "task '%s' has no train split: the table will lack the base with refitted heads",
-            lacking,
-        )
     if data is None or reason or not (settings.wanted or reference):
-        if data is not None and reference and (lacking := untrained(data, models)):
-            rank_zero_only(_LOG.warning)(_UNTRAINED, lacking)
         return
     for task in models:
         names = data.labels[task]

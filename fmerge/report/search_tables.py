@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Final
 
+from fmerge.errors import counted
 from fmerge.report.parts import SearchOutcome
 from fmerge.report.tables import MISSING, Cell, Column, Line, Table, percent
 from fmerge.search import Trial
@@ -53,7 +54,7 @@ def all_trials(search: SearchOutcome, timed: bool = True) -> Table | None:
         notes.append(f"Their {len(names)} coefficients are in `trials.jsonl`.")
     if seconds:
         count, total = len(seconds), sum(seconds.values())
-        notes.append(f"{count} trials took {total:.1f} s, {total / count:.1f} s each.")
+        notes.append(f"{counted(count, 'trial')} took {total:.1f} s, {total / count:.1f} s each.")
     title = "All trials, validation scores in %"
     lines = [
         _line(trial, kinds, tasks, listed, seconds, trial.index == search.best.index)

@@ -2,6 +2,7 @@
 
 from collections import Counter
 
+from fmerge.errors import counted
 from fmerge.report.markdown import points
 from fmerge.report.parts import Provenance, SearchOutcome, TestOutcome
 from fmerge.report.scores import BASE, REFITTED, TRAINED
@@ -49,11 +50,11 @@ def made(search: SearchOutcome, provenance: Provenance) -> list[str]:
     which = "this is trial {}, built by its index" if search.built else "the best is trial {}"
     best, stages = search.best, Counter(trial.stage for trial in search.trials)
     found = which.format(f"{best.index}, of stage {best.stage}" if best.stage else best.index)
-    later = [f"stage {name}, {count} trials" for name, count in stages.items() if name]
-    counted = "; ".join([f"{search.name}, {stages['']} trials", *later])
+    later = [f"stage {name}, {counted(count, 'trial')}" for name, count in stages.items() if name]
+    made = "; ".join([f"{search.name}, {counted(stages[''], 'trial')}", *later])
     given = ", ".join(f"{name} {value}" for name, value in provenance.parameters.items())
     return [
-        f"search: {counted}; {found}",
+        f"search: {made}; {found}",
         *([f"search ended before its budget: {search.ended}"] if search.ended else []),
         *([f"parameters of {search.method}: {given}"] if given else []),
         *([provenance.saved] if provenance.saved else []),

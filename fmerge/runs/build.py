@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fmerge.errors import UserError
+from fmerge.errors import UserError, counted
 from fmerge.report.pareto_front import FRONT
 from fmerge.runs.stages import PLAIN_AVERAGE
 from fmerge.store import RunFolder, candidate_trial
@@ -37,7 +37,7 @@ def find_trial(
     good = [record["trial"] for record in records if _can_be_built(record, folder)]
     if index in good:
         return records
-    what = f"is not among its {len(records)} trials"
+    what = f"is not among its {counted(len(records), 'trial')}"
     if 0 <= index < len(records):
         what = "failed"
         if records[index]["status"] == "ok":

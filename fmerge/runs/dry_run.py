@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from fmerge.data import MultiTask, Split
 from fmerge.data.examples import check_images
+from fmerge.errors import counted
 from fmerge.evaluation.passes import Cost, Pass, Passes
 from fmerge.evaluation.statistics import statistic_of
 from fmerge.modules import TaskModule
@@ -91,7 +92,7 @@ def show_merge_plan(run: "MergeRun", search: Search, plan: PassPlan, output: Pat
     if ensemble.base_source is not None:
         rows["base"] = str(ensemble.base_source)
     rows["method"] = type(method).__name__
-    rows["search"] = f"{type(search).__name__}, {search.budget} trials"
+    rows["search"] = f"{type(search).__name__}, {counted(search.budget, 'trial')}"
     if plan.resuming:
         rows["search"] += ", after those that the output folder has"
     rows |= {f"task {name}": sizes for name, sizes in _sizes(data).items()}

@@ -16,8 +16,8 @@ from rich.console import Console
 from fmerge.data import MultiTask
 from fmerge.data.own import Loaders
 from fmerge.data.task_names import check_task_names
-from fmerge.errors import UserError
-from fmerge.evaluation.head_refit import Refitting
+from fmerge.errors import UserError, counted
+from fmerge.evaluation.head_refit import Refitting, warn_untrained
 from fmerge.fisher import MERGE_DEFAULTS, FisherSettings
 from fmerge.merging.adapter_output import Rank, check_rank
 from fmerge.merging.adapters import base_of
@@ -192,6 +192,7 @@ class MergeJob:
             run = loaded(self, module, data, True)
         space = self.optimizer.space(self.method, names, run.ensemble.tensors)
         search.start(space, self.optimizer.goal(tasks))
+        warn_untrained(run.data, run.ensemble.models, run.probed)
         for one in run.members.values():
             check_merge(one, search, self.optimizer.groups != "whole", self.optimizer.racing)
         stages = checked_stages(run, unasked=not self.polishing.steps)
@@ -246,7 +247,8 @@ class MergeJob:
         done: list[dict[str, Any]] = []
         if self.trainer.is_global_zero and resuming:
             done = folder.resume(identity_of(run))
-            Console().print(f"Resuming after {len(done)} trials: {folder.path}", soft_wrap=True)
+            made = counted(len(done), "trial")
+            Console().print(f"Resuming after {made}: {folder.path}", soft_wrap=True)
         elif self.trainer.is_global_zero:
             folder.start(identity_of(run))
         log = TrialLog(folder, self.trainer.loggers)
@@ -265,7 +267,7 @@ class MergeJob:
         except SystemExit:
             if self.trainer.is_global_zero:
                 sys.stderr.write(
-                    f"fmerge: stopped after {len(search.history)} trials, which are saved; "
+                    f"fmerge: stopped after {counted(len(search.history), 'trial')}, all saved; "
                     f"the same command resumes: {folder.path}\n"
                 )
             raise

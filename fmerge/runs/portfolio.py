@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fmerge.errors import UserError
+from fmerge.errors import UserError, counted
 from fmerge.merging.assembler import Assembler
 from fmerge.methods import Auto, Average, MergeMethod
 from fmerge.params import Params
@@ -117,14 +117,14 @@ def portfolio_facts(search: Search) -> list[str]:
         )
         for trial in race
     )
-    facts = [f"Auto, race: {len(race)} trials, a method each: {scores}"]
+    facts = [f"Auto, race: {counted(len(race), 'trial')}, a method each: {scores}"]
     good = [trial for trial in rest if trial.status == "ok"]
     if good:
         best = max(good, key=search.rank)
         methods = " and ".join(dict.fromkeys(trial.method for trial in rest))
         facts.append(
-            f"Auto, search: {len(rest)} trials of {methods}; its best is {best.method}, trial "
-            f"{best.index}, {100 * (best.objective or 0.0):.1f}"
+            f"Auto, search: {counted(len(rest), 'trial')} of {methods}; its best is {best.method}, "
+            f"trial {best.index}, {100 * (best.objective or 0.0):.1f}"
         )
     return facts
 

@@ -1,12 +1,20 @@
 """What a newcomer reads: help, printed configurations, and one line for each mistake."""
 
+from dataclasses import fields
+from inspect import signature
+
 import pytest
 import yaml
 
 from fmerge.cli.app import FMergeCLI, main
 from fmerge.cli.classes import CLASSES
+from fmerge.cli.help import clause
 from fmerge.cli.messages import one_line
+from fmerge.data import MultiTask
 from fmerge.errors import classes_of
+from fmerge.fisher import FisherSettings
+from fmerge.merging.optimizer import MergeOptimizer
+from fmerge.trainer import FMergeTrainer
 from tests.cli.run import data_config, experts, fails, in_process
 
 COMMANDS = ["fit", "fisher", "merge", "validate", "test"]
@@ -20,22 +28,95 @@ def test_help_of_the_program(capsys):
     assert all(f"    {command} " in text for command in COMMANDS)
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_help_starts_with_the_commands_own_options(command, capsys):
+def shown(capsys, *line):
+    """What a command line of help prints."""
     with pytest.raises(SystemExit) as end:
-        main([command, "--help"])
-    text = capsys.readouterr().out
+        main(list(line))
     assert end.value.code == 0
-    assert text.startswith(f"usage: fmerge {command} [options]\n")
-    trainer = text.index("Lightning's Trainer:")
-    own = {"fit": "--output", "fisher": "--expert", "merge": "--experts", "validate": "--ckpt_path"}
-    assert text.index(own.get(command, "--ckpt_path")) < text.index("--data.tasks") < trainer
-    # every option of our own has its sentence
-    for line in text[:trainer].splitlines():
-        assert not line.rstrip().endswith("(type: ")
+    return capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("line", "made"), [(["--help"], []), (["fit", "-h"], ["fit"])])
+def names(function, *without):
+    return {f"--{name}" for name in signature(function).parameters if name not in without}
+
+
+DATA = {f"--data.{name[2:]}" for name in names(MultiTask)}
+OWN = {
+    "merge": names(FMergeTrainer.merge, "self", "model", "datamodule", "fisher")
+    | {f"--fisher.{one.name}" for one in fields(FisherSettings)}
+    | {f"--optimizer.{name[2:]}" for name in names(MergeOptimizer)}
+    | {"--mergekit", "--push_to_hub", "--push_private"},
+    "fisher": names(FMergeTrainer.fisher, "self", "model", "datamodule"),
+    "fit": {"--output", "--overwrite", "--ckpt_path"},
+    "validate": {"--ckpt_path"},
+    "test": {"--ckpt_path"},
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_a_command_has_a_line_for_each_of_its_own_options(command, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    text = shown(capsys, command, "--help")
+    lines = text.splitlines()
+    assert lines[0] == f"usage: fmerge {command} [options]"
+    assert len(lines) <= (120 if command == "merge" else 45)
+    options = {line.split()[0]: line for line in lines if line.startswith("  --")}
+    general = {"--help-all", "--help-trainer", "--print_config", "--seed_everything"}
+    assert OWN[command] | DATA | general | {"--model"} <= options.keys()
+    assert not any(name.startswith(("--trainer", "--checkpoint")) for name in options)
+    for name, line in options.items():
+        about = line.removeprefix(f"  {name}").strip()
+        assert len(about) > 4 and len(line) <= 80, line
+        assert "…" not in about.replace(" …", ""), f"a word is cut: {line}"
+    assert "  -h, --help " in text and "  -c, --config " in text
+
+
+def test_help_of_a_merge_lists_methods_and_searches_and_what_is_required(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    lines = shown(capsys, "merge", "-h").splitlines()
+    for kind in ("method", "search"):
+        for name in classes_of(*CLASSES[kind]):
+            assert any(line.startswith(f"  {name} ") for line in lines), name
+    required = {line.split()[0] for line in lines if line.endswith("[required]")}
+    assert required == {"--experts", "--output"}
+    assert (
+        "  --refit_examples            Training examples of a task that heads are fitted on … [512]"
+        in lines
+    )
+
+
+@pytest.mark.parametrize("command", ["merge", "fit"])
+def test_more_help_is_asked_for(command, capsys):
+    trainer = shown(capsys, command, "--help-trainer")
+    assert "--trainer.devices DEVICES" in trainer and "(type: " in trainer
+    assert ("--checkpoint.monitor" in trainer) == (command == "fit")
+    assert "--output" not in trainer and "--data." not in trainer
+    whole = shown(capsys, command, "--help-all")
+    assert trainer[trainer.index("Lightning's own") :] in whole
+    assert "--output OUTPUT" in whole and "--data.tasks TASKS" in whole
+
+
+@pytest.mark.parametrize(
+    ("text", "most", "expected"),
+    [
+        ("One thing. And more.", 60, "One thing"),
+        ("One thing; another; more", 60, "One thing; another; more"),
+        ("One thing; another; more", 20, "One thing; another …"),
+        ("One long thing; null: all of it", 24, "One long thing …"),
+        ("A word that, ends", 16, "A word that …"),
+        ("It, that has no later clause", 20, "It, that has no …"),
+        ("Of Yadav et al. and so on.", 60, "Of Yadav et al. and so on"),
+        ("``code`` as\n  text", 60, "code as text"),
+    ],
+)
+def test_an_explanation_ends_with_a_clause(text, most, expected):
+    assert clause(text, most) == expected
+
+
+@pytest.mark.parametrize(
+    ("line", "made"),
+    [(["--help"], []), (["fit", "-h"], ["fit"]), (["merge", "--help-trainer"], ["merge"])],
+)
 def test_help_prepares_the_options_that_it_shows_alone(line, made, monkeypatch, capsys):
     prepared = []
     add = FMergeCLI._add_arguments

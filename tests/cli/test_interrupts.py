@@ -87,7 +87,7 @@ def test_a_signal_ends_the_search_after_its_trial(zoo, tmp_path, capfd, number, 
     assert in_child(arguments, TextClassifier, "validation_step", 9, send(number)) == code
     printed = capfd.readouterr().err
     assert "stopping after this trial; once more to stop now" in printed
-    assert "stopped after 2 trials, which are saved; the same command resumes" in printed
+    assert "stopped after 2 trials, all saved; the same command resumes" in printed
     assert "Traceback" not in printed
     assert trials(output) == trials(whole)[:2]
     assert not (output / "report.md").exists() and not (output / LOCK).exists()

@@ -57,7 +57,7 @@ def test_every_method_is_raced_and_the_best_is_saved(zoo, tmp_path):
     assert (
         f"Auto, race: 4 trials, a method each: Average {100 * found[0]['objective']:.1f}, " in text
     )
-    assert f"Auto, search: 1 trials of {found[4]['method']}; its best is" in text
+    assert f"Auto, search: 1 trial of {found[4]['method']}; its best is" in text
     # the very merge by that method alone
     coefficients = best["coefficients"] if best["method"] != "Average" else None
     merge_alone(zoo, tmp_path / "alone", best["method"], coefficients)

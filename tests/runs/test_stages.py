@@ -85,7 +85,7 @@ def test_a_stage_s_best_is_tested_reported_saved_and_built(zoo, tmp_path, monkey
     assert [one.get("stage") for one in found] == [None, "nudge", "nudge", "nudge"]
     assert report.best.index == 3 and report.best.stage == "nudge"
     text = report.markdown()
-    assert "search: Fixed, 1 trials; stage nudge, 3 trials; the best is trial 3, of stage " in text
+    assert "search: Fixed, 1 trial; stage nudge, 3 trials; the best is trial 3, of stage " in text
     assert "The runner-up is trial 0, the best of the search on validation." in text
     for task, path in zoo.experts.items():
         saved = fmerge.load_params(tmp_path / "out" / "merged" / task)
