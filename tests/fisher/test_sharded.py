@@ -1,9 +1,12 @@
 """The Fisher of a model that FSDP2 splits over processes is that of the whole model."""
 
+import ctypes
+import gc
 import math
 import multiprocessing
 import os
 import socket
+from pathlib import Path
 
 import pytest
 import torch
@@ -144,13 +147,13 @@ def worker(rank, processes, port, kind, estimator, file):
     distributed.destroy_process_group()
 
 
-def of_processes(processes, *arguments):
+def of_processes(processes, *arguments, run=worker):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     context = multiprocessing.get_context("fork")
     made = [
-        context.Process(target=worker, args=(rank, processes, port, *arguments))
+        context.Process(target=run, args=(rank, processes, port, *arguments))
         for rank in range(processes)
     ]
     for process in made:
@@ -214,3 +217,58 @@ def test_any_number_of_processes_gives_the_fisher_of_one(
     record_property(
         "figure", f"Fisher of {kind} on {processes} processes, FSDP2: relative error {error:.1e}"
     )
+
+
+class Deep(GPT2):
+    """Twelve blocks of 0.8 million parameters each, and next to nothing else."""
+
+    def __init__(self):
+        nn.Module.__init__(self)
+        config = GPT2Config(
+            **{"vocab_size": 20, "n_embd": 256, "n_layer": 12, "n_head": 2, "n_positions": 8},
+            **{"bos_token_id": 0, "eos_token_id": 0},
+        )
+        self.network = GPT2LMHeadModel(config)
+
+
+def megabytes(key):
+    """A line of the process's status, such as the most memory it has had."""
+    (line,) = [one for one in Path("/proc/self/status").read_text().splitlines() if key in one]
+    return int(line.split()[1]) / 1024
+
+
+def release():
+    """Gives what was freed back to the system."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+
+
+def peak(rank, processes, port, file):
+    """The memory that the model and its Fisher take at most, once the model is split."""
+    torch.set_num_threads(1)
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    distributed.init_process_group("gloo", rank=rank, world_size=processes)
+    ctypes.CDLL(None).mallopt(-3, 2**16)  # M_MMAP_THRESHOLD: large tensors are freed at once
+    accumulated("GPT-2", "empirical", rank, processes)  # imports, and buffers of connections
+    release()
+    before = megabytes("VmRSS")
+    module = Deep().eval()
+    shard(module, init_device_mesh("cpu", (processes,)))
+    release()
+    Path("/proc/self/clear_refs").write_text("5")  # and the most begins anew
+    found = ShardedAccumulator(module, module.network, module.label_log_probs, "empirical")
+    found.add(*next(iter(batches(rank, processes, size=2))))
+    Path(f"{file}{rank}").write_text(str(megabytes("VmHWM") - before))
+    distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_the_peak_of_memory_falls_with_the_number_of_processes(tmp_path, record_property):
+    found = []
+    for processes in (1, 2, 3):
+        of_processes(processes, tmp_path / f"{processes}of", run=peak)
+        own = [float((tmp_path / f"{processes}of{rank}").read_text()) for rank in range(processes)]
+        found.append(max(own))
+    shown = ", ".join(f"{one:.0f}" for one in found)
+    record_property("figure", f"peak of 1, 2 and 3 processes, 38 MB of weights: {shown} MB")
+    assert found[1] < 0.75 * found[0] and found[2] < 0.85 * found[1], found
