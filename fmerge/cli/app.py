@@ -44,8 +44,7 @@ class FMergeCLI(LightningCLI):
 
     def __init__(self, *given: Any, **options: Any) -> None:
         # no line but one that asks for help alone is known to need one command's options at most
-        line = command_line(options.get("args"))
-        self._line = line
+        line = self._line = command_line(options.get("args"))
         self._helped = line[0] if asks_for_help(line) else ""
         super().__init__(*given, **options)
 

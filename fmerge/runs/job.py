@@ -227,11 +227,7 @@ class MergeJob:
         return data if data is not None and data.tasks else None
 
     def _build(
-        self,
-        run: MergeRun,
-        search: Search,
-        folder: RunFolder,
-        records: Sequence[Mapping[str, Any]],
+        self, run: MergeRun, search: Search, folder: RunFolder, records: Sequence[Mapping[str, Any]]
     ) -> MergeReport:
         assert (index := self.build) is not None
         if self.trainer.is_global_zero:
