@@ -76,10 +76,10 @@ def convnext():
     return images(ConvNextConfig(**sizes, layer_scale_init_value=0.5, num_labels=3))
 
 
-SLOW = [pytest.param(case, marks=pytest.mark.slow) for case in (mamba, regnet, convnext)]
+SLOW = [pytest.param(case, marks=pytest.mark.slow) for case in (mamba, resnet, regnet, convnext)]
 
 
-@pytest.mark.parametrize("case", [falcon, mixtral, resnet, *SLOW])
+@pytest.mark.parametrize("case", [falcon, mixtral, *SLOW])
 def test_rules_cover_every_parameter_exactly(case):
     model, batch, log_probs = case()
     found = estimate_fisher(model, [batch], log_probs, fallback="error").values
