@@ -27,11 +27,11 @@ def block(name: str, language: str, containing: str) -> str:
     return next(text for text in blocks(name, language) if containing in text)
 
 
-def run(command: str) -> None:
-    """Runs a command of fmerge in this process."""
-    program, *arguments = shlex.split(command.replace("\\\n", " "))
+def run(command: str, *more: str) -> None:
+    """Runs a command of fmerge in this process, with more options."""
+    program, *arguments = shlex.split(command.replace("\\\n", " "), comments=True)
     assert program == "fmerge"
-    main(arguments)
+    main([*arguments, *more])
 
 
 def files(text: str) -> dict[str, str]:
@@ -44,7 +44,7 @@ def commands(text: str) -> list[list[str]]:
     """The commands of the page's shell blocks, split into words."""
     shell = re.findall(r"```sh\n(.*?)```", text, flags=re.DOTALL)
     lines = "".join(shell).replace("\\\n", " ").splitlines()
-    return [shlex.split(line) for line in lines]
+    return [words for line in lines if (words := shlex.split(line, comments=True))]
 
 
 def process(*command: str, folder: Path, path: str = "") -> str:
