@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar, 
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from fmerge import __version__
-from fmerge.cli.defaults import CHECKPOINT, SILENCED, say, with_length
+from fmerge.cli.defaults import CHECKPOINT, SILENCED, check_devices, say, with_length
 from fmerge.cli.given import expanded, names_own_data
 from fmerge.cli.help import add_parts, asks_for_help
 from fmerge.cli.parser import FMergeParser, command_line, share_files
@@ -134,8 +134,8 @@ class FMergeCLI(LightningCLI):
             raise UserError(f"--seed_everything: {error}") from error
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
-        if self.subcommand == "fit":
-            config = with_length(config)
+        check_devices(config)
+        config = with_length(config) if self.subcommand == "fit" else config
         given = config.get("callbacks") or []
         bars = any(
             isinstance(one, ProgressBar) for one in (given if isinstance(given, list) else [given])

@@ -230,7 +230,8 @@ def check_weights(
         UserError: If a task is unknown or lacks its weight, or the weights do not fit.
     """
     if target is not None and target not in tasks:
-        raise UserError(f"unknown task '{target}' as target; known: {', '.join(tasks)}")
+        names = ", ".join(tasks)
+        raise UserError(f"--optimizer.target: unknown task '{target}' as target; known: {names}")
     if weights is None:
         return None if target is None else {target: 1.0}
     if target is not None:
