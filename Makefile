@@ -17,6 +17,7 @@ BIN := .venv/bin
 LANGUAGE := runs/language
 RUNS := runs/quickstart
 CONFIGS := configs/quickstart
+QUESTIONS := description parameter code
 LIBRARIES := sklearn sympy torch
 FMERGE := $(BIN)/fmerge
 
@@ -28,7 +29,7 @@ TORCH ?= 2.13.0
 .PHONY: quickstart language-example vision-example test slow sweep lint coverage lowest bare docs dist clean
 .DELETE_ON_ERROR:
 
-quickstart: $(RUNS)/average/report.md $(RUNS)/fisher_merge/report.md $(RUNS)/df_merge/report.md
+quickstart: $(RUNS)/average/report.md $(RUNS)/fisher_merge/report.md $(RUNS)/auto/report.md
 	@$(FMERGE) compare $(^D)
 	@echo "Merged models: $(RUNS)/*/merged/  reports: $(RUNS)/*/report.html"
 
@@ -112,7 +113,7 @@ $(RUNS)/%/fisher.safetensors: $(RUNS)/%/expert/config.json
 	$(FMERGE) fisher --config $(CONFIGS)/$*.yaml --expert $(RUNS)/$*/expert \
 	  --examples 64 --output $@ --overwrite true
 
-FISHERS := $(LIBRARIES:%=$(RUNS)/%/fisher.safetensors)
+FISHERS := $(QUESTIONS:%=$(RUNS)/%/fisher.safetensors)
 MERGE = $(FMERGE) merge --config $(CONFIGS)/merge.yaml --output $(@D) --overwrite true
 
 $(RUNS)/average/report.md: $(FISHERS) $(CONFIGS)/merge.yaml
@@ -120,13 +121,10 @@ $(RUNS)/average/report.md: $(FISHERS) $(CONFIGS)/merge.yaml
 
 $(RUNS)/fisher_merge/report.md: $(FISHERS) $(CONFIGS)/merge.yaml
 	$(MERGE) --method FisherMerge --baselines experts \
-	  --optimizer.search AxSearch --optimizer.search.trials 12 \
-	  --optimizer.search.initial_trials 6
+	  --optimizer.search AxSearch --optimizer.search.trials 8
 
-$(RUNS)/df_merge/report.md: $(FISHERS) $(CONFIGS)/merge.yaml
-	$(MERGE) --method DFMerge --baselines experts \
-	  --optimizer.search AxSearch --optimizer.search.trials 10 \
-	  --optimizer.search.initial_trials 5
+$(RUNS)/auto/report.md: $(FISHERS) $(CONFIGS)/merge.yaml
+	$(MERGE) --method Auto --baselines experts
 
 # language models: the experts of other libraries go on from one that was trained on all
 language-example: $(foreach one,average ties fisher_merge df_merge,$(LANGUAGE)/$(one)/report.md)

@@ -13,7 +13,7 @@ from fields import FIELDS, FieldSentences
 from halves import TOKENS, LowerHalf, write_upper_half
 from lightning.pytorch import seed_everything
 
-from fmerge.data import Digits, DocsTopics, MultiTask, TaskData
+from fmerge.data import Digits, DocsMatches, DocsTopics, MultiTask, TaskData
 from fmerge.data.digits import CHANGES
 from fmerge.modules import ImageClassifier, SharedBody, TextClassifier
 from fmerge.store import save_models, write_text
@@ -66,6 +66,10 @@ def short_topics(library: str) -> dict[str, list[str]]:
     """
     pools: dict[str, list[str]] = _cached(library, lambda: DocsTopics(library)._pools())
     return {topic: _short(pool) for topic, pool in pools.items()}
+
+
+def _matches(kind: str, seed: int) -> TaskData:
+    return DocsMatches(kind, seed=seed)
 
 
 def _short_fields(domain: str) -> list[list[str]]:
@@ -181,6 +185,12 @@ FAMILIES: Mapping[str, Family] = {
     "fields": Family(
         "which field of mathematics a sentence speaks of, in the documentation of three libraries",
         {domain: partial(Fields, domain) for domain in FIELDS},
+        3,
+    ),
+    "matches": Family(
+        "whether a description belongs to a function, a description to a parameter, and a "
+        "statement to a function, in the documentation and code of two libraries",
+        {kind: partial(_matches, kind) for kind in ("description", "parameter", "code")},
         3,
     ),
     "near": Family(_ABOUT + "; experts near to their base", _TOPICS, 1, 2e-4),

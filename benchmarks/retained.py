@@ -48,6 +48,7 @@ AUTO_TRIALS = len(Auto().methods)
 """Its race alone, to save time."""
 
 EXPERTS, AVERAGE, BASE_HEADS = "experts", "plain average", "base, heads refitted"
+FISHER = "FisherMerge"
 DISTILLED, TUNED = "base, distilled on the same texts", "base, fine-tuned on the same examples"
 FREE, LABELLED = "Auto, label-free", "Auto, with labels"
 
@@ -61,13 +62,13 @@ TRAINED: Mapping[str, Mapping[str, Any]] = {
 """Row to what its merge is asked for."""
 
 RIVALS = {
-    FREE: (AVERAGE, "RegMean", PAPER, DISTILLED),
-    LABELLED: (AVERAGE, BASE_HEADS, TUNED, DISTILLED),
+    FREE: (AVERAGE, FISHER, "RegMean", PAPER, DISTILLED, BASE_HEADS),
+    LABELLED: (AVERAGE, FISHER, "RegMean", PAPER, DISTILLED, BASE_HEADS, TUNED),
 }
 """Row to what it is compared with."""
 
 ROWS = (
-    *(EXPERTS, AVERAGE, "RegMean", PAPER, BASE_HEADS),
+    *(EXPERTS, AVERAGE, FISHER, "RegMean", PAPER, BASE_HEADS),
     *(DISTILLED, TUNED, FREE, LABELLED),
 )
 
@@ -221,13 +222,13 @@ def describe(name: str, seeds: Sequence[Mapping[str, Mapping[str, float]]]) -> s
     sizes = {split: len(one.examples(split)) for split in ("train", "validation", "test")}
     return (
         f"{len(family.tasks)} tasks: {family.about}; {sizes['train']}, {sizes['validation']} and "
-        f"{sizes['test']} sentences a task to train, validate and test on. `Auto` races its "
+        f"{sizes['test']} texts a task to train, validate and test on. `Auto` races its "
         f"{AUTO_TRIALS} methods without a search after it, and makes {STEPS} steps of {BATCH} "
-        f"sentences a task, drawn from at most {TEXTS} of its training split. The trained "
-        "bases learn from the same sentences by the same learner for as many steps, and their best "
+        f"texts a task, drawn from at most {TEXTS} of its training split. The trained "
+        "bases learn from the same texts by the same learner for as many steps, and their best "
         f"check on the validation split is the row; heads are refitted on the same {TEXTS}. "
-        "Label-free: no label is read before the test. RegMean and DF-Merge are as in the sections "
-        "on quality.\n\n"
+        "Label-free: no label is read before the test. FisherMerge, RegMean and DF-Merge are as in "
+        "the sections on quality.\n\n"
         "Mean test accuracy over the tasks in %, mean and 95% interval (Student's t) over "
         f"{len(seeds)} seeds; differences are paired by seed. The last column is the true "
         "difference that so many seeds with this spread find, at the 5% level, in 80 of 100 "

@@ -10,6 +10,7 @@ import yaml
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from fmerge.cli.app import main
+from fmerge.data import docs_matches
 from fmerge.data.docs import TOPICS
 from fmerge.data.template_files import shipped
 from tests import tiny
@@ -18,27 +19,37 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 QUICKSTART = CONFIGS / "quickstart"
 DF_MERGE = CONFIGS / "df_merge"
 LANGUAGE = CONFIGS / "language"
-LIBRARIES = sorted(
+LIBRARIES = sorted(TOPICS)
+QUESTIONS = sorted(
     path.stem for path in QUICKSTART.glob("*.yaml") if path.stem not in {"fit", "merge"}
 )
 
 
-def test_every_library_of_the_quickstart_has_a_configuration():
-    assert sorted(TOPICS) == LIBRARIES
+@pytest.fixture
+def few_sources(monkeypatch):
+    """A small part of the quickstart's sources."""
+    monkeypatch.setattr(docs_matches, "_SOURCES", {"sklearn": ["linear_model"]})
+    docs_matches._pairs.cache_clear()
+    yield
+    docs_matches._pairs.cache_clear()
+
+
+def test_every_question_of_the_quickstart_has_a_configuration():
+    assert sorted(docs_matches._READERS) == QUESTIONS
 
 
 @pytest.mark.parametrize(
-    "library",
-    [pytest.param(one, marks=() if one == "sklearn" else pytest.mark.slow) for one in LIBRARIES],
+    "question",
+    [pytest.param(one, marks=() if one == "code" else pytest.mark.slow) for one in QUESTIONS],
 )
-def test_fit_and_fisher(library, zoo, tmp_path):
-    task = str(QUICKSTART / f"{library}.yaml")
+def test_fit_and_fisher(question, few_sources, zoo, tmp_path):
+    task = str(QUICKSTART / f"{question}.yaml")
     sizes = [
-        f"--data.tasks.{library}.init_args.{split}={n}"
+        f"--data.tasks.{question}.init_args.{split}={n}"
         for split, n in (("train", 8), ("validation", 4), ("test", 4))
     ]
     quiet = ["--trainer.enable_progress_bar=false", *sizes]
-    output = tmp_path / library
+    output = tmp_path / question
     main([
         *["fit", "--config", str(QUICKSTART / "fit.yaml"), "--config", task, *quiet],
         *["--model.path", zoo.base, "--output", str(output), "--trainer.max_epochs=1"],
@@ -51,14 +62,15 @@ def test_fit_and_fisher(library, zoo, tmp_path):
 
 
 @pytest.mark.slow
-def test_merge(zoo, tmp_path, monkeypatch):
+def test_merge(few_sources, zoo, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     base, overrides = AutoModelForSequenceClassification.from_pretrained(zoo.base), []
-    for library in LIBRARIES:
-        expert = tiny.save(tiny.fine_tuned(base, list(TOPICS[library])), tmp_path / library)
-        overrides.append(f"--experts.{library}={expert}")
+    for question in QUESTIONS:
+        labels = docs_matches.DocsMatches(question).labels
+        expert = tiny.save(tiny.fine_tuned(base, labels), tmp_path / question)
+        overrides.append(f"--experts.{question}={expert}")
         overrides += [
-            f"--data.tasks.{library}.init_args.{split}=4"
+            f"--data.tasks.{question}.init_args.{split}=4"
             for split in ("train", "validation", "test")
         ]
     main([
@@ -67,7 +79,7 @@ def test_merge(zoo, tmp_path, monkeypatch):
         "--trainer.enable_progress_bar=false",
     ])
     there = {path.name for path in Path("out/merged").iterdir()}
-    assert there == {*LIBRARIES, "README.md"}  # the card of all of them
+    assert there == {*QUESTIONS, "README.md"}  # the card of all of them
 
 
 def resolved(monkeypatch, capsys, command, *names) -> dict:

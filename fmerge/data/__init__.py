@@ -13,6 +13,7 @@ from fmerge.data.blocks import BLOCKS
 from fmerge.data.chats import Chats, PlainText
 from fmerge.data.digits import Digits
 from fmerge.data.docs import DocsText, DocsTopics
+from fmerge.data.docs_matches import DocsMatches
 from fmerge.data.examples import Example, Split, TaskData
 from fmerge.data.files import TextFiles
 from fmerge.data.glue import Glue
@@ -28,6 +29,7 @@ __all__ = [
     "BLOCKS",
     "Chats",
     "Digits",
+    "DocsMatches",
     "DocsText",
     "DocsTopics",
     "Example",

@@ -61,7 +61,7 @@ def sentences(package: Path, paths: Iterable[str]) -> Iterator[str]:
     Yields:
         Sentences without mark-up, in a fixed order, repeated ones included.
     """
-    for path in _sources(package, paths):
+    for path in sources(package, paths):
         for docstring in _docstrings(path):
             for paragraph in _paragraphs(docstring):
                 yield from _split(paragraph)
@@ -81,7 +81,16 @@ def key(sentence: str) -> str:
     return re.sub(r"[^a-z0]+", " ", re.sub(r"0(?:\W+0)*", "0", masked)).strip()
 
 
-def _sources(package: Path, paths: Iterable[str]) -> Iterator[Path]:
+def sources(package: Path, paths: Iterable[str]) -> Iterator[Path]:
+    """Lists the source files of a part of a package, without its tests.
+
+    Args:
+        package: The package's folder.
+        paths: Files and folders below it.
+
+    Yields:
+        Files, in a fixed order.
+    """
     for root in (package / name for name in paths):
         for path in [root] if root.is_file() else sorted(root.rglob("*.py")):
             parts = path.relative_to(package).parts
@@ -92,11 +101,22 @@ def _sources(package: Path, paths: Iterable[str]) -> Iterator[Path]:
                 yield path
 
 
-def _docstrings(path: Path) -> Iterator[str]:
+def parsed(path: Path) -> ast.Module:
+    """Reads a source file.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Its syntax tree.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # invalid escapes in other people's sources
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-    for node in ast.walk(tree):
+        return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def _docstrings(path: Path) -> Iterator[str]:
+    for node in ast.walk(parsed(path)):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             yield ast.get_docstring(node) or ""
 

@@ -46,6 +46,7 @@ def search_of(method: MergeMethod, optimizer: "MergeOptimizer") -> Search | None
         "groups": optimizer.groups != "whole",
         "batch": optimizer.batch not in {None, 1},
         "parallel": optimizer.parallel is not None,
+        "learn": optimizer.learn is not None,
     }
     for name, value in refused.items():
         if value:

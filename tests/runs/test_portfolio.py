@@ -123,6 +123,10 @@ def test_any_trial_is_built_by_its_method(zoo, tmp_path):
             "--optimizer.racing: is of a single method; leave it out with Auto",
         ),
         (
+            lambda: search_of(Auto(), MergeOptimizer(learn="layers")),
+            "--optimizer.learn: is of a single method; leave it out with Auto",
+        ),
+        (
             lambda: search_of(Auto(), MergeOptimizer(groups=2)),
             "--optimizer.groups: is of a single method",
         ),
