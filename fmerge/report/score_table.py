@@ -59,7 +59,10 @@ def _among_others(name: str, record: Mapping[str, Any]) -> str:
     if name.startswith(MERGE):
         searched = " for refitted heads" if record.get("refit_heads") == "trials" else ""
         built = f", trial {record['trial']}" if "trial" in record else ""
-        name = f"{record['method']}, {record['search']}{searched}{built}{name.removeprefix(MERGE)}"
+        merge = f"{record['method']}, {record['search']}"
+        if record["search"] == "PortfolioSearch":
+            merge = "Auto"  # whose merge may be trained from another than its best method's
+        name = f"{merge}{searched}{built}{name.removeprefix(MERGE)}"
     examples = record.get("refit_examples")
     return f"{name} on {examples}" if name.endswith(REFITTED) and examples else name
 
