@@ -19,7 +19,7 @@ def count_{word}(self, {word}, b, c, d, e):
     c : int, default=1
         Too short.
     """
-    return [one for one in b if one == {word}]
+    return [x for x in b if x == {word}]
 '''
 WORDS = (
     *("amber", "birch", "cedar", "delta", "ember", "fjord", "grove", "heath", "inlet", "jetty"),
@@ -47,9 +47,9 @@ def package(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("kind", "first", "second"),
     [
-        ("description", "count_{word}({word}, b, c, d)", "Counts how often {word} is in b"),
+        ("description", "count_{word}({word}, b, c)", "Counts how often {word} is in b"),
         ("parameter", "{word}", "The word {word} that is looked for"),
-        ("code", "count_{word}({word}, b, c, d)", "return [one for one in b if one == {word}]"),
+        ("code", "count_{word}({word}, b, c)", "return [x for x in b if x == {word}]"),
     ],
 )
 def test_half_of_the_pairs_are_exchanged(package, kind, first, second):
