@@ -86,7 +86,7 @@ class FisherPass(LightningModule):
         """Sets the sums to zero on the module's device, or to those that were saved."""
         with torch.inference_mode(False):
             if self._accumulator is None:
-                self._accumulator = self._make()
+                self._accumulator = self._make(is_split(self.trainer))
             else:
                 self._accumulator.reset()  # the same module need not be checked again
             self._done, self._enough = 0, False
@@ -94,7 +94,7 @@ class FisherPass(LightningModule):
             self._resume(self._accumulator)
         self._saved_at = time.monotonic()
 
-    def _make(self) -> FisherAccumulator:
+    def _make(self, split: bool = False) -> FisherAccumulator:
         module, settings = self.module, self.settings
         network: nn.Module = module
         estimator: Weighting = settings.estimator
@@ -106,7 +106,7 @@ class FisherPass(LightningModule):
             if not listed and estimator != "rademacher":
                 estimator = "given"
         log_probs: Callable[[Any], Tensor] = module.label_log_probs  # type: ignore[assignment]
-        if is_split(self.trainer):
+        if split:
             from fmerge.fisher.sharded import ShardedAccumulator
 
             return ShardedAccumulator(*(

@@ -49,6 +49,7 @@ def test_a_calibrated_average_is_written(zoo, tmp_path):
     assert "calibration: on examples of the validation split, without their labels: " in report
 
 
+@pytest.mark.slow
 def test_the_coefficients_of_the_start_are_searched(zoo, tmp_path):
     main([
         *["merge", "--config", data_config(zoo, tmp_path), *experts(zoo), "--base", zoo.base],

@@ -225,7 +225,7 @@ def test_unfinished_sums_of_other_work_are_not_gone_on_with(zoo, tmp_path, caplo
     ("change", "named"),
     [
         (["--standard_error", "true"], "standard_error was False, is True"),
-        (["--model.max_length", "3"], "module was"),
+        pytest.param(["--model.max_length", "3"], "module was", marks=pytest.mark.slow),
     ],
 )
 def test_what_changes_the_batches_begins_anew(zoo, tmp_path, caplog, change, named):

@@ -53,14 +53,8 @@ def test_dirichlet_is_even_on_the_simplex_and_seeded():
     assert again != other
 
 
-@pytest.mark.parametrize(
-    "acquisition",
-    [
-        "ei",
-        pytest.param("nei", marks=pytest.mark.slow),
-        pytest.param("ucb", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("acquisition", ["ei", "nei", "ucb"])
 def test_ax_finds_the_top_and_repeats_itself(acquisition):
     def search(seed):
         return AxSearch(trials=9, initial_trials=4, acquisition=acquisition, seed=seed)
