@@ -18,6 +18,10 @@ _LOCAL: Final = "local"
 _ANSWER: Final = 3.0
 """Seconds in which the head of a cluster must take a connection."""
 
+_GREETING: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
+"""How HTTP/2 begins, with empty settings: the head answers at once, with its own. Ray itself would
+try for minutes to reach what is no head."""
+
 _QUIET: Final = {
     "RAY_USAGE_STATS_ENABLED": "0",  # nothing is reported to anyone
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # and nothing said about it
@@ -51,13 +55,16 @@ def check_ray(address: str | None) -> None:
             f"{_given(address)} must be auto, or host:port of the head, such as 10.0.0.5:6379"
         )
     try:
-        socket.create_connection((host.strip("[]"), int(port)), _ANSWER).close()
+        with socket.create_connection((host.strip("[]"), int(port)), _ANSWER) as connection:
+            connection.sendall(_GREETING)
+            reason = "" if connection.recv(1) else "it closes the connection"
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or str(error)
+    if reason:
         raise UserError(
             f"{_given(address)} does not answer ({reason}); 'ray status' on the head tells "
             "whether it runs"
-        ) from error
+        )
 
 
 @contextmanager

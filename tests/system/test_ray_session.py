@@ -1,6 +1,8 @@
 """Ray: how it is asked for, what is said where it is not there, and how devices are shared."""
 
 import socket
+import threading
+from contextlib import nullcontext
 
 import pytest
 
@@ -30,7 +32,7 @@ def test_an_address_that_is_none_is_refused(address):
 
 
 @pytest.mark.usefixtures("_installed")
-def test_an_address_that_does_not_answer_is_refused():
+def test_an_address_that_does_not_answer_is_refused(monkeypatch):
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))  # bound, but nobody listens
         port = one.getsockname()[1]
@@ -40,8 +42,29 @@ def test_an_address_that_does_not_answer_is_refused():
         f"--optimizer.ray_address: 127.0.0.1:{port} does not answer (Connection refused); "
         "'ray status' on the head tells whether it runs"
     )
+    monkeypatch.setattr("fmerge.system.ray_session._ANSWER", 0.1)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        with pytest.raises(UserError, match=r"does not answer \(timed out\)"):
+            check_ray(f"127.0.0.1:{silent.getsockname()[1]}")
+
+
+@pytest.mark.usefixtures("_installed")
+@pytest.mark.parametrize("said", [b"\0", b""])
+def test_an_address_is_of_what_speaks_http_2(said):
+    def answer():
+        connection, _ = one.accept()
+        with connection:
+            greeted.append(connection.recv(99))
+            connection.sendall(said)
+
+    greeted = []
     with socket.create_server(("127.0.0.1", 0)) as one:
-        check_ray(f"127.0.0.1:{one.getsockname()[1]}")
+        thread = threading.Thread(target=answer)
+        thread.start()
+        with nullcontext() if said else pytest.raises(UserError, match="it closes the connection"):
+            check_ray(f"127.0.0.1:{one.getsockname()[1]}")
+        thread.join()
+    assert greeted[0].startswith(b"PRI * HTTP/2.0")
     check_ray("auto")
     check_ray(None)
 
