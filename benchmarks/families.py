@@ -28,7 +28,7 @@ BATCH = 32
 
 
 class Topics(DocsTopics):
-    """The quickstart's short sentences in smaller splits.
+    """Short sentences of ``DocsTopics`` in smaller splits.
 
     Args:
         library: sklearn, sympy or torch.

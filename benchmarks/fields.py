@@ -1,6 +1,6 @@
 """One question over several domains: which field of mathematics does a sentence speak of?
 
-The quickstart's tasks have only their language in common. Here all experts answer the same
+The tasks of ``DocsTopics`` have only their language in common. Here all experts answer the same
 question, each on the documentation of different packages, as is common in practice.
 """
 

@@ -7,7 +7,7 @@ Needs no input; it trains the missing experts of benchmarks/quality.py at seed 1
 Every random coefficient vector is merged both ways and scored on the validation splits. A Fisher
 depends on its own coefficient alone: each coefficient is one of a dozen random numbers, so that
 there are three dozen Fishers to compute and not 150. Times are seconds of one core; those of the
-topics are taken at the quickstart's full size, where the experts are the base and a little noise.
+topics are taken at MiniLM's full size, where the experts are the base and a little noise.
 """
 
 import argparse
@@ -77,8 +77,8 @@ class Case:
 
 CASES = {
     "topics": Case(
-        "The quickstart's tasks (seed 1 of the family `topics`); times at the quickstart's full "
-        "size: MiniLM's 6 layers, 480 sentences of up to 48 tokens to validate.",
+        "Seed 1 of the family `topics`; times at full size: MiniLM's 6 layers, 480 sentences of "
+        "up to 48 tokens to validate.",
         lambda: Bench("topics", 1),
         full_size,
     ),

@@ -47,7 +47,7 @@ class FMergeParser(LightningArgumentParser):
         Returns:
             The help text.
         """
-        if self.foreign is None:  # the program itself, or a class: no groups of a command
+        if self.foreign is None:  # help of the program or of a class, which has no groups
             text: str = super().format_help(*formatter)
             return text
         arrange(self, self.part)

@@ -1,4 +1,4 @@
-"""The quickstart's tasks: which part of a library does a sentence of its documentation describe?"""
+"""Which part of a library does a sentence of its documentation describe?"""
 
 import random
 from collections import Counter

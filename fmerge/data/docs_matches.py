@@ -148,7 +148,7 @@ def _signature(node: ast.FunctionDef) -> str:
 
 
 def _described(text: str) -> str:
-    """The first sentence of a text without its end; empty where it is none, or of other length."""
+    """Takes a text's first sentence without its full stop; empty where its form does not fit."""
     sentence = _END.split(" ".join(text.replace("`", "").split()), maxsplit=1)[0]
     fits = len(sentence.split()) in WORDS and _DESCRIPTION.fullmatch(sentence)
     return sentence if fits else ""
